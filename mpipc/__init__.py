@@ -1,0 +1,71 @@
+"""multiprocessing on System V IPC: `import mpipc as multiprocessing`.
+
+The functions and classes here have the names that the running interpreter's multiprocessing has, found at import. They
+are bound to a default context of mpipc's own: setting the start method of one package leaves the other's alone. Nothing
+that talks to the kernel is loaded until the first lock, queue or array is made.
+"""
+
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+
+if sys.platform != "linux" or not os.path.isdir("/proc/sysvipc"):
+    # Another platform, a kernel without System V IPC, or merely no /proc. The function that tells them apart is part of
+    # a package that loads compiled modules, so it is not called where the answer is plain.
+    from mpipc.sysv._platform import require_sysv_ipc
+
+    require_sysv_ipc()
+if not any(os.path.exists(os.path.join(__path__[0], "sysv", "msg" + suffix)) for suffix in EXTENSION_SUFFIXES):
+    raise ImportError(
+        f"mpipc in {__path__[0]} is not compiled for Python {sys.version_info[0]}.{sys.version_info[1]}:"
+        " run `pip install .` in its source tree, or `make`."
+    )
+
+import multiprocessing  # noqa: E402  (a kernel without System V IPC is told so before anything else is loaded)
+
+from mpipc import context  # noqa: E402
+from mpipc import process as process  # noqa: E402
+from mpipc import reduction as reduction  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [name for name in multiprocessing.__all__ if hasattr(context._default_context, name)]
+globals().update((name, getattr(context._default_context, name)) for name in __all__)
+
+SUBDEBUG: int = multiprocessing.SUBDEBUG  # type: ignore[attr-defined]
+SUBWARNING: int = multiprocessing.SUBWARNING  # type: ignore[attr-defined]
+
+_SUBMODULES = frozenset(
+    [
+        "connection",
+        "dummy",
+        "forkserver",
+        "heap",
+        "managers",
+        "pool",
+        "popen_fork",
+        "popen_forkserver",
+        "popen_spawn_posix",
+        "queues",
+        "resource_sharer",
+        "resource_tracker",
+        "shared_memory",
+        "sharedctypes",
+        "spawn",
+        "synchronize",
+        "util",
+    ]
+)
+
+
+def __getattr__(name: str) -> object:
+    """A submodule that nobody has imported yet.
+
+    With multiprocessing, `mp.connection.wait(...)` works without an import because `mp.Queue()` happened to import
+    multiprocessing.connection; programs rely on that without knowing it.
+    """
+    if name in _SUBMODULES:
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

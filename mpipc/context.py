@@ -1,0 +1,291 @@
+"""Contexts: multiprocessing's, with factories that make mpipc's objects.
+
+What needs no System V IPC (Pipe, current_process, logging, the exceptions ...) is inherited from the running
+interpreter, and so is its choice of the default start method. The default context is mpipc's own: what starts a process
+through it settles mpipc's start method, never multiprocessing's, and the other way round. A child inherits both.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.context as _base
+import sys
+from multiprocessing import process
+from multiprocessing import reduction as reduction
+from multiprocessing.context import AuthenticationError as AuthenticationError
+from multiprocessing.context import BufferTooShort as BufferTooShort
+from multiprocessing.context import ProcessError as ProcessError
+from multiprocessing.context import TimeoutError as TimeoutError
+from multiprocessing.context import assert_spawning as assert_spawning
+from multiprocessing.context import get_spawning_popen as get_spawning_popen
+from multiprocessing.context import set_spawning_popen as set_spawning_popen
+
+TYPE_CHECKING = False  # as type checkers understand it; typing itself takes a third of the time of multiprocessing
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
+
+    from mpipc import managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
+
+__all__ = ()
+
+# Looked for on the current process of a child that is importing its `__main__`; see mpipc.popen_spawn_posix.
+INHERITED_METHOD = "_mpipc_start_method"
+
+
+# ignore[override]: the types that the factories return are not subclasses of the standard library's.
+class BaseContext(_base.BaseContext):
+    """The factories of multiprocessing.context.BaseContext for mpipc's classes.
+
+    The signatures are multiprocessing's; so are the imports inside, which keep `import mpipc` cheap.
+    """
+
+    def Manager(self) -> managers.SyncManager:
+        """Return a manager with a server process that has been started, for objects that live in that process."""
+        from mpipc.managers import SyncManager
+
+        manager = SyncManager(ctx=self.get_context())
+        manager.start()
+        return manager
+
+    def Lock(self) -> synchronize.Lock:  # type: ignore[override]
+        """Return a non-recursive lock, which a process that dies does not keep."""
+        from mpipc.synchronize import Lock
+
+        return Lock(ctx=self.get_context())
+
+    def RLock(self) -> synchronize.RLock:  # type: ignore[override]
+        """Return a recursive lock, which a process that dies does not keep."""
+        from mpipc.synchronize import RLock
+
+        return RLock(ctx=self.get_context())
+
+    def Condition(self, lock: Any = None) -> synchronize.Condition:  # type: ignore[override]
+        """Return a condition with `lock`, a Lock or RLock, or with an RLock of its own."""
+        from mpipc.synchronize import Condition
+
+        return Condition(lock, ctx=self.get_context())
+
+    def Semaphore(self, value: int = 1) -> synchronize.Semaphore:  # type: ignore[override]
+        """Return a semaphore of `value` units; those that a killed process held come back."""
+        from mpipc.synchronize import Semaphore
+
+        return Semaphore(value, ctx=self.get_context())
+
+    def BoundedSemaphore(self, value: int = 1) -> synchronize.BoundedSemaphore:  # type: ignore[override]
+        """Return a semaphore whose value never exceeds `value`."""
+        from mpipc.synchronize import BoundedSemaphore
+
+        return BoundedSemaphore(value, ctx=self.get_context())
+
+    def Event(self) -> synchronize.Event:  # type: ignore[override]
+        """Return an event, which is clear."""
+        from mpipc.synchronize import Event
+
+        return Event(ctx=self.get_context())
+
+    def Barrier(  # type: ignore[override]
+        self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
+    ) -> synchronize.Barrier:
+        """Return a barrier for `parties` processes; one of them runs `action` when all are there."""
+        from mpipc.synchronize import Barrier
+
+        return Barrier(parties, action, timeout, ctx=self.get_context())
+
+    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:  # type: ignore[override]
+        """Return a queue of at most `maxsize` objects, without a limit if that is 0 or less."""
+        from mpipc.queues import Queue
+
+        return Queue(maxsize, ctx=self.get_context())
+
+    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:  # type: ignore[override]
+        """Return a queue with task_done() and join()."""
+        from mpipc.queues import JoinableQueue
+
+        return JoinableQueue(maxsize, ctx=self.get_context())
+
+    def SimpleQueue(self) -> queues.SimpleQueue[Any]:  # type: ignore[override]
+        """Return a queue with get(), put(), empty() and close() only."""
+        from mpipc.queues import SimpleQueue
+
+        return SimpleQueue(ctx=self.get_context())
+
+    def Pool(  # type: ignore[override]
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+    ) -> pool.Pool:
+        """Return a pool of worker processes, by default as many as there are processors."""
+        from mpipc.pool import Pool
+
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+
+    def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
+        """Return a ctypes object in shared memory, without a lock."""
+        from mpipc.sharedctypes import RawValue
+
+        return RawValue(typecode_or_type, *args)
+
+    def RawArray(self, typecode_or_type: Any, size_or_initializer: int | Sequence[Any]) -> Any:
+        """Return a ctypes array in shared memory, without a lock."""
+        from mpipc.sharedctypes import RawArray
+
+        return RawArray(typecode_or_type, size_or_initializer)
+
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:
+        """Return a ctypes object in shared memory, by default wrapped with a lock."""
+        from mpipc.sharedctypes import Value
+
+        return Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: int | Sequence[Any], *, lock: Any = True) -> Any:
+        """Return a ctypes array in shared memory, by default wrapped with a lock."""
+        from mpipc.sharedctypes import Array
+
+        return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
+
+    def get_context(self, method: str | None = None) -> Any:
+        """Return the context of a start method, without one this context (of the default context, the settled one).
+
+        ValueError for a method that does not exist here.
+        """
+        if method is None:
+            return super().get_context()
+        try:
+            context = _concrete_contexts[method]
+        except KeyError:
+            raise ValueError(f"cannot find context for {method!r}") from None
+        context._check_available()
+        return context
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+class _FamilyProcess(process.BaseProcess):
+    """What the process classes below do in the child beyond multiprocessing's.
+
+    mpipc.family counts a process that returns, raises or calls sys.exit() as having ended normally, one that ends by a
+    signal or by os._exit() as dead. A process that has not loaded mpipc.family has no mpipc object.
+    """
+
+    _start_method: Any  # str | None, given a value by the other base class
+
+    def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+        _default_context._actual_context  # noqa: B018  (take over what the parent has noted, if nobody has asked yet)
+        if self._start_method is not None:
+            _force_start_method(self._start_method)
+            # BaseProcess._bootstrap() would now force the standard library's default context to the same method.
+            self._start_method = None
+        if "mpipc.family" in sys.modules:
+            sys.modules["mpipc.family"].arrived()
+        try:
+            return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
+        finally:
+            from multiprocessing import util
+
+            if util.is_exiting():
+                _leave()
+            else:
+                # From Python 3.13 on the finalizers run after _bootstrap(): we go last among them.
+                util.Finalize(None, _leave, exitpriority=-sys.maxsize)
+
+
+def _leave() -> None:
+    if "mpipc.family" in sys.modules:
+        sys.modules["mpipc.family"].leaving()
+
+
+class Process(_FamilyProcess, _base.Process):
+    """A process started by the method of mpipc's default context."""
+
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> Any:
+        return _default_context.get_context().Process._Popen(process_obj)
+
+    @staticmethod
+    def _after_fork() -> None:
+        _default_context.get_context().Process._after_fork()
+
+
+class ForkProcess(_FamilyProcess, _base.ForkProcess):
+    """A process started by os.fork()."""
+
+
+class SpawnProcess(_FamilyProcess, _base.SpawnProcess):
+    """A process started as a fresh interpreter."""
+
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> popen_spawn_posix.Popen:
+        from mpipc.popen_spawn_posix import Popen
+
+        return Popen(process_obj)
+
+
+class ForkServerProcess(_FamilyProcess, _base.ForkServerProcess):
+    """A process forked by the fork server."""
+
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> popen_forkserver.Popen:
+        from mpipc.popen_forkserver import Popen
+
+        return Popen(process_obj)
+
+
+# --- contexts ---------------------------------------------------------------------------------------------------------
+
+
+class DefaultContext(BaseContext, _base.DefaultContext):
+    """The context behind the functions of the package, whose start method can be set once."""
+
+    Process = Process
+    _settled: BaseContext | None
+
+    @property
+    def _actual_context(self) -> BaseContext | None:
+        """The settled context. In a child that is importing its `__main__`, its parent's."""
+        inherited = vars(process.current_process()).pop(INHERITED_METHOD, None)
+        if inherited is not None:
+            self._settled = _concrete_contexts[inherited]
+        return self._settled
+
+    @_actual_context.setter
+    def _actual_context(self, context: BaseContext | None) -> None:
+        vars(process.current_process()).pop(INHERITED_METHOD, None)
+        self._settled = context
+
+
+class ForkContext(BaseContext, _base.ForkContext):
+    """The context of the start method "fork"."""
+
+    Process = ForkProcess
+
+
+class SpawnContext(BaseContext, _base.SpawnContext):
+    """The context of the start method "spawn"."""
+
+    Process = SpawnProcess
+
+
+class ForkServerContext(BaseContext, _base.ForkServerContext):
+    """The context of the start method "forkserver"."""
+
+    Process = ForkServerProcess
+
+
+_concrete_contexts: dict[str, Any] = {
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+_standard: Any = _base._default_context
+_default_context = DefaultContext(_concrete_contexts[_standard._default_context._name])
+
+
+def _force_start_method(method: str) -> None:
+    _default_context._actual_context = _concrete_contexts[method]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_base, name)

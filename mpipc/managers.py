@@ -1,0 +1,122 @@
+"""Managers: multiprocessing's, with a server that is a process of an mpipc context, mpipc's pools and shared memory.
+
+A manager holds ordinary objects (a list, a threading.Lock, a queue.Queue) in a server process and talks to it over a
+socket, from this machine or another. That needs no System V IPC and is inherited. A server that is killed closes its
+connections: whoever waits for an answer gets EOFError or a ConnectionError.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.managers
+from collections.abc import Iterable
+from multiprocessing.managers import BaseProxy as BaseProxy
+from multiprocessing.managers import DictProxy as DictProxy
+from multiprocessing.managers import ListProxy as ListProxy
+from multiprocessing.managers import Namespace as Namespace
+from multiprocessing.managers import RemoteError as RemoteError
+from multiprocessing.managers import Server as Server
+from multiprocessing.managers import Token as Token
+from multiprocessing.managers import ValueProxy as ValueProxy
+from typing import Any
+
+from mpipc import pool, shared_memory
+from mpipc.context import BaseContext, _default_context
+
+_base: Any = multiprocessing.managers  # its private names are unknown to type checkers
+
+__all__ = ["BaseManager", "BaseProxy", "SharedMemoryManager", "SyncManager", "Token"]
+
+
+class BaseManager(multiprocessing.managers.BaseManager):
+    """multiprocessing.managers.BaseManager whose server, unless `ctx` is given, is started by mpipc's default context.
+
+    `shutdown_timeout` is in seconds.
+    """
+
+    _address: Any
+    _authkey: bytes
+    _Client: Any
+
+    def __init__(
+        self,
+        address: Any = None,
+        authkey: bytes | None = None,
+        serializer: str = "pickle",
+        ctx: BaseContext | None = None,
+        *,
+        shutdown_timeout: float = 1.0,
+    ) -> None:
+        # Not super(): the standard SharedMemoryManager starts a resource tracker, which mpipc's segments do not need.
+        _base.BaseManager.__init__(
+            self,
+            address,
+            authkey,
+            serializer,
+            ctx or _default_context.get_context(),
+            shutdown_timeout=shutdown_timeout,
+        )
+
+
+class SyncManager(BaseManager, multiprocessing.managers.SyncManager):
+    """multiprocessing.managers.SyncManager, which offers the same types; its Pool is mpipc's."""
+
+
+SyncManager.register("Pool", pool.Pool, _base.PoolProxy)
+
+
+class _SharedMemoryTracker(_base._SharedMemoryTracker):  # type: ignore[misc]
+    """The names of the segments that a manager's server has to unlink."""
+
+    def destroy_segment(self, segment_name: str) -> None:
+        """Unlink the segment and forget its name."""
+        self.segment_names.remove(segment_name)
+        segment = shared_memory.SharedMemory(segment_name)
+        segment.close()
+        segment.unlink()
+
+
+class SharedMemoryServer(multiprocessing.managers.SharedMemoryServer):
+    """The server of a SharedMemoryManager; it unlinks what it tracks when it is shut down."""
+
+    shared_memory_context: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        standard = self.shared_memory_context
+        self.shared_memory_context = _SharedMemoryTracker(standard.shared_memory_context_name, [])
+        # All trackers of the standard library share one list, and unlink what it names when they are deleted.
+        standard.segment_names = []
+
+
+class SharedMemoryManager(BaseManager, multiprocessing.managers.SharedMemoryManager):
+    """multiprocessing.managers.SharedMemoryManager for mpipc.shared_memory.
+
+    The segments are unlinked when the manager is shut down.
+    """
+
+    _Server = SharedMemoryServer
+
+    def SharedMemory(self, size: int) -> shared_memory.SharedMemory:  # type: ignore[override]
+        """Return a new segment of `size` bytes, tracked by the manager."""
+        segment = shared_memory.SharedMemory(None, create=True, size=size)
+        self._track(segment)
+        return segment
+
+    def ShareableList(self, sequence: Iterable[Any] | None) -> shared_memory.ShareableList[Any]:  # type: ignore[override]
+        """Return a new list in shared memory with the items of `sequence`, tracked by the manager."""
+        shareable = shared_memory.ShareableList(sequence)
+        self._track(shareable.shm)
+        return shareable
+
+    def _track(self, segment: shared_memory.SharedMemory) -> None:
+        try:
+            with self._Client(self._address, authkey=self._authkey) as connection:
+                _base.dispatch(connection, None, "track_segment", (segment.name,))
+        except BaseException:
+            segment.close()
+            segment.unlink()
+            raise
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_base, name)

@@ -1,0 +1,104 @@
+"""Start of a child in a fresh interpreter: multiprocessing's, told about the mpipc objects that the child will get."""
+
+from __future__ import annotations
+
+import multiprocessing.context
+import multiprocessing.popen_spawn_posix as _base
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.popen_fork import Popen as ForkPopen
+from multiprocessing.process import BaseProcess, current_process
+from typing import Any
+
+__all__ = ["Popen"]
+
+
+class _CurrentProcess:
+    """Unpickled, the process object of the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return current_process, ()
+
+
+class _StartMethod:
+    """Unpickled, a note on the current process which start method mpipc's default context has in its parent."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        from mpipc.context import INHERITED_METHOD
+
+        return setattr, (_CurrentProcess(), INHERITED_METHOD, self.method)
+
+
+class _Name(str):
+    """The child's name. Unpickled it is a plain string, and a `_StartMethod` has been unpickled with it."""
+
+    note: _StartMethod
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return operator.getitem, ((str(self), self.note), 0)
+
+
+class _Parcel:
+    """The process object on its way to the child, in the place of the process object itself.
+
+    The child unpickles two things: the preparation data (its name, sys.path, the standard library's start method, the
+    path of `__main__` ...), then the process object. `__main__` is imported between the two and may ask for mpipc's
+    start method, so that has to travel with the former, of which only the name is in our hands. The former is unpickled
+    before sys.path is set, when mpipc need not be importable: hence pickles made of the standard library's functions.
+    """
+
+    def __init__(self, process: BaseProcess, method: str) -> None:
+        self._process = process
+        self._name = _Name(process.name)
+        self._name.note = _StartMethod(method)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._process, attribute)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return operator.getitem, ((self._process,), 0)
+
+
+@contextmanager
+def spawning(popen: ForkPopen, process: BaseProcess) -> Iterator[Any]:
+    """Around the launch of a child that gets its objects pickled: gives what has to be launched in place of `process`.
+
+    The first mpipc object that is pickled for the child makes mpipc.family reserve a slot which holds everything the
+    child is to get, and note it as `popen._mpipc_transit`. Once the child exists the slot is given its pid; if it
+    could not be started the slot is given back.
+    """
+    from mpipc.context import _default_context
+
+    # The preparation data ask for the standard library's start method, and asking settles it: a later
+    # multiprocessing.set_start_method() would fail because of a process that was none of its business.
+    standard: Any = multiprocessing.context._default_context
+    unsettled = standard._actual_context is None
+    try:
+        yield _Parcel(process, _default_context.get_start_method())
+    except BaseException:
+        if getattr(popen, "_mpipc_transit", None) is not None:
+            sys.modules["mpipc.family"].cancel_transit(popen)
+        raise
+    else:
+        if getattr(popen, "_mpipc_transit", None) is not None:
+            sys.modules["mpipc.family"].record_transit(popen)
+    finally:
+        if unsettled and standard._actual_context is standard._default_context:
+            standard._actual_context = None
+
+
+class Popen(_base.Popen):
+    """multiprocessing.popen_spawn_posix.Popen whose child takes over the mpipc objects pickled for it."""
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        with spawning(self, process_obj) as parcel:
+            super()._launch(parcel)  # type: ignore[misc]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_base, name)
