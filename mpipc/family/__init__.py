@@ -1,0 +1,49 @@
+"""Lifetimes: which processes are alive, which objects they hold, and who cleans up after them.
+
+A family is the set of processes that share mpipc objects, usually one process tree. `current()` is the family that new
+objects belong to; most programs never call anything here.
+"""
+
+from mpipc.family._core import (
+    ENVIRONMENT,
+    Block,
+    Family,
+    arrived,
+    cancel_transit,
+    current,
+    families_of_this_process,
+    leaving,
+    new_data,
+    new_queue,
+    new_segment,
+    payload,
+    record_transit,
+    sweep,
+)
+
+__all__ = [
+    "ENVIRONMENT",
+    "Block",
+    "Family",
+    "arrived",
+    "cancel_transit",
+    "current",
+    "families_of_this_process",
+    "infrastructure",
+    "leaving",
+    "new_data",
+    "new_queue",
+    "new_segment",
+    "payload",
+    "record_transit",
+    "sweep",
+]
+
+
+def infrastructure() -> dict[str, set[int]]:
+    """Kernel ids that live as long as the families of this process do, by kind: "shm", "sem", "msg"."""
+    found: dict[str, set[int]] = {"shm": set(), "sem": set(), "msg": set()}
+    for family in families_of_this_process():
+        for kind, ids in family.infrastructure().items():
+            found[kind] |= ids
+    return found

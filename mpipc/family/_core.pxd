@@ -1,0 +1,203 @@
+# What the Cython modules above the family see of it: the C layer (src/family.h), and the handle on a control block.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from posix.types cimport pid_t
+
+
+cdef extern from "family.h" nogil:
+    enum:
+        MP_SLOTS
+        MP_BLOCKS
+        MP_BELL_SETS
+        MP_LOCK_OWNER
+        MP_LOCK_CONTENDED
+        MP_LOCK_DIED
+        MP_OK
+        MP_OPEN
+        MP_KIND_LOCK
+        MP_KIND_RLOCK
+        MP_KIND_SEMAPHORE
+        MP_KIND_EVENT
+        MP_KIND_CONDITION
+        MP_KIND_BARRIER
+        MP_KIND_QUEUE
+        MP_KIND_SEGMENT
+        MP_KIND_PIECE
+        MP_KIND_DATA
+        MP_SLOT_FREE
+        MP_SLOT_ALIVE
+        MP_BLOCK_READY
+        MP_CELL_WAITING
+        MP_CELL_NOTIFIED
+        MP_CELL_BROKEN
+        GETVAL
+        GETPID
+        GETNCNT
+        GETZCNT
+
+    cdef struct mp_slot:
+        uint64_t word
+        uint64_t start_time
+        uint32_t leaving
+
+    cdef struct mp_lock:
+        uint64_t word
+        uint32_t depth
+        uint32_t parked
+
+    cdef struct mp_semaphore:
+        uint64_t word
+        uint32_t waiters
+        uint32_t maximum
+
+    cdef struct mp_condition:
+        mp_lock guard
+        uint64_t tickets
+        uint64_t generation
+        uint64_t broken_generations
+        uint32_t broken
+        uint32_t parties
+
+    cdef struct mp_block:
+        mp_lock lock
+        mp_semaphore semaphore
+        mp_condition condition
+        uint8_t[64] bytes
+        uint64_t word
+        uint32_t kind
+        uint32_t pinned
+        int32_t id
+        int32_t key
+        uint64_t size
+        uint64_t[3] extra
+        uint64_t[16] holders
+
+    cdef struct mp_cell:
+        uint64_t word
+        uint64_t ticket
+        uint64_t generation
+        uint32_t index
+        uint32_t tid
+
+    cdef struct mp_header:
+        uint32_t state
+        uint64_t nonce
+        int32_t creator
+        int32_t semid
+        uint32_t block_high
+        uint32_t slot_high
+        uint32_t cell_high
+        uint64_t deaths_seen
+        char[256] program
+        int32_t[1] bell_sets
+
+    cdef struct mp_segment:
+        mp_header header
+        mp_slot[1] slots
+        mp_cell[1] cells
+        mp_block[1] blocks
+
+    cdef struct mp_family:
+        mp_segment *seg
+        mp_header *h
+        int shmid
+        int semid
+        uint64_t nonce
+        pid_t pid
+        int slot
+        uint64_t me
+        int fork_slot
+        uint32_t *local_refs
+        char *reaper_path
+        mp_family *next
+
+    int mp_family_create(mp_family *f, const char *program)
+    int mp_family_attach(mp_family *f, int shmid, uint64_t nonce)
+    void mp_family_detach(mp_family *f)
+    int mp_family_join(mp_family *f)
+    int mp_fork_prepare(mp_family *f)
+    void mp_fork_parent(mp_family *f)
+    int mp_fork_child(mp_family *f)
+    int mp_transit_reserve(mp_family *f)
+    void mp_transit_sent(mp_family *f, int slot, pid_t pid)
+    void mp_transit_arrived(mp_family *f, int slot)
+    void mp_family_forget_exec(mp_family *f)
+    void mp_leaving(mp_family *f)
+    bint mp_slot_lives(mp_family *f, int slot)
+    int mp_slot_state_of(uint64_t word)
+    pid_t mp_slot_pid(uint64_t word)
+    uint32_t mp_slot_generation(uint64_t word)
+
+    int64_t mp_block_new(mp_family *f, uint32_t kind)
+    int mp_block_ready(mp_family *f, uint32_t index)
+    void mp_block_abandon(mp_family *f, uint32_t index)
+    int mp_block_msgget(mp_family *f, uint32_t index, int mode)
+    int mp_block_shmget(mp_family *f, uint32_t index, uint64_t size, int flags)
+    void mp_block_hold(mp_family *f, uint32_t index, int slot)
+    int mp_block_adopt(mp_family *f, uint32_t index, uint32_t serial)
+    void mp_block_drop(mp_family *f, uint32_t index)
+    bint mp_block_unheld(mp_block *b)
+    mp_block *mp_block_at(mp_family *f, uint32_t index)
+    int mp_block_state_of(uint64_t word)
+    uint32_t mp_block_serial(uint64_t word)
+    bint mp_block_try_free(mp_family *f, uint32_t index, int by_slot)
+    int mp_bell(mp_family *f, uint32_t bell, int *semid, unsigned short *num)
+    int mp_bell_ring(mp_family *f, uint32_t bell, int times)
+    int mp_bell_set(mp_family *f, uint32_t bell, int value)
+    int mp_bell_get(mp_family *f, uint32_t bell, int command)
+    int mp_bell_wait(mp_family *f, uint32_t bell, int op, int64_t deadline_ns)
+
+    bint mp_lock_try(mp_family *f, mp_block *b, bint woken)
+    int mp_lock_wait(mp_family *f, uint32_t index, int64_t deadline_ns)
+    int mp_lock_release(mp_family *f, uint32_t index)
+    uint64_t mp_lock_me(mp_family *f)
+
+    void mp_sem_init(mp_block *b, uint32_t value, uint32_t maximum)
+    uint32_t mp_sem_value(mp_block *b)
+    uint32_t mp_sem_units(mp_family *f, uint32_t index)
+    bint mp_sem_try(mp_family *f, uint32_t index, int *error)
+    int mp_sem_enroll(mp_family *f, uint32_t index)
+    void mp_sem_withdraw(mp_family *f, uint32_t index)
+    int mp_sem_release(mp_family *f, uint32_t index)
+
+    int64_t mp_cell_enter(mp_family *f, uint32_t index, uint64_t generation, uint32_t place)
+    void mp_cell_leave(mp_family *f, uint32_t cell)
+    bint mp_cell_cancel(mp_family *f, uint32_t cell)
+    int mp_cell_wait(mp_family *f, uint32_t cell, int64_t deadline_ns)
+    int mp_cells_notify(mp_family *f, uint32_t index, int64_t count)
+    int mp_cells_waiting(mp_family *f, uint32_t index)
+    bint mp_cell_end(mp_family *f, uint32_t cell, uint32_t index, int state)
+    uint32_t mp_cell_state(uint64_t word)
+    int mp_cell_slot(uint64_t word)
+    uint32_t mp_cell_block(uint64_t word)
+
+    int mp_recover(mp_family *f)
+    int mp_sweep()
+    int mp_tick(mp_family *f)
+    int mp_launch_reaper(mp_family *f)
+    bint mp_reaper_present(mp_family *f)
+    int64_t mp_now_ns()
+
+
+cdef class Family:
+    cdef mp_family *f
+    cdef object __weakref__
+    cdef int ensure(self) except -1
+
+
+cdef class Block:
+    """One handle of this process on a control block; the block lives as long as any process has a handle."""
+
+    cdef readonly Family family
+    cdef mp_family *f
+    cdef mp_block *b
+    cdef readonly uint32_t index
+    cdef readonly uint32_t serial
+    cdef object __weakref__
+    cdef int ensure(self) except -1
+
+
+cdef Block new_block(uint32_t kind)
+cdef Block seal(Block block)
+cdef int64_t deadline_after(object timeout) except -2
+cdef object fail(int error, str what)

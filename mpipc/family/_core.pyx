@@ -1,0 +1,424 @@
+# distutils: language = c
+"""Families and control blocks for Python: thin over the C layer in src/, which holds the protocols.
+
+Everything here runs with the GIL and blocks nowhere.
+"""
+
+import os
+import sys
+from multiprocessing import context as _mp_context
+
+from cpython.mem cimport PyMem_Malloc
+from libc.errno cimport EINVAL, ESTALE, errno
+from libc.string cimport strdup
+
+from mpipc.family._errors import family_error
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
+
+ENVIRONMENT = "MPIPC_FAMILY"
+
+KINDS = {
+    "lock": MP_KIND_LOCK, "rlock": MP_KIND_RLOCK, "semaphore": MP_KIND_SEMAPHORE, "event": MP_KIND_EVENT,
+    "condition": MP_KIND_CONDITION, "barrier": MP_KIND_BARRIER, "queue": MP_KIND_QUEUE, "segment": MP_KIND_SEGMENT,
+    "piece": MP_KIND_PIECE, "data": MP_KIND_DATA,
+}
+_KIND_NAMES = {number: name for name, number in KINDS.items()}
+
+cdef mp_family *families = NULL  # of this process, for the fork handlers
+cdef list _families = []
+cdef Family _current = None
+cdef set _transits = set()       # (family, slot) whose contents this process has unpickled
+_reaper_path = os.fsencode(os.path.join(os.path.dirname(os.path.abspath(__file__)), "mpipc-reaper"))
+
+
+cdef void _unjoined_child() noexcept nogil:
+    # A forked child is not the member that its parent is, whether Python runs our fork hooks or not.
+    cdef mp_family *f = families
+    while f != NULL:
+        f.slot = -1
+        f.me = 0
+        f = f.next
+
+pthread_atfork(NULL, NULL, _unjoined_child)
+
+
+cdef object fail(int error, str what):
+    """Raises the OSError that tells what to do."""
+    raise family_error(error, what)
+
+
+cdef int64_t deadline_after(object timeout) except -2:
+    """Absolute CLOCK_MONOTONIC ns for a timeout in seconds; -1 for None. Negative timeouts are 0, as multiprocessing's are."""
+    cdef double seconds
+    if timeout is None:
+        return -1
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("timeout must be a number of seconds or None, got nan")
+    if seconds > 4e9:
+        return -1
+    return mp_now_ns() + (<int64_t> (seconds * 1e9) if seconds > 0 else 0)
+
+
+cdef class Family:
+    """The processes that share mpipc objects, and the segment that says who holds what. See DESIGN.md, section 3."""
+
+    def __cinit__(self):
+        self.f = <mp_family *> PyMem_Malloc(sizeof(mp_family))
+        if self.f == NULL:
+            raise MemoryError
+        self.f.seg = NULL
+
+    cdef int ensure(self) except -1:
+        """Joins, if this process (a child forked without our hooks, for one) has not yet."""
+        if self.f.slot < 0 and mp_family_join(self.f) != MP_OK:
+            fail(errno, "joining the family")
+        return 0
+
+    def _register(self):
+        # Never freed: handles and fork handlers point to it for the life of the process.
+        global families
+        self.f.reaper_path = strdup(<bytes> _reaper_path)
+        self.f.next = families
+        families = self.f
+        _families.append(self)
+        if not mp_reaper_present(self.f):
+            mp_launch_reaper(self.f)
+        return self
+
+    @property
+    def shmid(self):
+        """Id of the family's segment, as ipcs shows it."""
+        return self.f.shmid
+
+    @property
+    def semid(self):
+        """Id of the set that carries liveness."""
+        return self.f.semid
+
+    @property
+    def nonce(self):
+        return self.f.nonce
+
+    @property
+    def slot(self):
+        """Row of this process in the process table; -1 before it joins."""
+        return self.f.slot
+
+    @property
+    def ticket(self):
+        """What another process of the same user needs to join: "shmid:nonce"."""
+        return f"{self.f.shmid}:{self.f.nonce:x}"
+
+    @property
+    def program(self):
+        """Command line of the program that founded the family."""
+        return (<bytes> self.f.h.program).decode(errors="replace")
+
+    def has_reaper(self):
+        return mp_reaper_present(self.f)
+
+    def recover(self):
+        """Runs recovery now, as the reaper does on a death. Returns the number of slots cleared, -1 if another process is
+        at it."""
+        cdef int n
+        with nogil:
+            n = mp_recover(self.f)
+        return n
+
+    def tick(self):
+        """What a waiter does once a second: recovers for the dead if nobody did, restarts a missing reaper."""
+        with nogil:
+            mp_tick(self.f)
+
+    def processes(self):
+        """[(slot, state, pid)] of every slot in use; state is one of joining, forking, forked, transit, alive, dead."""
+        names = ("free", "joining", "forking", "forked", "transit", "alive", "dead")
+        found = []
+        for i in range(self.f.h.slot_high):
+            word = self.f.seg.slots[i].word
+            if mp_slot_state_of(word) != MP_SLOT_FREE:
+                found.append((i, names[mp_slot_state_of(word)], mp_slot_pid(word)))
+        return found
+
+    def blocks(self):
+        """[(index, kind, kernel id or -1, holder pids)] of every control block in use."""
+        cdef mp_block *b
+        found = []
+        for i in range(self.f.h.block_high):
+            b = mp_block_at(self.f, i)
+            if mp_block_state_of(b.word) == 0:
+                continue
+            pids = [pid for slot, _, pid in self.processes() if b.holders[slot // 64] >> (slot % 64) & 1]
+            found.append((i, _KIND_NAMES.get(b.kind, str(b.kind)), b.id, pids))
+        return found
+
+    def deaths(self):
+        """How many slots recovery has cleared since the family was founded."""
+        return self.f.h.deaths_seen
+
+    def infrastructure(self):
+        """Kernel ids that live as long as the family does: {"shm": {...}, "sem": {...}, "msg": set()}."""
+        sets = {self.f.semid}
+        for i in range(MP_BELL_SETS):
+            if self.f.h.bell_sets[i] > 0:
+                sets.add(self.f.h.bell_sets[i] - 1)
+        return {"shm": {self.f.shmid}, "sem": sets, "msg": set()}
+
+
+def _attach(int shmid, uint64_t nonce):
+    """The family with this ticket, joined. Raises OSError if it is gone or not ours to join."""
+    cdef Family family
+    for known in _families:
+        if (<Family> known).f.shmid == shmid and (<Family> known).f.nonce == nonce:
+            (<Family> known).ensure()
+            return known
+    family = Family()
+    if mp_family_attach(family.f, shmid, nonce) != MP_OK:
+        fail(errno, f"attaching to family {shmid}:{nonce:x}")
+    mp_family_forget_exec(family.f)
+    if mp_family_join(family.f) != MP_OK:
+        error = errno
+        mp_family_detach(family.f)
+        fail(error, f"joining family {shmid}:{nonce:x}")
+    return family._register()
+
+
+def _found():
+    """A new family, after the sweep of this user's dead ones."""
+    cdef Family family = Family()
+    program = " ".join(sys.orig_argv).encode(errors="replace")[:255]
+    mp_sweep()
+    if mp_family_create(family.f, program) != MP_OK:
+        fail(errno, "creating a family")
+    if mp_family_join(family.f) != MP_OK:
+        fail(errno, "joining the new family")
+    return family._register()
+
+
+def current():
+    """The family that new objects of this process belong to, joined or founded on first use.
+
+    A process whose environment names a living family of the same user joins that one: children of every start method, and
+    subprocesses, share the family and its reaper with the program that started them.
+    """
+    global _current
+    if _current is not None:
+        if _current.f.slot >= 0:
+            return _current
+        if mp_family_join(_current.f) == MP_OK:
+            return _current
+        if errno != ESTALE and errno != EINVAL:
+            fail(errno, "joining the family")
+    _current = _join_by_environment() or _found()
+    # putenv, not os.environ: this is for child processes, and no business of code that looks at os.environ.
+    os.putenv(ENVIRONMENT, _current.ticket)
+    return _current
+
+
+def _join_by_environment():
+    shmid, colon, nonce = os.environ.get(ENVIRONMENT, "").partition(":")
+    if not colon:
+        return None
+    try:
+        return _attach(int(shmid), int(nonce, 16))
+    except (OSError, ValueError, OverflowError):
+        return None  # it is gone, or another user's: nothing of ours is in it
+
+
+def sweep():
+    """Removes what dead families of this user left behind; returns how many. The first use of mpipc does this."""
+    return mp_sweep()
+
+
+def families_of_this_process():
+    """Every family this process has joined."""
+    return list(_families)
+
+
+# ---- fork ------------------------------------------------------------------------------------------------------------
+
+def _before_fork():
+    cdef mp_family *f = families
+    while f != NULL:
+        mp_fork_prepare(f)  # without a free slot the child joins by itself, when it uses the family
+        f = f.next
+
+
+def _after_fork_parent():
+    cdef mp_family *f = families
+    while f != NULL:
+        mp_fork_parent(f)
+        f = f.next
+
+
+def _after_fork_child():
+    cdef mp_family *f = families
+    while f != NULL:
+        mp_fork_child(f)
+        f = f.next
+    _transits.clear()
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent, after_in_child=_after_fork_child)
+
+
+# ---- spawn and forkserver ----------------------------------------------------------------------------------------------
+
+def record_transit(popen):
+    """The child `popen` was started: what was pickled for it is held until it has arrived, or is dead."""
+    for family, slot in getattr(popen, "_mpipc_transit", {}).items():
+        mp_transit_sent((<Family> family).f, slot, popen.pid or 0)
+
+
+def cancel_transit(popen):
+    """The start of `popen` failed."""
+    for family, slot in getattr(popen, "_mpipc_transit", {}).items():
+        mp_transit_arrived((<Family> family).f, slot)
+
+
+def arrived():
+    """This process has unpickled all that its parent sent it, and holds it by itself."""
+    for family, slot in _transits:
+        mp_transit_arrived((<Family> family).f, slot)
+    _transits.clear()
+
+
+def leaving():
+    """This process ends in the normal way: semaphore units that it holds stay taken, as in multiprocessing."""
+    cdef mp_family *f = families
+    while f != NULL:
+        mp_leaving(f)
+        f = f.next
+
+
+# ---- blocks ------------------------------------------------------------------------------------------------------------
+
+cdef class Block:
+
+    cdef int ensure(self) except -1:
+        if self.f.slot < 0:
+            self.family.ensure()
+        return 0
+
+    def __dealloc__(self):
+        if self.f != NULL:
+            mp_block_drop(self.f, self.index)
+
+    @property
+    def kind(self):
+        return _KIND_NAMES[self.b.kind]
+
+    @property
+    def id(self):
+        """Id of the kernel object that the block owns, -1 if none."""
+        return self.b.id
+
+    @property
+    def key(self):
+        return self.b.key
+
+    def holders(self):
+        """Pids of the processes that have a handle on this block."""
+        return [pid for slot, _, pid in self.family.processes() if self.b.holders[slot // 64] >> (slot % 64) & 1]
+
+    def __reduce__(self):
+        # Like multiprocessing's, these objects travel to a child being spawned, and nowhere else. Until the child has
+        # unpickled them, a slot reserved for this journey holds them.
+        cdef int slot
+        popen = _mp_context.get_spawning_popen()
+        if popen is None:
+            raise RuntimeError(
+                "mpipc objects are shared with other processes through inheritance only: pass them to Process(args=...)")
+        transit = getattr(popen, "_mpipc_transit", None)
+        if transit is None:
+            transit = popen._mpipc_transit = {}
+        if self.family not in transit:
+            self.ensure()
+            slot = mp_transit_reserve(self.f)
+            if slot < 0:
+                fail(errno, "reserving a slot for a child")
+            transit[self.family] = slot
+        mp_block_hold(self.f, self.index, transit[self.family])
+        return _unpickle, (self.f.shmid, self.f.nonce, self.index, self.serial, transit[self.family])
+
+
+def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int slot):
+    global _current
+    cdef Family family = _attach(shmid, nonce)
+    if _current is None:
+        _current = family
+        os.putenv(ENVIRONMENT, family.ticket)
+    _transits.add((family, slot))
+    return _handle(family, index, serial)
+
+
+cdef Block _handle(Family family, uint32_t index, uint32_t serial):
+    cdef int error = mp_block_adopt(family.f, index, serial)
+    if error != MP_OK:
+        fail(error, "taking over an object from the parent process")
+    cdef Block block = Block.__new__(Block)
+    block.family = family
+    block.f = family.f
+    block.b = mp_block_at(family.f, index)
+    block.index = index
+    block.serial = serial
+    return block
+
+
+cdef Block new_block(uint32_t kind):
+    """A block in the making; `seal` it when its payload is set. If it is dropped before, it is taken down."""
+    cdef Family family = current()
+    cdef int64_t index = mp_block_new(family.f, kind)
+    if index < 0:
+        fail(errno, f"taking a control block for a {_KIND_NAMES[kind]}")
+    cdef Block block = Block.__new__(Block)
+    block.family = family
+    block.b = mp_block_at(family.f, <uint32_t> index)
+    block.index = <uint32_t> index
+    block.serial = mp_block_serial(block.b.word)
+    return block
+
+
+cdef Block seal(Block block):
+    block.f = block.family.f
+    mp_block_ready(block.f, block.index)
+    return block
+
+
+def new_queue(int mode=0o600):
+    """A block that owns a new message queue: its id is in `.id`; both live until the last handle is gone."""
+    cdef Block block = new_block(MP_KIND_QUEUE)
+    if mp_block_msgget(block.family.f, block.index, mode) < 0:
+        error = errno
+        mp_block_abandon(block.family.f, block.index)
+        fail(error, "msgget")
+    return seal(block)
+
+
+def new_segment(uint64_t size, int flags=0o600):
+    """A block that owns a new shared memory segment of `size` bytes."""
+    cdef Block block = new_block(MP_KIND_SEGMENT)
+    if mp_block_shmget(block.family.f, block.index, size, flags) < 0:
+        error = errno
+        mp_block_abandon(block.family.f, block.index)
+        fail(error, f"shmget of {size} bytes")
+    return seal(block)
+
+
+def new_data():
+    """A block with 64 bytes of shared payload and nothing else; see payload()."""
+    return seal(new_block(MP_KIND_DATA))
+
+
+def payload(Block block):
+    """The 64 shared bytes of a block, writable. Keep the block alive as long as the view."""
+    return <uint8_t[:64]> block.b.bytes
+
+
+def extra(Block block, int i, value=None):
+    """One of three 64-bit words beside the payload, for the class that owns the block; sets it if a value is given."""
+    if value is not None:
+        block.b.extra[i] = <uint64_t> value
+    return block.b.extra[i]

@@ -1,0 +1,277 @@
+/* Control blocks: making, holding, dropping, taking down; and the bells that belong to them.
+ *
+ * Invariants:
+ *   a READY block has at least one holder or is pinned, except in the moment before its last holder, or recovery for it,
+ *     takes it down;
+ *   a holder bit is set only by a process that holds the block itself at that time (for a child, or on unpickling what a
+ *     transit slot holds), so a block without holders never gets one again;
+ *   the word of a block carries its serial, so a compare-and-swap on it cannot act on the block's next life. */
+#include "family.h"
+
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/random.h>
+
+union semun {
+    int val;
+    struct semid_ds *buf;
+    unsigned short *array;
+};
+
+/* ---- life -------------------------------------------------------------------------------------------------------- */
+
+static bool take(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint64_t word = atomic_load_explicit(&b->word, memory_order_relaxed);
+    if (mp_block_state_of(word) != MP_BLOCK_FREE)
+        return false;
+    uint32_t high = atomic_load(&f->h->block_high);
+    while (high <= index && !atomic_compare_exchange_weak(&f->h->block_high, &high, index + 1))
+        ; /* first, so that recovery looks at the block from the moment it is taken */
+    return atomic_compare_exchange_strong(&b->word, &word, mp_block_word(MP_BLOCK_MAKING, f->slot, mp_block_serial(word)));
+}
+
+/* Returns the index of a block in MAKING with this process as its holder, or -1 with errno. */
+int64_t mp_block_new(struct mp_family *f, uint32_t kind) {
+    if (mp_family_join(f) != MP_OK)
+        return MP_FAILED;
+    uint32_t start = atomic_load_explicit(&f->h->block_hint, memory_order_relaxed) % MP_BLOCKS;
+    for (uint32_t n = 0; n < MP_BLOCKS; n++) {
+        uint32_t index = (start + n) % MP_BLOCKS;
+        if (!take(f, index))
+            continue;
+        atomic_store_explicit(&f->h->block_hint, index + 1, memory_order_relaxed);
+        struct mp_block *b = mp_block_at(f, index);
+        memset(b->bytes, 0, sizeof b->bytes);
+        memset(b->extra, 0, sizeof b->extra);
+        b->kind = kind;
+        b->key = 0;
+        b->size = 0;
+        atomic_store(&b->pinned, 0);
+        atomic_store(&b->id, -1);
+        mp_block_hold(f, index, f->slot);
+        return index;
+    }
+    errno = ENOSPC;
+    return MP_FAILED;
+}
+
+int mp_block_ready(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    f->local_refs[index] = 1;
+    atomic_store(&b->word, mp_block_word(MP_BLOCK_READY, -1, mp_block_serial(atomic_load(&b->word))));
+    return MP_OK;
+}
+
+static void clear(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    for (uint32_t i = 0; i < MP_SLOTS / 64; i++)
+        atomic_store_explicit(&b->holders[i], 0, memory_order_relaxed);
+    atomic_store(&b->pinned, 0);
+    atomic_store(&b->word, mp_block_word(MP_BLOCK_FREE, -1, mp_block_serial(atomic_load(&b->word)) + 1));
+    if (index < atomic_load_explicit(&f->h->block_hint, memory_order_relaxed))
+        atomic_store_explicit(&f->h->block_hint, index, memory_order_relaxed);
+}
+
+/* Takes down a block in MAKING or DYING: by the process in its word, or by recovery after it. */
+void mp_block_abandon(struct mp_family *f, uint32_t index) {
+    f->local_refs[index] = 0;
+    mp_block_remove_kernel_object(mp_block_at(f, index));
+    clear(f, index);
+}
+
+bool mp_block_unheld(struct mp_block *b) {
+    for (uint32_t i = 0; i < MP_SLOTS / 64; i++)
+        if (atomic_load(&b->holders[i]) != 0)
+            return false;
+    return true;
+}
+
+/* Where this can be interrupted: before the compare-and-swap the block stays READY without holders, and the recovery of
+ * this process finds it so; after it the word says DYING by this slot, and recovery goes on from there. */
+bool mp_block_try_free(struct mp_family *f, uint32_t index, int by_slot) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint64_t word = atomic_load(&b->word);
+    if (mp_block_state_of(word) != MP_BLOCK_READY || atomic_load(&b->pinned) != 0 || !mp_block_unheld(b))
+        return false;
+    if (!atomic_compare_exchange_strong(&b->word, &word, mp_block_word(MP_BLOCK_DYING, by_slot, mp_block_serial(word))))
+        return false;
+    mp_block_abandon(f, index);
+    return true;
+}
+
+void mp_block_hold(struct mp_family *f, uint32_t index, int slot) {
+    atomic_fetch_or(&mp_block_at(f, index)->holders[slot / 64], 1ull << slot % 64);
+}
+
+bool mp_block_unhold(struct mp_family *f, uint32_t index, int slot) {
+    uint64_t bit = 1ull << slot % 64;
+    return (atomic_fetch_and(&mp_block_at(f, index)->holders[slot / 64], ~bit) & bit) != 0;
+}
+
+/* One more handle in this process. ESTALE: the block is gone (its last holder died before this process could hold it). */
+int mp_block_adopt(struct mp_family *f, uint32_t index, uint32_t serial) {
+    struct mp_block *b = mp_block_at(f, index);
+    if (mp_family_join(f) != MP_OK)
+        return errno;
+    if (f->local_refs[index] == 0) {
+        uint64_t word = atomic_load(&b->word);
+        if (mp_block_state_of(word) != MP_BLOCK_READY || mp_block_serial(word) != serial)
+            return ESTALE;
+        mp_block_hold(f, index, f->slot);
+        word = atomic_load(&b->word);
+        if (mp_block_state_of(word) != MP_BLOCK_READY || mp_block_serial(word) != serial) {
+            mp_block_unhold(f, index, f->slot);
+            return ESTALE;
+        }
+    }
+    f->local_refs[index]++;
+    return MP_OK;
+}
+
+void mp_block_drop(struct mp_family *f, uint32_t index) {
+    if (f->local_refs[index] == 0 || --f->local_refs[index] != 0 || f->slot < 0)
+        return;
+    if (f->local_record[index] != 0)
+        mp_sem_forget(f, index);
+    mp_block_unhold(f, index, f->slot);
+    mp_block_try_free(f, index, f->slot);
+}
+
+/* ---- kernel objects ---------------------------------------------------------------------------------------------- */
+
+static key_t new_key(void) {
+    uint32_t value = 0;
+    if (getrandom(&value, sizeof value, 0) != sizeof value)
+        value = (uint32_t)mp_now_ns() * 2654435761u;
+    return (key_t)(MP_KEY_PREFIX | (value & ~MP_KEY_MASK));
+}
+
+/* The key is written down before the object is made (rule R4). */
+int mp_block_msgget(struct mp_family *f, uint32_t index, int mode) {
+    struct mp_block *b = mp_block_at(f, index);
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        b->key = new_key();
+        b->made_at = time(NULL);
+        int id = msgget(b->key, IPC_CREAT | IPC_EXCL | mode);
+        if (id >= 0) {
+            atomic_store(&b->id, id);
+            return id;
+        }
+        if (errno != EEXIST)
+            break;
+    }
+    b->key = 0;
+    return MP_FAILED;
+}
+
+int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flags) {
+    struct mp_block *b = mp_block_at(f, index);
+    b->size = size;
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        b->key = new_key();
+        b->made_at = time(NULL);
+        int id = shmget(b->key, size, IPC_CREAT | IPC_EXCL | flags);
+        if (id >= 0) {
+            atomic_store(&b->id, id);
+            return id;
+        }
+        if (errno != EEXIST)
+            break;
+    }
+    b->key = 0;
+    return MP_FAILED;
+}
+
+static void remove_queue(struct mp_block *b, int id) {
+    struct msqid_ds ds;
+    bool found_by_key = id < 0;
+    if (found_by_key)
+        id = msgget(b->key, 0);
+    if (id < 0 || msgctl(id, IPC_STAT, &ds) < 0 || ds.msg_perm.__key != b->key)
+        return;
+    if (found_by_key && (ds.msg_ctime < b->made_at || ds.msg_lspid != 0))
+        return; /* somebody else's, in whose way our msgget was when its process died */
+    msgctl(id, IPC_RMID, NULL);
+}
+
+static void remove_segment(struct mp_block *b, int id) {
+    struct shmid_ds ds;
+    bool found_by_key = id < 0;
+    if (found_by_key)
+        id = shmget(b->key, 0, 0);
+    if (id < 0 || shmctl(id, IPC_STAT, &ds) < 0 || ds.shm_perm.__key != b->key)
+        return;
+    if (found_by_key && (ds.shm_ctime < b->made_at || ds.shm_nattch != 0 || ds.shm_segsz != b->size))
+        return;
+    shmctl(id, IPC_RMID, NULL);
+}
+
+/* The key of the object is compared before it is removed: an id may have been given out again since. */
+void mp_block_remove_kernel_object(struct mp_block *b) {
+    if (b->key == 0)
+        return;
+    if (b->kind == MP_KIND_QUEUE)
+        remove_queue(b, atomic_load(&b->id));
+    else if (b->kind == MP_KIND_SEGMENT)
+        remove_segment(b, atomic_load(&b->id));
+}
+
+/* ---- bells -------------------------------------------------------------------------------------------------------- */
+
+int mp_bell(struct mp_family *f, uint32_t bell, int *semid, unsigned short *num) {
+    uint32_t set = bell / MP_BELLS_PER_SET;
+    int32_t id = atomic_load_explicit(&f->h->bell_sets[set], memory_order_acquire) - 1;
+    if (id < 0)
+        id = mp_own_set(f, &f->h->bell_sets[set], set + 1, 1 + MP_BELLS_PER_SET);
+    *semid = id;
+    *num = 1 + bell % MP_BELLS_PER_SET;
+    return id < 0 ? MP_FAILED : MP_OK;
+}
+
+/* ERANGE (32767 rings not answered yet) is as good as a ring. */
+int mp_bell_ring(struct mp_family *f, uint32_t bell, int times) {
+    struct sembuf ring = {0, (short)(times > 32767 ? 32767 : times), IPC_NOWAIT};
+    int semid;
+    if (mp_bell(f, bell, &semid, &ring.sem_num) != MP_OK)
+        return MP_FAILED;
+    return semop(semid, &ring, 1) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
+}
+
+int mp_bell_set(struct mp_family *f, uint32_t bell, int value) {
+    union semun arg = {.val = value};
+    unsigned short num;
+    int semid;
+    if (mp_bell(f, bell, &semid, &num) != MP_OK)
+        return MP_FAILED;
+    return semctl(semid, num, SETVAL, arg);
+}
+
+/* command: GETVAL, GETPID, GETNCNT or GETZCNT. A bell whose set was never made has never been touched. */
+int mp_bell_get(struct mp_family *f, uint32_t bell, int command) {
+    int32_t id = atomic_load(&f->h->bell_sets[bell / MP_BELLS_PER_SET]) - 1;
+    return id < 0 ? 0 : semctl(id, 1 + bell % MP_BELLS_PER_SET, command);
+}
+
+/* One semop with op -1 (a ring) or 0 (wait for zero), for at most a tick. Returns 0 when it is done, ETIMEDOUT when the
+ * deadline (CLOCK_MONOTONIC ns, < 0: none) has passed, EAGAIN when only the tick has, EINTR after a signal handler ran. */
+int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns) {
+    struct sembuf wait = {0, (short)op, 0};
+    int64_t left = MP_TICK_NS;
+    bool last = false;
+    int semid;
+    if (mp_bell(f, bell, &semid, &wait.sem_num) != MP_OK)
+        return errno;
+    if (deadline_ns >= 0) {
+        int64_t until = deadline_ns - mp_now_ns();
+        if (until <= left) {
+            left = until > 0 ? until : 0;
+            last = true;
+        }
+    }
+    struct timespec timeout = {left / 1000000000, left % 1000000000};
+    if (semtimedop(semid, &wait, 1, &timeout) == 0)
+        return MP_OK;
+    return errno == EAGAIN && last ? ETIMEDOUT : errno;
+}

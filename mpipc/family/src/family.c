@@ -1,0 +1,428 @@
+/* The family's segment and its process table: creating, attaching, joining, forking. */
+#include "family.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+union semun {
+    int val;
+    struct semid_ds *buf;
+    unsigned short *array;
+};
+
+static uint64_t mix(uint64_t x) { /* splitmix64's finalizer: spreads the nonce over the key space */
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+static uint64_t random_u64(void) {
+    uint64_t value;
+    if (getrandom(&value, sizeof value, 0) != sizeof value)
+        value = mix((uint64_t)mp_now_ns() ^ (uint64_t)getpid() << 32);
+    return value;
+}
+
+uint32_t mp_mark(struct mp_family *f) { return 1 + mix(f->nonce) % 32767; }
+
+/* Start time of a process in clock ticks since boot, field 22 of /proc/PID/stat; 0 if there is no such process or if it is
+ * a zombie. The command name may hold blanks and brackets, so fields are counted from the last ')'. */
+uint64_t mp_process_start_time(pid_t pid) {
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    char *p = strrchr(text, ')');
+    if (p == NULL || p[1] == 0 || p[2] == 'Z' || p[2] == 'X')
+        return 0;
+    p += 2;
+    for (int field = 3; field < 22 && p != NULL; field++)
+        p = strchr(p + 1, ' ');
+    return p == NULL ? 0 : strtoull(p, NULL, 10);
+}
+
+/* ---- semaphore sets of the family -------------------------------------------------------------------------------
+ *
+ * A set's key follows from the nonce, its number in the family and the attempt, so a set whose creator died before it
+ * published the id is found again; its semaphore 0 carries the family's mark, so that a foreign set under the same key is
+ * never taken for ours. Two processes that create the same set at the same time get the same one from semget(2). */
+
+static key_t set_key(struct mp_family *f, uint32_t which, uint32_t attempt) {
+    return (key_t)(MP_KEY_PREFIX | (mix(f->nonce ^ mix(((uint64_t)which << 8) + attempt)) & ~MP_KEY_MASK));
+}
+
+int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems) {
+    int known = atomic_load(published);
+    if (known > 0)
+        return known - 1;
+    union semun arg;
+    for (uint32_t attempt = 0; attempt < 16; attempt++) {
+        int id = semget(set_key(f, which, attempt), nsems, IPC_CREAT | 0600);
+        if (id < 0) {
+            if (errno == EINVAL || errno == EACCES) /* somebody else's set: smaller, or not ours to use */
+                continue;
+            return MP_FAILED;
+        }
+        int mark = semctl(id, MP_SEM_MARK, GETVAL);
+        if (mark == 0) {
+            arg.val = (int)mp_mark(f);
+            if (semctl(id, MP_SEM_MARK, SETVAL, arg) < 0)
+                return MP_FAILED;
+        } else if (mark != (int)mp_mark(f)) {
+            continue;
+        }
+        int32_t none = 0;
+        atomic_compare_exchange_strong(published, &none, id + 1);
+        return id;
+    }
+    errno = EEXIST;
+    return MP_FAILED;
+}
+
+static void remove_own_set(struct mp_family *f, int32_t published, uint32_t which) {
+    for (uint32_t attempt = 0; attempt < 16; attempt++) {
+        int id = semget(set_key(f, which, attempt), 0, 0);
+        if (id < 0 && published > 0 && attempt == 0)
+            id = published - 1;
+        if (id < 0)
+            continue;
+        int mark = semctl(id, MP_SEM_MARK, GETVAL);
+        if (mark == (int)mp_mark(f) || (mark == 0 && id == published - 1))
+            semctl(id, 0, IPC_RMID);
+        if (attempt >= 2 && published <= 0)
+            break;
+    }
+}
+
+void mp_remove_sets(struct mp_family *f) {
+    uint32_t sets = (atomic_load(&f->h->block_high) + MP_BELLS_PER_SET - 1) / MP_BELLS_PER_SET;
+    for (uint32_t k = 0; k < MP_BELL_SETS; k++)
+        if (k <= sets || k >= MP_BLOCKS / MP_BELLS_PER_SET || atomic_load(&f->h->bell_sets[k]) > 0)
+            remove_own_set(f, atomic_load(&f->h->bell_sets[k]), k + 1);
+    remove_own_set(f, atomic_load(&f->h->semid), 0);
+}
+
+/* ---- segment ----------------------------------------------------------------------------------------------------- */
+
+static int local_tables(struct mp_family *f) {
+    size_t size = MP_BLOCKS * sizeof(uint32_t);
+    f->local_refs = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    f->local_record = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return f->local_refs == MAP_FAILED || f->local_record == MAP_FAILED ? MP_FAILED : MP_OK;
+}
+
+static void unattached(struct mp_family *f) {
+    memset(f, 0, sizeof *f);
+    f->shmid = f->semid = f->slot = f->fork_slot = -1;
+    f->pid = getpid();
+}
+
+static int local_setup(struct mp_family *f) {
+    f->h = &f->seg->header;
+    f->semid = mp_own_set(f, &f->h->semid, 0, MP_SEM_ALIVE + MP_SLOTS);
+    if (f->semid < 0 || local_tables(f) != MP_OK) {
+        int error = errno;
+        mp_family_detach(f);
+        errno = error;
+        return MP_FAILED;
+    }
+    return MP_OK;
+}
+
+/* A creator killed before the magic is written leaves a segment without one, attached by nobody: the sweep knows it by its
+ * key and size (recovery.c). */
+int mp_family_create(struct mp_family *f, const char *program) {
+    unattached(f);
+    for (int attempt = 0; f->shmid < 0; attempt++) {
+        f->nonce = random_u64() | 1;
+        key_t key = (key_t)(MP_KEY_PREFIX | (f->nonce >> 20 & ~MP_KEY_MASK));
+        f->shmid = shmget(key, sizeof(struct mp_segment), IPC_CREAT | IPC_EXCL | SHM_NORESERVE | 0600);
+        if (f->shmid < 0 && (errno != EEXIST || attempt == 100))
+            return MP_FAILED;
+    }
+    f->seg = shmat(f->shmid, NULL, 0);
+    if (f->seg == (void *)-1) {
+        int error = errno;
+        shmctl(f->shmid, IPC_RMID, NULL);
+        errno = error;
+        return MP_FAILED;
+    }
+    struct mp_header *h = &f->seg->header;
+    h->version = MP_VERSION;
+    h->nonce = f->nonce;
+    h->uid = geteuid();
+    h->creator = getpid();
+    snprintf(h->program, sizeof h->program, "%s", program);
+    atomic_store(&h->state, MP_OPEN);
+    atomic_store(&h->magic, MP_MAGIC);
+    if (local_setup(f) == MP_OK)
+        return MP_OK;
+    int error = errno;
+    shmctl(f->shmid, IPC_RMID, NULL); /* nobody can have joined: the set is missing */
+    errno = error;
+    return MP_FAILED;
+}
+
+/* nonce 0: whichever family has this segment (the sweep, the reaper's first look). */
+int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce) {
+    unattached(f);
+    struct shmid_ds ds;
+    if (shmctl(shmid, IPC_STAT, &ds) < 0)
+        return MP_FAILED;
+    if (ds.shm_segsz != sizeof(struct mp_segment)) {
+        errno = ESTALE;
+        return MP_FAILED;
+    }
+    f->shmid = shmid;
+    f->seg = shmat(shmid, NULL, 0);
+    if (f->seg == (void *)-1)
+        return MP_FAILED;
+    struct mp_header *h = &f->seg->header;
+    if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce)) {
+        shmdt(f->seg);
+        errno = ESTALE;
+        return MP_FAILED;
+    }
+    f->nonce = h->nonce;
+    return local_setup(f);
+}
+
+void mp_family_detach(struct mp_family *f) {
+    if (f->seg != NULL && f->seg != (void *)-1)
+        shmdt(f->seg);
+    if (f->local_refs != NULL && f->local_refs != MAP_FAILED)
+        munmap(f->local_refs, MP_BLOCKS * sizeof(uint32_t));
+    if (f->local_record != NULL && f->local_record != MAP_FAILED)
+        munmap(f->local_record, MP_BLOCKS * sizeof(uint32_t));
+    f->seg = NULL;
+    f->local_refs = f->local_record = NULL;
+}
+
+/* ---- slots --------------------------------------------------------------------------------------------------------
+ *
+ * Where a process can die while it takes a slot:
+ *   before the compare-and-swap to JOINING: nothing has happened;
+ *   in JOINING: the pid in the word is dead, recovery frees the slot;
+ *   after the semop: the kernel has set alive[slot] back to 0 and rung `deaths`; recovery sees a JOINING slot of a dead pid,
+ *     or an ALIVE slot with alive == 0. */
+
+static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    uint64_t joining = mp_slot_word(MP_SLOT_JOINING, mp_slot_generation(*expected), f->pid);
+    if (!atomic_compare_exchange_strong(&s->word, expected, joining))
+        return ESTALE;
+    atomic_store(&s->start_time, mp_process_start_time(f->pid));
+    atomic_store(&s->leaving, 0);
+    unsigned short alive = MP_SEM_ALIVE + slot;
+    struct sembuf live[] = {{alive, 1, SEM_UNDO}, {MP_SEM_DEATHS, 1, 0}, {MP_SEM_DEATHS, -1, SEM_UNDO}};
+    if (semop(f->semid, live, 3) < 0) {
+        int error = errno;
+        atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(joining), 0));
+        return error;
+    }
+    uint64_t claimed = joining;
+    if (!atomic_compare_exchange_strong(&s->word, &claimed, mp_slot_word(MP_SLOT_ALIVE, mp_slot_generation(joining), f->pid))) {
+        /* Recovery took us for dead (another pid namespace, say): step back, as if we had never been here. */
+        struct sembuf back[] = {{alive, -1, SEM_UNDO}, {MP_SEM_DEATHS, 1, SEM_UNDO}};
+        semop(f->semid, back, 2);
+        return ESTALE;
+    }
+    f->slot = slot;
+    f->me = (uint64_t)slot + 1;
+    return MP_OK;
+}
+
+static void raise_high(_Atomic uint32_t *high, uint32_t value) {
+    uint32_t seen = atomic_load(high);
+    while (seen < value && !atomic_compare_exchange_weak(high, &seen, value))
+        ;
+}
+
+/* Takes a free slot in the name of this process, for a child. The pid in the word is the reserver's until the child is
+ * known, so a reservation whose reserver died is recognised. */
+int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
+    for (uint32_t i = 0; i < MP_SLOTS; i++) {
+        struct mp_slot *s = &f->seg->slots[i];
+        uint64_t word = atomic_load(&s->word);
+        if (mp_slot_state_of(word) != MP_SLOT_FREE)
+            continue;
+        raise_high(&f->h->slot_high, i + 1);
+        if (!atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(state, mp_slot_generation(word) + 1, f->pid)))
+            continue;
+        atomic_store(&s->parent, (uint32_t)f->me);
+        atomic_store(&s->start_time, 0);
+        atomic_store(&s->suspect, 0);
+        return (int)i;
+    }
+    errno = EUSERS;
+    return MP_FAILED;
+}
+
+static void slot_unreserve(struct mp_family *f, int slot) {
+    uint64_t word = atomic_load(&f->seg->slots[slot].word);
+    atomic_store(&f->seg->slots[slot].word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(word), 0));
+}
+
+static void hold_all_local(struct mp_family *f, int slot) {
+    uint32_t high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high; i++)
+        if (f->local_refs[i] != 0)
+            mp_block_hold(f, i, slot);
+}
+
+/* Joins as a process nobody prepared a slot for. What this process inherited handles of (a fork that ran no hooks) it
+ * holds from now on. */
+int mp_family_join(struct mp_family *f) {
+    if (f->slot >= 0)
+        return MP_OK;
+    if (f->pid != getpid()) { /* forked behind our back: the parent's units are the parent's */
+        f->pid = getpid();
+        madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
+    }
+    for (;;) {
+        int slot = mp_slot_reserve(f, MP_SLOT_JOINING);
+        if (slot < 0)
+            return MP_FAILED;
+        atomic_store(&f->seg->slots[slot].parent, 0);
+        if (atomic_load(&f->h->state) != MP_OPEN) { /* pairs with the closing reaper: see mp_family_destroy() */
+            slot_unreserve(f, slot);
+            errno = ESTALE;
+            return MP_FAILED;
+        }
+        uint64_t word = atomic_load(&f->seg->slots[slot].word);
+        int error = slot_claim(f, &word, slot);
+        if (error == ESTALE)
+            continue;
+        if (error != MP_OK) {
+            errno = error;
+            return MP_FAILED;
+        }
+        hold_all_local(f, slot);
+        return MP_OK;
+    }
+}
+
+/* A process that execs keeps its pid and its SEM_UNDO entries, and loses everything it held. The new image cancels the undo
+ * entries of the old one, which makes the old slot look dead, as it is. */
+void mp_family_forget_exec(struct mp_family *f) {
+    uint64_t started = mp_process_start_time(getpid());
+    uint32_t high = atomic_load(&f->h->slot_high);
+    for (uint32_t i = 0; i < high; i++) {
+        struct mp_slot *s = &f->seg->slots[i];
+        uint64_t word = atomic_load(&s->word);
+        if ((int)i == f->slot || mp_slot_state_of(word) != MP_SLOT_ALIVE || mp_slot_pid(word) != getpid() ||
+            atomic_load(&s->start_time) != started || started == 0)
+            continue;
+        struct sembuf cancel[] = {{MP_SEM_ALIVE + i, -1, SEM_UNDO | IPC_NOWAIT}, {MP_SEM_DEATHS, 1, SEM_UNDO}};
+        semop(f->semid, cancel, 2);
+    }
+}
+
+/* Fork. The child must hold what the parent holds from its first instruction on, so the parent reserves a slot that holds
+ * it before the fork, and the child claims the slot.
+ *   The parent dies before the fork: the slot is FORKING, its reserver is dead, and nobody but the known processes is
+ *     attached to the segment: recovery frees it.
+ *   The fork fails, or the child dies before it claims: FORKED, and again nobody unknown is attached.
+ *   The parent dies after the fork: the unknown attachment is the child; recovery waits for it. */
+int mp_fork_prepare(struct mp_family *f) {
+    f->fork_slot = -1;
+    if (f->slot < 0)
+        return MP_OK;
+    int slot = mp_slot_reserve(f, MP_SLOT_FORKING);
+    if (slot < 0)
+        return MP_FAILED;
+    hold_all_local(f, slot);
+    f->fork_slot = slot;
+    return MP_OK;
+}
+
+void mp_fork_parent(struct mp_family *f) {
+    if (f->fork_slot < 0)
+        return;
+    struct mp_slot *s = &f->seg->slots[f->fork_slot];
+    uint64_t word = atomic_load(&s->word);
+    if (mp_slot_state_of(word) == MP_SLOT_FORKING && mp_slot_pid(word) == f->pid &&
+        atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(MP_SLOT_FORKED, mp_slot_generation(word), f->pid)))
+        mp_family_wake_reaper(f); /* it watches reservations until they are claimed */
+    f->fork_slot = -1;
+}
+
+int mp_fork_child(struct mp_family *f) {
+    pid_t parent = f->pid;
+    int slot = f->fork_slot;
+    f->pid = getpid();
+    f->slot = f->fork_slot = -1;
+    f->me = 0;
+    madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED); /* the parent's units are the parent's */
+    if (slot >= 0) {
+        uint64_t word = atomic_load(&f->seg->slots[slot].word);
+        for (int attempt = 0; attempt < 3; attempt++) { /* FORKING may turn to FORKED under us, once */
+            enum mp_slot_state state = mp_slot_state_of(word);
+            if ((state != MP_SLOT_FORKING && state != MP_SLOT_FORKED) || mp_slot_pid(word) != parent)
+                break;
+            int error = slot_claim(f, &word, slot);
+            if (error == MP_OK)
+                return MP_OK;
+            if (error != ESTALE)
+                break;
+        }
+    }
+    return MP_OK; /* joins when it first uses the family */
+}
+
+/* Transit: what is pickled for a spawned child is held by a slot of its own until the child has unpickled all of it. */
+int mp_transit_reserve(struct mp_family *f) { return mp_slot_reserve(f, MP_SLOT_TRANSIT); }
+
+void mp_transit_sent(struct mp_family *f, int slot, pid_t pid) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    uint64_t word = atomic_load(&s->word);
+    if (mp_slot_state_of(word) != MP_SLOT_TRANSIT || mp_slot_pid(word) != f->pid)
+        return; /* the child has arrived already */
+    if (pid > 0)
+        atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(MP_SLOT_TRANSIT, mp_slot_generation(word), pid));
+    else
+        mp_transit_arrived(f, slot);
+    mp_family_wake_reaper(f);
+}
+
+/* The child holds everything itself now (or there is none): recovery clears the slot like a dead process's. */
+void mp_transit_arrived(struct mp_family *f, int slot) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    uint64_t word = atomic_load(&s->word);
+    while (mp_slot_state_of(word) == MP_SLOT_TRANSIT)
+        if (atomic_compare_exchange_weak(&s->word, &word, mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(word), 0)))
+            break;
+    mp_family_wake_reaper(f);
+}
+
+void mp_leaving(struct mp_family *f) {
+    if (f->slot >= 0)
+        atomic_store(&f->seg->slots[f->slot].leaving, 1);
+}
+
+bool mp_slot_lives(struct mp_family *f, int slot) {
+    uint64_t word = atomic_load(&f->seg->slots[slot].word);
+    if (mp_slot_state_of(word) != MP_SLOT_ALIVE)
+        return mp_slot_state_of(word) == MP_SLOT_JOINING;
+    return semctl(f->semid, MP_SEM_ALIVE + slot, GETVAL) != 0;
+}
+
+int mp_family_wake_reaper(struct mp_family *f) {
+    struct sembuf ring = {MP_SEM_DEATHS, 1, IPC_NOWAIT};
+    return semop(f->semid, &ring, 1) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
+}

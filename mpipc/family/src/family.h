@@ -1,0 +1,344 @@
+/* The family: which processes share mpipc objects, which of them live, and who holds what.
+ *
+ * Everything shared lies in one System V shared memory segment, laid out by the structures below, and in pooled
+ * semaphore sets. Nothing here knows Python: the same code runs in the Cython modules, in any process that recovers
+ * for a dead one, and in the reaper (reaper.c).
+ *
+ * The rules that keep it sound when a process is killed at any instruction:
+ *
+ *   R1. Every change of shared state takes effect by ONE atomic store or compare-and-swap. What comes before it is
+ *       invisible, what comes after it can be redone by anybody who reads the state (recovery.c).
+ *   R2. Whatever a process has half done is found from its slot number, which stands in the state word of the thing:
+ *       a block being made or taken down, a lock owned, a record, a wait cell, a holder bit.
+ *   R3. A slot number is used again only when nothing in the segment mentions it any more.
+ *   R4. A kernel object (queue, segment, set) is created under a key that was written down before. If its creator dies
+ *       before it has written down the id, the key finds the object.
+ *   R5. A ring of a bell (semaphore used as a doorbell) may be spurious, and may be lost with the process that was to
+ *       ring it; recovery rings again for whoever is left waiting, so every waiter checks again after it wakes.
+ */
+#ifndef MPIPC_FAMILY_H
+#define MPIPC_FAMILY_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
+#include <sys/types.h>
+#include <time.h>
+
+#define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
+#define MP_VERSION 1u
+
+#define MP_SLOTS 1024u         /* processes of a family */
+#define MP_BLOCKS (1u << 18)   /* control blocks: locks, queues, pieces of the heap ... */
+#define MP_RECORDS (1u << 16)  /* (process, semaphore) pairs in use */
+#define MP_CELLS (1u << 14)    /* threads waiting in a Condition or Barrier */
+#define MP_BELLS_PER_SET 1024u /* semaphores of a pooled set, without the one that carries the mark */
+#define MP_BELL_SETS ((MP_BLOCKS + MP_CELLS) / MP_BELLS_PER_SET)
+
+/* All keys begin with this byte ('m'), so that leftovers are recognised in ipcs and by the sweep. */
+#define MP_KEY_PREFIX 0x6d000000u
+#define MP_KEY_MASK 0xff000000u
+
+/* The family's own semaphore set. */
+enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_ALIVE };
+
+/* A waiter looks after the family once in a while: is the reaper there, has the owner died? */
+#define MP_TICK_NS 1000000000ll
+
+/* ---- process table ------------------------------------------------------------------------------------------- */
+
+enum mp_slot_state {
+    MP_SLOT_FREE,
+    MP_SLOT_JOINING, /* being claimed by the process `pid`; not yet known to the kernel as alive */
+    MP_SLOT_FORKING, /* reserved by a parent that is about to fork */
+    MP_SLOT_FORKED,  /* the fork is done; its child (if there is one) has not claimed the slot yet */
+    MP_SLOT_TRANSIT, /* holds what was pickled for a spawned child until the child has unpickled it */
+    MP_SLOT_ALIVE,   /* claimed: alive[slot] says whether the process lives */
+    MP_SLOT_DEAD     /* being cleared by recovery */
+};
+
+/* word = state:8 | generation:24 | pid:32, always changed as a whole. */
+struct mp_slot {
+    _Atomic uint64_t word;
+    _Atomic uint64_t start_time; /* of the process, in clock ticks since boot; with the pid it names it for good */
+    _Atomic uint32_t parent;     /* slot + 1 of the process that reserved this slot, 0 if none */
+    _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
+    _Atomic uint32_t suspect;    /* recovery scans in a row that found no process behind a reservation */
+    uint8_t pad[36];
+};
+
+/* ---- control blocks ------------------------------------------------------------------------------------------ */
+
+enum mp_block_state {
+    MP_BLOCK_FREE,
+    MP_BLOCK_MAKING, /* by the slot in the state word; a kernel object may exist under `key` */
+    MP_BLOCK_READY,
+    MP_BLOCK_DYING /* by the slot in the state word; its kernel object may be gone already */
+};
+
+enum mp_kind {
+    MP_KIND_NONE,
+    MP_KIND_LOCK,
+    MP_KIND_RLOCK,
+    MP_KIND_SEMAPHORE,
+    MP_KIND_EVENT,
+    MP_KIND_CONDITION,
+    MP_KIND_BARRIER,
+    MP_KIND_QUEUE,   /* owns a message queue */
+    MP_KIND_SEGMENT, /* owns a shared memory segment */
+    MP_KIND_PIECE,   /* a piece of a segment, handed out by the heap */
+    MP_KIND_DATA     /* 64 bytes of the owner class's own */
+};
+
+/* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags : 16 | tid : 32 */
+#define MP_LOCK_OWNER 0xffffull
+#define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
+#define MP_LOCK_DIED (1ull << 17)      /* the previous owner died holding it; cleared by the next release */
+
+struct mp_lock {
+    _Atomic uint64_t word;
+    _Atomic uint32_t depth;  /* of an RLock; written by the owner only */
+    _Atomic uint32_t parked; /* somebody has parked at the bell since the block was made: recovery has to look */
+};
+
+/* word = value:31 | record + 1 : 17 | sequence:16. The last two name the operation that wrote the word. */
+struct mp_semaphore {
+    _Atomic uint64_t word;
+    _Atomic uint32_t waiters; /* registered waiters; never too few, see mp_sem_enroll() */
+    uint32_t maximum;
+};
+
+struct mp_condition {
+    struct mp_lock guard; /* barrier: its own lock. condition: unused, the user's lock guards it */
+    _Atomic uint64_t tickets;
+    _Atomic uint64_t generation; /* barrier: how many times it has ended a cycle */
+    _Atomic uint64_t broken_generations; /* barrier: bit i set: generation - 1 - i ended broken */
+    _Atomic uint32_t broken;             /* barrier: broken until reset */
+    uint32_t parties;
+};
+
+struct mp_block {
+    union {
+        struct mp_lock lock;
+        struct mp_semaphore semaphore;
+        struct mp_condition condition;
+        uint8_t bytes[64];
+    };
+    _Atomic uint64_t word; /* state:8 | slot + 1:16 << 8 | serial:32 << 32; the serial grows when the block is freed */
+    uint32_t kind;
+    _Atomic uint32_t pinned; /* lives until the family ends even if nobody holds it (a named segment) */
+    _Atomic int32_t id;      /* of the kernel object, -1 while there is none */
+    int32_t key;
+    int64_t made_at; /* time(2) just before the kernel object was made */
+    uint64_t size;
+    uint64_t extra[3]; /* of the owner class */
+    _Atomic uint64_t holders[MP_SLOTS / 64];
+};
+
+/* ---- records: units of a semaphore held by a process ---------------------------------------------------------- */
+
+/* word = units:32 | operation:8 << 32 | sequence:16 << 40; the protocol stands in semaphore.c */
+struct mp_record {
+    _Atomic uint64_t word;
+    _Atomic uint64_t owner; /* block + 1 : 32 | slot + 1 : 16 << 32; 0 while free */
+    _Atomic uint32_t done;  /* the highest sequence known to have been written to the semaphore's word */
+    _Atomic uint32_t waiting;
+    uint8_t pad[8];
+};
+
+/* ---- cells: threads that wait in a Condition or Barrier -------------------------------------------------------- */
+
+enum mp_cell_state { MP_CELL_FREE, MP_CELL_CLAIMED, MP_CELL_WAITING, MP_CELL_NOTIFIED, MP_CELL_BROKEN };
+
+/* word = state:8 | slot:16 << 8 | block:32 << 32 */
+struct mp_cell {
+    _Atomic uint64_t word;
+    _Atomic uint64_t ticket;     /* order of arrival */
+    _Atomic uint64_t generation; /* of the barrier */
+    _Atomic uint32_t index;      /* what Barrier.wait() returns */
+    uint32_t tid;
+    uint8_t pad[32];
+};
+
+/* ---- the segment ----------------------------------------------------------------------------------------------- */
+
+enum mp_family_state { MP_OPEN = 1, MP_CLOSING = 2 };
+
+struct mp_header {
+    _Atomic uint64_t magic; /* written last: whoever sees it sees a complete header */
+    uint32_t version;
+    _Atomic uint32_t state;
+    uint64_t nonce;
+    uint32_t uid;
+    int32_t creator;
+    _Atomic int32_t semid; /* the family's own set + 1, 0 while there is none */
+    _Atomic uint32_t block_high; /* blocks at or above were never used */
+    _Atomic uint32_t block_hint;
+    _Atomic uint32_t record_high;
+    _Atomic uint32_t record_hint;
+    _Atomic uint32_t cell_high;
+    _Atomic uint32_t slot_high;
+    _Atomic int64_t reaper_launched_ns;
+    _Atomic uint64_t deaths_seen; /* slots recovered so far: statistics */
+    char program[256];
+    _Atomic int32_t bell_sets[MP_BELL_SETS]; /* id + 1, 0 while there is none */
+};
+
+struct mp_segment {
+    union {
+        struct mp_header header;
+        uint8_t page[4096];
+    };
+    struct mp_slot slots[MP_SLOTS];
+    struct mp_cell cells[MP_CELLS];
+    struct mp_record records[MP_RECORDS];
+    struct mp_block blocks[MP_BLOCKS];
+};
+
+_Static_assert(sizeof(struct mp_header) <= 4096, "the header fits its page");
+_Static_assert(sizeof(struct mp_slot) == 64 && sizeof(struct mp_cell) == 64, "a cache line each");
+_Static_assert(sizeof(struct mp_record) == 32, "two to a cache line");
+_Static_assert(offsetof(struct mp_block, word) == 64, "the payload has a cache line of its own");
+_Static_assert(offsetof(struct mp_block, holders) == 128 && sizeof(struct mp_block) == 256, "four cache lines");
+
+/* ---- what one process knows ------------------------------------------------------------------------------------ */
+
+struct mp_family {
+    struct mp_segment *seg;
+    struct mp_header *h;
+    int shmid;
+    int semid;
+    uint64_t nonce;
+    pid_t pid;
+    int slot;      /* -1 while this process has not joined */
+    uint64_t me;   /* slot + 1, 0 while this process has not joined */
+    int fork_slot; /* reserved for the child of the fork that is under way, -1 if none */
+    uint32_t *local_refs;   /* handles of this process, by block */
+    uint32_t *local_record; /* record + 1 of this process, by block */
+    char *reaper_path;
+    struct mp_family *next;
+};
+
+/* Where a wait ended. Positive values are errno. */
+enum { MP_OK = 0, MP_FAILED = -1 };
+
+/* family.c: segments, slots */
+int mp_family_create(struct mp_family *f, const char *program);
+int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce);
+void mp_family_detach(struct mp_family *f);
+int mp_family_join(struct mp_family *f);
+int mp_family_wake_reaper(struct mp_family *f);
+int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state);
+int mp_fork_prepare(struct mp_family *f);
+void mp_fork_parent(struct mp_family *f);
+int mp_fork_child(struct mp_family *f);
+int mp_transit_reserve(struct mp_family *f);
+void mp_transit_sent(struct mp_family *f, int slot, pid_t pid);
+void mp_transit_arrived(struct mp_family *f, int slot);
+void mp_family_forget_exec(struct mp_family *f);
+void mp_leaving(struct mp_family *f);
+bool mp_slot_lives(struct mp_family *f, int slot);
+uint64_t mp_process_start_time(pid_t pid);
+int mp_set_id(struct mp_family *f, int32_t *key);
+uint32_t mp_mark(struct mp_family *f);
+int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems);
+
+/* blocks.c: control blocks and bells */
+int64_t mp_block_new(struct mp_family *f, uint32_t kind);
+int mp_block_ready(struct mp_family *f, uint32_t index);
+void mp_block_abandon(struct mp_family *f, uint32_t index);
+int mp_block_msgget(struct mp_family *f, uint32_t index, int mode);
+int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flags);
+void mp_block_hold(struct mp_family *f, uint32_t index, int slot);
+int mp_block_adopt(struct mp_family *f, uint32_t index, uint32_t serial);
+void mp_block_drop(struct mp_family *f, uint32_t index);
+bool mp_block_unhold(struct mp_family *f, uint32_t index, int slot);
+bool mp_block_unheld(struct mp_block *b);
+bool mp_block_try_free(struct mp_family *f, uint32_t index, int by_slot);
+void mp_block_remove_kernel_object(struct mp_block *b);
+int mp_bell(struct mp_family *f, uint32_t bell, int *semid, unsigned short *num);
+int mp_bell_ring(struct mp_family *f, uint32_t bell, int times);
+int mp_bell_set(struct mp_family *f, uint32_t bell, int value);
+int mp_bell_get(struct mp_family *f, uint32_t bell, int command);
+int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns);
+
+/* lock.c */
+bool mp_lock_try(struct mp_family *f, struct mp_block *b, bool woken);
+int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns);
+uint64_t mp_lock_me(struct mp_family *f);
+int mp_lock_release(struct mp_family *f, uint32_t index);
+
+/* semaphore.c */
+bool mp_sem_try(struct mp_family *f, uint32_t index, int *error);
+int mp_sem_enroll(struct mp_family *f, uint32_t index);
+void mp_sem_withdraw(struct mp_family *f, uint32_t index);
+int mp_sem_release(struct mp_family *f, uint32_t index);
+void mp_sem_init(struct mp_block *b, uint32_t value, uint32_t maximum);
+uint32_t mp_sem_value(struct mp_block *b);
+uint32_t mp_sem_units(struct mp_family *f, uint32_t index);
+void mp_sem_return_units(struct mp_family *f, uint32_t record);
+void mp_sem_forget(struct mp_family *f, uint32_t index);
+
+/* cells.c: what Condition and Barrier wait in */
+int64_t mp_cell_enter(struct mp_family *f, uint32_t index, uint64_t generation, uint32_t place);
+void mp_cell_leave(struct mp_family *f, uint32_t cell);
+bool mp_cell_cancel(struct mp_family *f, uint32_t cell);
+int mp_cell_wait(struct mp_family *f, uint32_t cell, int64_t deadline_ns);
+int mp_cells_notify(struct mp_family *f, uint32_t index, int64_t count);
+int mp_cells_waiting(struct mp_family *f, uint32_t index);
+bool mp_cell_end(struct mp_family *f, uint32_t cell, uint32_t index, enum mp_cell_state state);
+uint32_t mp_cell_state(uint64_t word);
+int mp_cell_slot(uint64_t word);
+uint32_t mp_cell_block(uint64_t word);
+
+/* recovery.c */
+int mp_recover(struct mp_family *f);
+bool mp_family_pending(struct mp_family *f);
+bool mp_family_populated(struct mp_family *f);
+void mp_family_destroy(struct mp_family *f);
+int mp_sweep(void);
+int mp_tick(struct mp_family *f);
+bool mp_reaper_present(struct mp_family *f);
+
+/* launch.c */
+int mp_launch_reaper(struct mp_family *f);
+int mp_reaper_main(int shmid, uint64_t nonce);
+
+/* ---- small things used everywhere -------------------------------------------------------------------------------- */
+
+static inline int64_t mp_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+static inline uint64_t mp_slot_word(enum mp_slot_state state, uint32_t generation, pid_t pid) {
+    return (uint64_t)state | (uint64_t)(generation & 0xffffff) << 8 | (uint64_t)(uint32_t)pid << 32;
+}
+static inline enum mp_slot_state mp_slot_state_of(uint64_t word) { return word & 0xff; }
+static inline uint32_t mp_slot_generation(uint64_t word) { return word >> 8 & 0xffffff; }
+static inline pid_t mp_slot_pid(uint64_t word) { return (pid_t)(word >> 32); }
+
+static inline uint64_t mp_block_word(enum mp_block_state state, int slot, uint32_t serial) {
+    return (uint64_t)state | (uint64_t)(slot + 1) << 8 | (uint64_t)serial << 32;
+}
+static inline enum mp_block_state mp_block_state_of(uint64_t word) { return word & 0xff; }
+static inline int mp_block_slot_of(uint64_t word) { return (int)(word >> 8 & 0xffff) - 1; }
+static inline uint32_t mp_block_serial(uint64_t word) { return word >> 32; }
+
+static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) { return &f->seg->blocks[index]; }
+
+static inline bool mp_kind_has_lock(uint32_t kind) {
+    return kind == MP_KIND_LOCK || kind == MP_KIND_RLOCK || kind == MP_KIND_BARRIER || kind == MP_KIND_QUEUE;
+}
+
+static inline uint32_t mp_cell_bell(uint32_t cell) { return MP_BLOCKS + cell; }
+
+#endif

@@ -1,0 +1,174 @@
+/* Starting the reaper so that the program does not notice: it is nobody's child, holds no descriptor, belongs to no terminal.
+ *
+ * The parent clones a middle process which clones and execs the reaper and ends; the reaper is left to init. The middle
+ * process is cloned with no exit signal, so wait() and waitpid(-1) in another thread do not see it (clone(2): "clone"
+ * children are waited for with __WCLONE only), and no SIGCHLD is sent. Both steps share the memory of the parent, which
+ * stands still meanwhile (CLONE_VM | CLONE_VFORK): no page tables are copied, however large the program is.
+ *
+ * Where this process is init itself, or a subreaper (prctl(2)), an orphan would become its child and be seen by wait(). There
+ * the reaper stays a direct child without an exit signal, which wait() does not see either, and does not exec, because exec
+ * sets the exit signal to SIGCHLD. */
+#include "family.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define STACK_SIZE 65536
+
+struct launch {
+    const char *path;
+    char *argv[4];
+    char *stack;
+};
+
+static void close_all(void) {
+#ifdef SYS_close_range
+    if (syscall(SYS_close_range, 0u, ~0u, 0u) == 0)
+        return;
+#endif
+    long limit = sysconf(_SC_OPEN_MAX);
+    for (int fd = 0; fd < (limit > 0 ? limit : 65536); fd++)
+        close(fd);
+}
+
+static void detach_from_program(void) {
+    close_all();
+    if (open("/dev/null", O_RDWR) == 0) {
+        dup2(0, 1);
+        dup2(0, 2);
+    }
+    if (chdir("/") != 0)
+        return; /* then it stays where it is: no reason to do without a reaper */
+}
+
+static int exec_reaper(void *arg) {
+    struct launch *l = arg;
+    char *env[] = {NULL};
+    detach_from_program();
+    execve(l->path, l->argv, env);
+    _exit(127);
+}
+
+static int middle(void *arg) {
+    struct launch *l = arg;
+    pid_t pid = clone(exec_reaper, l->stack + STACK_SIZE, CLONE_VM | CLONE_VFORK, l);
+    _exit(pid < 0 ? 1 : 0);
+}
+
+/* Segments that the program had attached would live on with us. */
+static void detach_inherited_segments(void) {
+    FILE *maps = fopen("/proc/self/maps", "re");
+    if (maps == NULL)
+        return;
+    char line[512];
+    void *found[256];
+    int count = 0;
+    while (fgets(line, sizeof line, maps) != NULL && count < 256)
+        if (strstr(line, "/SYSV") != NULL)
+            found[count++] = (void *)strtoul(line, NULL, 16);
+    fclose(maps);
+    for (int i = 0; i < count; i++)
+        shmdt(found[i]);
+}
+
+static int launch_as_child(struct mp_family *f) {
+    pid_t pid = (pid_t)syscall(SYS_clone, 0ul, NULL, NULL, NULL, 0ul);
+    if (pid == 0) {
+        int shmid = f->shmid;
+        uint64_t nonce = f->nonce;
+        detach_from_program();
+        detach_inherited_segments();
+        prctl(PR_SET_NAME, "mpipc-reaper");
+        _exit(mp_reaper_main(shmid, nonce));
+    }
+    return pid < 0 ? MP_FAILED : MP_OK;
+}
+
+int mp_launch_reaper(struct mp_family *f) {
+    int64_t now = mp_now_ns(), last = atomic_load(&f->h->reaper_launched_ns);
+    if (f->reaper_path == NULL || (last != 0 && now - last < MP_TICK_NS && now >= last))
+        return MP_OK; /* it is on its way */
+    if (!atomic_compare_exchange_strong(&f->h->reaper_launched_ns, &last, now))
+        return MP_OK;
+    while (waitpid(-1, NULL, __WCLONE | WNOHANG) > 0)
+        ; /* an earlier reaper of ours that was a direct child */
+    int is_subreaper = 0;
+    prctl(PR_GET_CHILD_SUBREAPER, &is_subreaper);
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old); /* no handler of the program may run in the clones */
+    int result = MP_FAILED;
+    if (getpid() == 1 || is_subreaper) {
+        result = launch_as_child(f);
+    } else {
+        char id[16], nonce[24];
+        snprintf(id, sizeof id, "%d", f->shmid);
+        snprintf(nonce, sizeof nonce, "%llx", (unsigned long long)f->nonce);
+        char *stacks = malloc(2 * STACK_SIZE);
+        struct launch l = {f->reaper_path, {"mpipc-reaper", id, nonce, NULL}, stacks + STACK_SIZE};
+        pid_t pid = stacks == NULL ? -1 : clone(middle, stacks + STACK_SIZE, CLONE_VM | CLONE_VFORK, &l);
+        if (pid > 0) {
+            int status;
+            while (waitpid(pid, &status, __WCLONE) < 0 && errno == EINTR)
+                ;
+            result = WIFEXITED(status) && WEXITSTATUS(status) == 0 ? MP_OK : MP_FAILED;
+        }
+        free(stacks);
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return result;
+}
+
+/* The reaper's life. Returns its exit code. */
+int mp_reaper_main(int shmid, uint64_t nonce) {
+    /* Signals that a terminal or a service manager sends to everybody: the reaper goes when the last process has gone. */
+    static const int ignored[] = {SIGINT, SIGHUP, SIGQUIT, SIGTERM, SIGPIPE, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM};
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
+        signal(ignored[i], SIG_IGN);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setsid();
+
+    struct mp_family f;
+    if (mp_family_attach(&f, shmid, nonce) != MP_OK)
+        return 1;
+    struct sembuf become[] = {{MP_SEM_REAPER, 0, IPC_NOWAIT}, {MP_SEM_REAPER, 1, SEM_UNDO | IPC_NOWAIT}};
+    if (semop(f.semid, become, 2) < 0)
+        return 0; /* there is one */
+    for (;;) {
+        int recovered = mp_recover(&f);
+        bool pending = mp_family_pending(&f) || recovered < 0;
+        if (!pending && !mp_family_populated(&f)) {
+            atomic_store(&f.h->state, MP_CLOSING);
+            if (!mp_family_populated(&f)) {
+                mp_family_destroy(&f);
+                return 0;
+            }
+            atomic_store(&f.h->state, MP_OPEN);
+        }
+        /* Deaths are announced by the kernel. What it does not announce (a child on its way in, an attachment that is no
+         * member's) is looked at again soon. */
+        bool members = false;
+        for (uint32_t i = 0, high = atomic_load(&f.h->slot_high); i < high && !members; i++)
+            members = mp_slot_state_of(atomic_load(&f.seg->slots[i].word)) == MP_SLOT_ALIVE;
+        struct timespec timeout = {pending || !members ? 0 : 30, pending || !members ? 50000000 : 0};
+        struct sembuf wait = {MP_SEM_DEATHS, -1, 0};
+        if (semtimedop(f.semid, &wait, 1, &timeout) < 0 && errno != EAGAIN && errno != EINTR)
+            return 1; /* removed with ipcrm */
+        int more = semctl(f.semid, MP_SEM_DEATHS, GETVAL);
+        if (more > 0) { /* not SETVAL: that would drop the undo entries of the living */
+            struct sembuf drain = {MP_SEM_DEATHS, (short)-more, IPC_NOWAIT};
+            semop(f.semid, &drain, 1);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+/* The lock word: taken by compare-and-swap, with a bell to park at.
+ *
+ * Invariants:
+ *   the word names the owner, so "who holds it" and "is it held" are one atomic fact, and a dead owner is found exactly;
+ *   whoever parks has seen, or made, the word CONTENDED while it was owned, so the release that follows rings;
+ *   a woken waiter takes the word CONTENDED, because it cannot know whether others are parked.
+ *
+ * Where a process can die:
+ *   acquiring, before the compare-and-swap: it has at most set CONTENDED, which costs the owner one needless ring;
+ *   parked: nothing of it is left but that;
+ *   woken (the ring is consumed) and not yet owner: the word is free, nobody rings again. Recovery does, for every lock at
+ *     whose bell the kernel counts sleepers (GETNCNT);
+ *   owning: recovery frees the word, marks it DIED, and rings;
+ *   releasing, between the compare-and-swap and the ring: the same as woken. */
+#include "family.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static uint32_t thread_id(struct mp_family *f) {
+    static __thread struct {
+        pid_t pid;
+        uint32_t tid;
+    } cache;
+    if (cache.pid != f->pid) { /* first use in this thread, or in a forked child */
+        cache.tid = (uint32_t)syscall(SYS_gettid);
+        cache.pid = f->pid;
+    }
+    return cache.tid;
+}
+
+uint64_t mp_lock_me(struct mp_family *f) { return f->me | (uint64_t)thread_id(f) << 32; }
+
+/* woken: called after parking; others may be parked still. Needs a joined process. */
+bool mp_lock_try(struct mp_family *f, struct mp_block *b, bool woken) {
+    uint64_t me = mp_lock_me(f) | (woken ? MP_LOCK_CONTENDED : 0);
+    uint64_t word = 0;
+    while (!atomic_compare_exchange_weak(&b->lock.word, &word, me | (word & (MP_LOCK_DIED | MP_LOCK_CONTENDED))))
+        if (word & MP_LOCK_OWNER)
+            return false;
+    return true;
+}
+
+static int dead_owner(struct mp_family *f, uint64_t word) {
+    return (word & MP_LOCK_OWNER) != 0 && !mp_slot_lives(f, (int)(word & MP_LOCK_OWNER) - 1);
+}
+
+/* Blocks until the lock is taken. 0, ETIMEDOUT, EINTR (a signal handler is due: run it and call again), or an errno. */
+int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
+    struct mp_block *b = mp_block_at(f, index);
+    bool woken = false;
+    for (;;) {
+        if (mp_lock_try(f, b, woken))
+            return MP_OK;
+        uint64_t word = atomic_load(&b->lock.word);
+        if (!(word & MP_LOCK_OWNER))
+            continue;
+        if (!atomic_load_explicit(&b->lock.parked, memory_order_relaxed))
+            atomic_store(&b->lock.parked, 1);
+        if (!(word & MP_LOCK_CONTENDED) && !atomic_compare_exchange_strong(&b->lock.word, &word, word | MP_LOCK_CONTENDED))
+            continue;
+        int error = mp_bell_wait(f, index, -1, deadline_ns);
+        if (error == EAGAIN) {
+            mp_tick(f);
+            if (dead_owner(f, atomic_load(&b->lock.word)))
+                mp_recover(f);
+        } else if (error != MP_OK) {
+            return error;
+        }
+        woken = true;
+    }
+}
+
+/* Any process may release, as with multiprocessing.Lock. EPERM: the lock is not held. */
+int mp_lock_release(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint64_t word = atomic_load_explicit(&b->lock.word, memory_order_relaxed);
+    do {
+        if (!(word & MP_LOCK_OWNER))
+            return EPERM;
+    } while (!atomic_compare_exchange_weak(&b->lock.word, &word, 0));
+    if (word & MP_LOCK_CONTENDED)
+        return mp_bell_ring(f, index, 1) == MP_OK ? MP_OK : errno;
+    return MP_OK;
+}
+
+/* Recovery: the lock's owner is dead, or the lock is free and somebody sleeps at its bell. */
+void mp_lock_recover(struct mp_family *f, uint32_t index, int dead_slot) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint64_t word = atomic_load(&b->lock.word);
+    while (dead_slot >= 0 && (word & MP_LOCK_OWNER) == (uint64_t)dead_slot + 1) {
+        atomic_store(&b->lock.depth, 0);
+        if (atomic_compare_exchange_weak(&b->lock.word, &word, MP_LOCK_DIED)) {
+            if (word & MP_LOCK_CONTENDED)
+                mp_bell_ring(f, index, 1);
+            return;
+        }
+    }
+}
+
+void mp_lock_heal(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    if (!atomic_load(&b->lock.parked) || mp_bell_get(f, index, GETNCNT) <= 0)
+        return;
+    uint64_t word = atomic_load(&b->lock.word);
+    while ((word & MP_LOCK_OWNER) && !(word & MP_LOCK_CONTENDED))
+        if (atomic_compare_exchange_weak(&b->lock.word, &word, word | MP_LOCK_CONTENDED))
+            return;
+    if (!(word & MP_LOCK_OWNER))
+        mp_bell_ring(f, index, 1);
+}

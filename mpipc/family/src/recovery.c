@@ -1,0 +1,308 @@
+/* Recovery: what is done for processes that are no longer there. Run by the reaper on every death, by any process that has
+ * waited for a tick and finds that nobody did it, and by the sweep for whole families.
+ *
+ * One process at a time recovers a family: it holds MP_SEM_RECOVERY with SEM_UNDO, so dying in here releases it. Every step
+ * can be done again from the start: a slot stays DEAD until nothing in the segment mentions it (rule R3). */
+#include "family.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <unistd.h>
+
+void mp_lock_recover(struct mp_family *f, uint32_t index, int dead_slot);
+void mp_lock_heal(struct mp_family *f, uint32_t index);
+void mp_sem_heal(struct mp_family *f, uint32_t index);
+void mp_cell_recover(struct mp_family *f, uint32_t cell, int dead_slot);
+void mp_cell_heal(struct mp_family *f, uint32_t cell);
+int mp_cell_slot(uint64_t word);
+void mp_remove_sets(struct mp_family *f);
+
+struct dead {
+    uint64_t bits[MP_SLOTS / 64];
+    int count;
+};
+
+static bool is_dead(const struct dead *dead, int slot) {
+    return slot >= 0 && (dead->bits[slot / 64] >> slot % 64 & 1);
+}
+
+/* A zombie is gone: it will not do anything any more. */
+static bool process_gone(pid_t pid) {
+    if (pid <= 0 || (kill(pid, 0) < 0 && errno == ESRCH))
+        return true;
+    return mp_process_start_time(pid) == 0 && mp_process_start_time(getpid()) != 0;
+}
+
+/* Processes attached to the segment that the table knows about. */
+static unsigned known_attached(struct mp_family *f, uint32_t high) {
+    unsigned known = semctl(f->semid, MP_SEM_REAPER, GETVAL) > 0 ? 1 : 0;
+    for (uint32_t i = 0; i < high; i++) {
+        enum mp_slot_state state = mp_slot_state_of(atomic_load(&f->seg->slots[i].word));
+        if (state == MP_SLOT_ALIVE || state == MP_SLOT_JOINING)
+            known += mp_slot_lives(f, (int)i);
+    }
+    return known;
+}
+
+/* A reservation for a forked child: see mp_fork_prepare(). The number of attachments is the kernel's; a death may lower it
+ * a moment before alive[slot] says so, hence two scans in a row. */
+static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t word, uint32_t high) {
+    if (mp_slot_state_of(word) == MP_SLOT_FORKING && !process_gone(mp_slot_pid(word)))
+        return false;
+    struct shmid_ds ds;
+    if (shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > known_attached(f, high)) {
+        atomic_store(&s->suspect, 0);
+        return false;
+    }
+    return atomic_fetch_add(&s->suspect, 1) >= 1;
+}
+
+static bool slot_is_over(struct mp_family *f, int slot, uint64_t word, uint32_t high) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    switch (mp_slot_state_of(word)) {
+    case MP_SLOT_ALIVE:
+        return semctl(f->semid, MP_SEM_ALIVE + slot, GETVAL) == 0;
+    case MP_SLOT_JOINING:
+        return process_gone(mp_slot_pid(word)) && semctl(f->semid, MP_SEM_ALIVE + slot, GETVAL) == 0;
+    case MP_SLOT_TRANSIT:
+        return process_gone(mp_slot_pid(word));
+    case MP_SLOT_FORKING:
+    case MP_SLOT_FORKED:
+        return reservation_void(f, s, word, high);
+    default:
+        return false;
+    }
+}
+
+static void find_dead(struct mp_family *f, struct dead *dead) {
+    uint32_t high = atomic_load(&f->h->slot_high);
+    memset(dead, 0, sizeof *dead);
+    for (uint32_t i = 0; i < high; i++) {
+        struct mp_slot *s = &f->seg->slots[i];
+        uint64_t word = atomic_load(&s->word);
+        if (mp_slot_state_of(word) == MP_SLOT_FREE)
+            continue;
+        if (mp_slot_state_of(word) != MP_SLOT_DEAD) {
+            if (!slot_is_over(f, (int)i, word, high))
+                continue;
+            uint64_t over = mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(word), mp_slot_pid(word));
+            if (!atomic_compare_exchange_strong(&s->word, &word, over))
+                continue; /* it has just been claimed */
+        }
+        dead->bits[i / 64] |= 1ull << i % 64;
+        dead->count++;
+    }
+}
+
+static void recover_block(struct mp_family *f, uint32_t index, const struct dead *dead) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint64_t word = atomic_load(&b->word);
+    switch (mp_block_state_of(word)) {
+    case MP_BLOCK_FREE:
+        return;
+    case MP_BLOCK_MAKING:
+        if (is_dead(dead, mp_block_slot_of(word)))
+            mp_block_abandon(f, index);
+        return;
+    case MP_BLOCK_DYING: /* by a dead process, or by a recovery (slot -1) that did not end */
+        if (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word)))
+            mp_block_abandon(f, index);
+        return;
+    case MP_BLOCK_READY:
+        break;
+    }
+    if (mp_kind_has_lock(b->kind)) {
+        int owner = (int)(atomic_load(&b->lock.word) & MP_LOCK_OWNER) - 1;
+        if (is_dead(dead, owner))
+            mp_lock_recover(f, index, owner);
+    }
+    for (uint32_t i = 0; i < MP_SLOTS / 64; i++)
+        if (dead->bits[i] != 0 && (atomic_load(&b->holders[i]) & dead->bits[i]) != 0)
+            atomic_fetch_and(&b->holders[i], ~dead->bits[i]);
+    mp_block_try_free(f, index, -1);
+}
+
+/* Rings again wherever a ring may have died with its ringer or its hearer (rule R5). */
+static void heal(struct mp_family *f) {
+    uint32_t high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high; i++) {
+        struct mp_block *b = mp_block_at(f, i);
+        if (mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_READY)
+            continue;
+        if (mp_kind_has_lock(b->kind))
+            mp_lock_heal(f, i);
+        else if (b->kind == MP_KIND_SEMAPHORE)
+            mp_sem_heal(f, i);
+    }
+    high = atomic_load(&f->h->cell_high);
+    for (uint32_t i = 0; i < high; i++)
+        mp_cell_heal(f, i);
+}
+
+static void clear_dead(struct mp_family *f, const struct dead *dead) {
+    uint32_t high = atomic_load(&f->h->record_high);
+    for (uint32_t i = 0; i < high; i++) {
+        uint64_t owner = atomic_load(&f->seg->records[i].owner);
+        if (owner != 0 && is_dead(dead, (int)(owner >> 32) - 1))
+            mp_sem_return_units(f, i);
+    }
+    high = atomic_load(&f->h->cell_high);
+    for (uint32_t i = 0; i < high; i++) {
+        uint64_t word = atomic_load(&f->seg->cells[i].word);
+        if (word != 0 && is_dead(dead, mp_cell_slot(word)))
+            mp_cell_recover(f, i, mp_cell_slot(word));
+    }
+    high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high; i++)
+        recover_block(f, i, dead);
+    heal(f);
+    for (uint32_t i = 0; i < MP_SLOTS; i++)
+        if (is_dead(dead, (int)i)) {
+            struct mp_slot *s = &f->seg->slots[i];
+            atomic_store(&s->leaving, 0);
+            atomic_store(&s->start_time, 0);
+            atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(atomic_load(&s->word)), 0));
+            atomic_fetch_add(&f->h->deaths_seen, 1);
+        }
+}
+
+static bool recovery_lock(struct mp_family *f) {
+    struct sembuf take[] = {{MP_SEM_RECOVERY, 0, IPC_NOWAIT}, {MP_SEM_RECOVERY, 1, SEM_UNDO | IPC_NOWAIT}};
+    return semop(f->semid, take, 2) == 0;
+}
+
+static void recovery_unlock(struct mp_family *f) {
+    struct sembuf give = {MP_SEM_RECOVERY, -1, SEM_UNDO | IPC_NOWAIT};
+    semop(f->semid, &give, 1);
+}
+
+/* Returns the number of slots that were cleared, -1 if somebody else is recovering. */
+int mp_recover(struct mp_family *f) {
+    struct dead dead;
+    if (!recovery_lock(f))
+        return -1;
+    find_dead(f, &dead);
+    if (dead.count != 0)
+        clear_dead(f, &dead);
+    recovery_unlock(f);
+    return dead.count;
+}
+
+/* Is somebody on the way in or out whom the kernel does not report on? The reaper then looks again soon. */
+bool mp_family_pending(struct mp_family *f) {
+    uint32_t high = atomic_load(&f->h->slot_high);
+    for (uint32_t i = 0; i < high; i++) {
+        enum mp_slot_state state = mp_slot_state_of(atomic_load(&f->seg->slots[i].word));
+        if (state != MP_SLOT_FREE && state != MP_SLOT_ALIVE)
+            return true;
+    }
+    return false;
+}
+
+static bool slots_in_use(struct mp_family *f) {
+    uint32_t high = atomic_load(&f->h->slot_high);
+    for (uint32_t i = 0; i < high; i++)
+        if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
+            return true;
+    return false;
+}
+
+/* Is there anybody but the caller, who is attached but not a member? A child forked behind our back is attached. */
+bool mp_family_populated(struct mp_family *f) {
+    struct shmid_ds ds;
+    return slots_in_use(f) || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1);
+}
+
+/* The end. The caller has set the state to CLOSING and then found nobody: who joins looks at the state after it has
+ * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. */
+void mp_family_destroy(struct mp_family *f) {
+    uint32_t high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high; i++)
+        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
+            mp_block_remove_kernel_object(mp_block_at(f, i));
+    mp_remove_sets(f);
+    shmctl(f->shmid, IPC_RMID, NULL);
+}
+
+/* ---- the sweep ----------------------------------------------------------------------------------------------------- */
+
+static bool sweep_family(int shmid, pid_t creator) {
+    struct mp_family f;
+    if (mp_family_attach(&f, shmid, 0) != MP_OK) {
+        /* Without a header: its creator died before it had written one, or is about to write it. */
+        struct shmid_ds ds;
+        if (errno == ESTALE && creator > 0 && process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 &&
+            ds.shm_nattch == 0 && ds.shm_atime == 0)
+            return shmctl(shmid, IPC_RMID, NULL) == 0;
+        return false;
+    }
+    bool swept = false;
+    mp_recover(&f);
+    mp_recover(&f); /* reservations are void at the second look */
+    if (!slots_in_use(&f) && semctl(f.semid, MP_SEM_REAPER, GETVAL) == 0 && recovery_lock(&f)) {
+        atomic_store(&f.h->state, MP_CLOSING);
+        for (int attempt = 0; attempt < 20 && !swept; attempt++) {
+            if (!mp_family_populated(&f)) { /* another sweep may be attached for a moment */
+                mp_family_destroy(&f);
+                swept = true;
+            } else {
+                usleep(1000);
+            }
+        }
+        if (!swept) {
+            atomic_store(&f.h->state, MP_OPEN);
+            recovery_unlock(&f);
+        }
+    }
+    mp_family_detach(&f);
+    return swept;
+}
+
+/* Removes the dead families of this user: a segment with our key prefix and size that nobody is attached to. Returns how
+ * many there were. */
+int mp_sweep(void) {
+    FILE *list = fopen("/proc/sysvipc/shm", "re");
+    if (list == NULL)
+        return 0;
+    char line[512];
+    int swept = 0;
+    while (fgets(line, sizeof line, list) != NULL) {
+        int key, shmid, cpid;
+        unsigned long size, nattch;
+        unsigned uid;
+        if (sscanf(line, " %d %d %*o %lu %d %*d %lu %u", &key, &shmid, &size, &cpid, &nattch, &uid) != 6)
+            continue;
+        if (((uint32_t)key & MP_KEY_MASK) == MP_KEY_PREFIX && size == sizeof(struct mp_segment) && nattch == 0 &&
+            uid == geteuid())
+            swept += sweep_family(shmid, cpid);
+    }
+    fclose(list);
+    return swept;
+}
+
+/* What a waiter does once a second: the reaper may be gone, or slow. */
+int mp_tick(struct mp_family *f) {
+    int reapers = semctl(f->semid, MP_SEM_REAPER, GETVAL);
+    if (reapers < 0)
+        return MP_FAILED;
+    uint32_t high = atomic_load(&f->h->slot_high);
+    unsigned short values[MP_SEM_ALIVE + MP_SLOTS];
+    union {
+        int val;
+        struct semid_ds *buf;
+        unsigned short *array;
+    } arg = {.array = values};
+    if (semctl(f->semid, 0, GETALL, arg) < 0)
+        return MP_FAILED;
+    for (uint32_t i = 0; i < high; i++)
+        if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) == MP_SLOT_ALIVE && values[MP_SEM_ALIVE + i] == 0) {
+            mp_recover(f);
+            break;
+        }
+    return reapers == 0 ? mp_launch_reaper(f) : MP_OK;
+}
+
+bool mp_reaper_present(struct mp_family *f) { return semctl(f->semid, MP_SEM_REAPER, GETVAL) > 0; }
