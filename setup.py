@@ -12,8 +12,18 @@ if not sys.platform.startswith("linux"):
 from Cython.Build import cythonize
 
 CORE = Path("mpipc/family/src")
-CORE_SOURCES = ["family.c", "recovery.c", "launch.c"]
+CORE_MODULE = "mpipc.family._core"
+REAPER = "mpipc-reaper"
 COMPILE_ARGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function"]
+
+
+def core_sources() -> list[Path]:
+    """What the extension and the reaper have in common: all of the C core but the reaper's main program."""
+    return [path for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
+
+
+def core_headers() -> list[Path]:
+    return sorted(CORE.glob("*.h"))
 
 
 class BuildWithReaper(build_ext):
@@ -21,30 +31,49 @@ class BuildWithReaper(build_ext):
 
     def run(self) -> None:
         super().run()
-        package = Path(self.get_ext_fullpath("mpipc.family._core")).parent
+        sources = [*core_sources(), CORE / "reaper.c"]
+        target = self._reaper_path()
+        inputs = [*sources, *core_headers(), Path(__file__)]
+        if not self.force and target.exists() and all(path.stat().st_mtime < target.stat().st_mtime for path in inputs):
+            return
         objects = self.compiler.compile(
-            [str(CORE / name) for name in (*CORE_SOURCES, "reaper.c")],
+            [str(path) for path in sources],
             output_dir=str(Path(self.build_temp) / "reaper"),
             include_dirs=[str(CORE)],
             extra_postargs=COMPILE_ARGS,
         )
-        self.compiler.link_executable(objects, "mpipc-reaper", output_dir=str(package))
+        # The linker would write into the file of a reaper that is running; a new file leaves that one alone.
+        target.unlink(missing_ok=True)
+        self.compiler.link_executable(objects, REAPER, output_dir=str(target.parent))
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(Path(self.get_ext_fullpath("mpipc.family._core")).parent / "mpipc-reaper")]
+        return [*super().get_outputs(), str(self._reaper_path())]
+
+    def _reaper_path(self) -> Path:
+        """In the source tree for an editable install or --inplace, in the build directory otherwise."""
+        return Path(self.get_ext_fullpath(CORE_MODULE)).with_name(REAPER)
 
 
 def extensions() -> list[Extension]:
+    """One for each .pyx. Those above the kernel layer contain the C core, which keeps no state of its own but what it is
+    handed in a struct mp_family: the copies do not know of each other, and do not need to."""
     found = []
     for source in sorted(Path("mpipc").rglob("*.pyx")):
         name = ".".join(source.with_suffix("").parts)
-        sources, include, depends = [str(source)], [], []
-        if (CORE / "family.h").exists() and source.parts[1] != "sysv":
+        sources, include, depends = [source], [], [Path(__file__).name]
+        if source.parts[1] != "sysv":
             include = [str(CORE)]
-            depends = [str(path) for path in sorted(CORE.glob("*.h"))]
-            if name == "mpipc.family._core":
-                sources += [str(CORE / file) for file in CORE_SOURCES]
-        found.append(Extension(name, sources, include_dirs=include, depends=depends, extra_compile_args=COMPILE_ARGS))
+            depends += [str(path) for path in core_headers()]
+            sources += core_sources()
+        found.append(
+            Extension(
+                name,
+                [str(path) for path in sources],
+                include_dirs=include,
+                depends=depends,
+                extra_compile_args=COMPILE_ARGS,
+            )
+        )
     return found
 
 

@@ -44,6 +44,7 @@ from helpers import (
     kernel_objects,
     kernel_rows,
     kill_process,
+    package_folder,
     processes,
 )
 from privileges import isolate_ipc
@@ -119,7 +120,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         isolation = "a namespace of its own for every process that runs tests, checked after each test"
     else:
         isolation = "no permission to make a namespace: the machine's is used, and checked once, at the end"
-    lines = [f"ipc: {isolation}"]
+    lines = [f"ipc: {isolation}", f"mpipc: {package_folder() or 'not found'}"]
     stale = _stale_modules()
     if stale:
         lines.append(f"mpipc: NOT BUILT or older than its source (run make build): {', '.join(stale)}")
@@ -127,12 +128,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def _stale_modules() -> list[str]:
-    """The compiled modules of the source tree that this interpreter does not have, or not in their present state."""
+    """The compiled modules of the source tree that the package under test does not have in their present state."""
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    package = package_folder() or ROOT / "mpipc"
     stale = []
     for source in sorted((ROOT / "mpipc").rglob("*.pyx")):
         inputs = [source, *source.parent.glob("*.pxd"), *source.parent.glob("src/*.[ch]")]
-        built = source.with_name(source.stem + suffix)
+        built = (package / source.relative_to(ROOT / "mpipc")).with_name(source.stem + suffix)
         if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in inputs):
             stale.append(".".join(source.relative_to(ROOT).with_suffix("").parts))
     return stale

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -37,6 +38,7 @@ __all__ = [
     "kernel_objects",
     "kernel_rows",
     "kill_process",
+    "package_folder",
     "processes",
     "run_script",
     "start_script",
@@ -258,6 +260,12 @@ def dump_stacks(pids: Iterable[int]) -> str:
     return "\n".join(parts)
 
 
+def package_folder() -> Path | None:
+    """Where `import mpipc` finds the package, without importing it."""
+    spec = importlib.util.find_spec("mpipc")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+
 # --- scripts ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +297,10 @@ class Script(subprocess.Popen[str]):
             os.chown(folder, user, user)
             environment["HOME"] = str(folder)
         environment.update(env or {})
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), environment.get("PYTHONPATH", "")]))
+        # The script is to import the same mpipc as the test, and the test's helpers.
+        package = package_folder()
+        path_entries = [str(TESTS), str(package.parent) if package else "", environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path_entries))
         super().__init__(
             [sys.executable, *options, str(path), *arguments],
             stdin=subprocess.PIPE,

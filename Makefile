@@ -1,0 +1,103 @@
+# Everything happens in a virtual environment of this directory, one for each Python version; nothing outside is touched.
+
+PYTHON ?= python3
+ARGS ?=
+JOBS ?= 2
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(VERSION)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# All that ends up in the package, or decides how it is built. Cython's C files are products.
+SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
+	-o -name py.typed -o -path '*/src/*.[ch]')
+
+.PHONY: help preflight build demo test test-all smoke lint clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
+	@echo 'make test      build, and run all tests (ARGS="-k lock" passes options to pytest)'
+	@echo 'make test-all  make test with each of Python 3.11, 3.12 and 3.13 that is found'
+	@echo 'make lint      ruff, mypy --strict and cython-lint'
+	@echo 'make build     build and install the package into the virtual environment $(VENV)'
+	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
+	@echo
+	@echo 'PYTHON=python3.13 chooses another Python; each version has a virtual environment of its own.'
+
+preflight:
+	@.ci/preflight '$(PYTHON)'
+
+$(VENV)/.made: | preflight
+	@echo 'making the virtual environment $(VENV)'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.build-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
+	@$(BIN)/python .ci/requirements.py build > $@.txt
+	@$(PIP) -r $@.txt tqdm
+	@touch $@
+
+$(VENV)/.test-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
+	@echo 'installing what the tests need into $(VENV)'
+	@$(BIN)/python .ci/requirements.py test > $@.txt
+	@$(PIP) -r $@.txt
+	@touch $@
+
+$(VENV)/.dev-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
+	@echo 'installing ruff, mypy and cython-lint into $(VENV)'
+	@$(BIN)/python .ci/requirements.py dev > $@.txt
+	@$(PIP) -r $@.txt
+	@touch $@
+
+# Installed, not editable: what is tested is what a user gets. build/ is kept, so that only changed modules are compiled
+# again; the Python files in it are not, or one that was deleted would live on.
+$(VENV)/.built: $(SOURCES) $(VENV)/.build-tools
+	@echo 'building mpipc for Python $(VERSION)'
+	@if test -d build; then find build -name '*.py' -delete; fi
+	@$(PIP) --no-build-isolation --no-deps --force-reinstall .
+	@touch $@
+
+build: $(VENV)/.built
+
+demo: $(VENV)/.built
+	@mkdir -p build/demo
+	@for backend in multiprocessing mpipc; do \
+		$(BIN)/python examples/wordfreq.py --backend $$backend $(ARGS) > build/demo/$$backend.txt || exit 1; \
+	done
+	@cat build/demo/mpipc.txt
+	@diff build/demo/multiprocessing.txt build/demo/mpipc.txt && echo 'The output of both is identical.'
+
+test: $(VENV)/.built $(VENV)/.test-tools
+	@$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-all:
+	@status=0; for python in $$(.ci/interpreters); do \
+		echo "== $$python"; $(MAKE) --no-print-directory test PYTHON=$$python || status=1; \
+	done; exit $$status
+
+# Build, import and run the example on a small tree; for the interpreters that do not get the whole of the tests.
+smoke: $(VENV)/.built
+	@for backend in multiprocessing mpipc; do \
+		$(BIN)/python examples/wordfreq.py --backend $$backend mpipc tests > $(VENV)/smoke-$$backend.txt || exit 1; \
+	done
+	@diff $(VENV)/smoke-multiprocessing.txt $(VENV)/smoke-mpipc.txt && echo 'Python $(VERSION): the output of both is identical.'
+
+lint: $(VENV)/.dev-tools
+	@status=0; \
+	echo 'ruff'; $(BIN)/ruff check . || status=1; \
+	echo 'mypy --strict mpipc'; $(BIN)/mypy --strict -p mpipc || status=1; \
+	echo 'mypy --strict examples'; $(BIN)/mypy --strict examples/*.py || status=1; \
+	echo 'cython-lint'; $(BIN)/cython-lint mpipc || status=1; \
+	exit $$status
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv-*/.built
+	find mpipc -name '*.so' -delete
+	rm -f mpipc/family/mpipc-reaper
+	find mpipc -name '*.pyx' | while read -r source; do rm -f "$${source%.pyx}.c"; done
+	find mpipc tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv-*
