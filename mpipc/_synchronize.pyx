@@ -1,0 +1,487 @@
+"""The compiled halves of mpipc.synchronize: a lock, a counting semaphore, an event, and wait cells.
+
+The protocols, and what happens when a process dies in the middle of one, stand in family/src: lock.c, semaphore.c, cells.c.
+Changes of shared state are made with the GIL held; only sleeping is done without it.
+"""
+
+import threading
+from multiprocessing import process as _process
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, EINTR, EOVERFLOW, EPERM, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from mpipc.family._core cimport (
+    GETNCNT,
+    GETVAL,
+    GETZCNT,
+    MP_CELL_BROKEN,
+    MP_CELL_NOTIFIED,
+    MP_CELL_WAITING,
+    MP_KIND_BARRIER,
+    MP_KIND_CONDITION,
+    MP_KIND_EVENT,
+    MP_KIND_LOCK,
+    MP_KIND_RLOCK,
+    MP_KIND_SEMAPHORE,
+    MP_LOCK_DIED,
+    MP_LOCK_OWNER,
+    MP_OK,
+    Block,
+    deadline_after,
+    fail,
+    mp_bell_get,
+    mp_bell_set,
+    mp_bell_wait,
+    mp_cell_block,
+    mp_cell_cancel,
+    mp_cell_end,
+    mp_cell_enter,
+    mp_cell_leave,
+    mp_cell_slot,
+    mp_cell_state,
+    mp_cell_wait,
+    mp_cells_notify,
+    mp_cells_waiting,
+    mp_family,
+    mp_lock_me,
+    mp_lock_release,
+    mp_lock_try,
+    mp_lock_wait,
+    mp_sem_enroll,
+    mp_sem_init,
+    mp_sem_release,
+    mp_sem_try,
+    mp_sem_units,
+    mp_sem_value,
+    mp_sem_withdraw,
+    mp_slot_lives,
+    mp_slot_pid,
+    mp_tick,
+    new_block,
+    seal,
+)
+
+from libc.errno cimport errno
+
+SEM_VALUE_MAX = 0x7fffffff
+
+
+cdef inline int64_t acquire_deadline(object block, object timeout) except -2:
+    """multiprocessing's rules: without block the timeout is ignored; a negative one is 0."""
+    if not block:
+        return 0
+    if timeout is None:
+        return -1
+    return deadline_after(timeout)
+
+
+cdef class Shared:
+    """What all of them have in common: a control block, and the pickling rule of objects that are inherited."""
+
+    cdef readonly Block block
+    cdef object __weakref__
+
+    def _identify(self):
+        """"MainProcess", or "MainProcess|Thread-1": how multiprocessing's reprs name an owner in this thread."""
+        name = _process.current_process().name
+        thread = threading.current_thread().name
+        return name if thread == "MainThread" else f"{name}|{thread}"
+
+
+cdef class LockBase(Shared):
+    """A mutual exclusion lock whose owner is known, and which is handed on when its owner dies.
+
+    Invariant: the lock word names the owning process and thread; depth is 0 unless an RLock is owned.
+    """
+
+    cdef bint recursive
+
+    def __init__(self, bint recursive=False, Block block=None):
+        self.recursive = recursive
+        self.block = block if block is not None else seal(new_block(MP_KIND_RLOCK if recursive else MP_KIND_LOCK))
+
+    cdef inline bint mine(self) noexcept:
+        cdef uint64_t word = self.block.b.lock.word
+        return (word & 0xffffffff0000ffff) == mp_lock_me(self.block.f) and self.block.f.me != 0
+
+    def acquire(self, block=True, timeout=None):
+        """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it was
+        taken. See multiprocessing.Lock.acquire."""
+        cdef Block handle = self.block
+        cdef mp_family *f = handle.f
+        cdef int64_t deadline
+        cdef uint32_t index = handle.index
+        cdef int error
+        if f.slot < 0:
+            handle.ensure()
+        if self.recursive and self.mine():
+            handle.b.lock.depth += 1
+            return True
+        if mp_lock_try(f, handle.b, False):
+            handle.b.lock.depth = 1
+            return True
+        deadline = acquire_deadline(block, timeout)
+        if deadline == 0:
+            return False
+        while True:
+            with nogil:
+                error = mp_lock_wait(f, index, deadline)
+            if error == MP_OK:
+                handle.b.lock.depth = 1
+                return True
+            if error == ETIMEDOUT:
+                return False
+            if error != EINTR:
+                fail(error, "waiting for a lock")
+            PyErr_CheckSignals()
+
+    def release(self):
+        """Frees the lock. A Lock may be released by any process or thread, an RLock by its owner only.
+
+        Raises ValueError (Lock) or AssertionError (RLock) if it is not held. See multiprocessing.Lock.release.
+        """
+        cdef Block handle = self.block
+        cdef int error
+        if self.recursive:
+            if not self.mine():
+                raise AssertionError("attempt to release recursive lock not owned by thread")
+            if handle.b.lock.depth > 1:
+                handle.b.lock.depth -= 1
+                return
+        error = mp_lock_release(handle.f, handle.index)
+        if error == EPERM:
+            raise ValueError("semaphore or lock released too many times")
+        if error != MP_OK:
+            fail(error, "releasing a lock")
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, *exc_info):
+        self.release()
+
+    @property
+    def owner_died(self):
+        """True from the moment that recovery took the lock from a dead owner until the next owner releases it.
+
+        The one who holds the lock then should check what it protects: the dead owner may have left it half changed. The
+        counterpart of EOWNERDEAD in pthread_mutexattr_setrobust(3).
+        """
+        return (self.block.b.lock.word & MP_LOCK_DIED) != 0
+
+    def _is_mine(self):
+        return self.mine()
+
+    def _count(self):
+        """How many times this process has acquired the lock, as the standard library's SemLock._count()."""
+        cdef uint64_t owner = self.block.b.lock.word & MP_LOCK_OWNER
+        return self.block.b.lock.depth if owner != 0 and owner == self.block.f.me else 0
+
+    def _get_value(self):
+        return 0 if self.block.b.lock.word & MP_LOCK_OWNER else 1
+
+    def _is_zero(self):
+        return self._get_value() == 0
+
+    def _holder_pid(self):
+        cdef uint64_t owner = self.block.b.lock.word & MP_LOCK_OWNER
+        return mp_slot_pid(self.block.f.seg.slots[owner - 1].word) if owner else None
+
+    def _waiters(self):
+        return mp_bell_get(self.block.f, self.block.index, GETNCNT)
+
+
+cdef class SemaphoreBase(Shared):
+    """A counting semaphore that knows which process holds how many of its units."""
+
+    cdef readonly int _maximum
+
+    def __init__(self, value=1, maximum=SEM_VALUE_MAX, Block block=None):
+        cdef Block handle
+        if block is not None:
+            self.block = block
+            self._maximum = block.b.semaphore.maximum
+            return
+        if not 0 <= value <= SEM_VALUE_MAX:
+            raise ValueError(f"semaphore value must be between 0 and {SEM_VALUE_MAX}, got {value}")
+        handle = new_block(MP_KIND_SEMAPHORE)
+        mp_sem_init(handle.b, value, maximum)
+        self.block = seal(handle)
+        self._maximum = maximum
+
+    def acquire(self, block=True, timeout=None):
+        """Takes one unit; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether one was
+        taken. See multiprocessing.Semaphore.acquire."""
+        cdef Block handle = self.block
+        cdef mp_family *f = handle.f
+        cdef uint32_t index = handle.index
+        cdef int64_t deadline
+        cdef int error
+        if f.slot < 0:
+            handle.ensure()
+        if mp_sem_try(f, index, &error):
+            return True
+        if error:
+            fail(error, "acquiring a semaphore")
+        deadline = acquire_deadline(block, timeout)
+        if deadline == 0:
+            return False
+        error = mp_sem_enroll(f, index)
+        if error:
+            fail(error, "waiting for a semaphore")
+        try:
+            while True:
+                if mp_sem_try(f, index, &error):
+                    return True
+                with nogil:
+                    error = mp_bell_wait(f, index, -1, deadline)
+                    if error == EAGAIN:
+                        mp_tick(f)
+                if error == ETIMEDOUT:
+                    return mp_sem_try(f, index, &error)
+                if error == EINTR:
+                    PyErr_CheckSignals()
+                elif error != MP_OK and error != EAGAIN:
+                    fail(error, "waiting for a semaphore")
+        finally:
+            mp_sem_withdraw(f, index)
+
+    def release(self):
+        """Gives one unit back, or adds one. Raises ValueError if the value would pass its maximum: the initial value of a
+        BoundedSemaphore, SEM_VALUE_MAX else. See multiprocessing.Semaphore.release."""
+        cdef int error
+        if self.block.f.slot < 0:
+            self.block.ensure()
+        error = mp_sem_release(self.block.f, self.block.index)
+        if error == EOVERFLOW:
+            raise ValueError("semaphore or lock released too many times")
+        if error != MP_OK:
+            fail(error, "releasing a semaphore")
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, *exc_info):
+        self.release()
+
+    def get_value(self):
+        """The number of units that can be acquired now."""
+        return mp_sem_value(self.block.b)
+
+    def _get_value(self):
+        return mp_sem_value(self.block.b)
+
+    def _is_zero(self):
+        return mp_sem_value(self.block.b) == 0
+
+    def _units(self):
+        """Units this process holds and would give back if it were killed now."""
+        return mp_sem_units(self.block.f, self.block.index)
+
+    def _waiters(self):
+        return mp_bell_get(self.block.f, self.block.index, GETNCNT)
+
+
+cdef class EventBase(Shared):
+    """A flag that processes wait for: one System V semaphore, 1 while clear and 0 while set.
+
+    wait() is a wait for zero, so set() wakes every waiter in one system call and counts nobody: a waiter that was killed
+    leaves no trace, and nothing can be left half done.
+    """
+
+    def __init__(self, Block block=None):
+        cdef Block handle
+        if block is not None:
+            self.block = block
+            return
+        handle = seal(new_block(MP_KIND_EVENT))
+        self.block = handle
+        self._set(1)
+
+    def _set(self, int value):
+        if mp_bell_set(self.block.f, self.block.index, value) < 0:
+            fail(errno, "changing an event")
+
+    def is_set(self):
+        """True if the event is set. See multiprocessing.Event."""
+        cdef int value = mp_bell_get(self.block.f, self.block.index, GETVAL)
+        if value < 0:
+            fail(errno, "reading an event")
+        return value == 0
+
+    def set(self):
+        """Sets the event and wakes every waiter."""
+        self._set(0)
+
+    def clear(self):
+        """Clears the event: from now on wait() waits."""
+        self._set(1)
+
+    def wait(self, timeout=None):
+        """Waits until the event is set, at most `timeout` seconds if that is not None. Returns whether it was set."""
+        cdef mp_family *f = self.block.f
+        cdef uint32_t index = self.block.index
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef int error
+        while True:
+            with nogil:
+                error = mp_bell_wait(f, index, 0, deadline)
+                if error == EAGAIN:
+                    mp_tick(f)
+            if error == MP_OK:
+                return True
+            if error == ETIMEDOUT:
+                return False
+            if error == EINTR:
+                PyErr_CheckSignals()
+            elif error != EAGAIN:
+                fail(error, "waiting for an event")
+
+    def _waiters(self):
+        return mp_bell_get(self.block.f, self.block.index, GETZCNT)
+
+
+@cython.final
+cdef class Waiters(Shared):
+    """The waiters of a Condition: wait cells that are exact about who is there (family/src/cells.c)."""
+
+    def __init__(self, Block block=None):
+        self.block = block if block is not None else seal(new_block(MP_KIND_CONDITION))
+
+    def enter(self):
+        """Registers this thread as a waiter and returns its cell. To be called with the condition's lock held."""
+        cdef int64_t cell = mp_cell_enter(self.block.f, self.block.index, 0, 0)
+        if cell < 0:
+            fail(errno, "waiting for a condition")
+        return cell
+
+    def wait(self, uint32_t cell, timeout=None):
+        """Waits for the notification. The cell is given back, whatever happens. Returns whether it was notified."""
+        cdef mp_family *f = self.block.f
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef bint notified = False
+        cdef int error = MP_OK
+        try:
+            while mp_cell_state(f.seg.cells[cell].word) == MP_CELL_WAITING:
+                with nogil:
+                    error = mp_cell_wait(f, cell, deadline)
+                if error == ETIMEDOUT:
+                    break
+                if error == EINTR:
+                    PyErr_CheckSignals()
+                elif error != MP_OK and error != EAGAIN:
+                    fail(error, "waiting for a condition")
+            notified = not mp_cell_cancel(f, cell)
+            return notified
+        except BaseException:
+            if not mp_cell_cancel(f, cell):
+                notified = True
+                mp_cells_notify(f, self.block.index, 1)  # it was meant for a waiter, and this one is leaving
+            raise
+        finally:
+            if notified:
+                mp_cell_leave(f, cell)
+
+    def notify(self, int64_t n):
+        """Wakes the n waiters that came first, all of them if n < 0. Returns how many there were."""
+        return mp_cells_notify(self.block.f, self.block.index, n)
+
+    def count(self):
+        """Live waiters that have not been notified yet."""
+        return mp_cells_waiting(self.block.f, self.block.index)
+
+
+@cython.final
+cdef class BarrierState(LockBase):
+    """The shared state of a Barrier, guarded by a lock of its own.
+
+    A waiter is a cell that carries the number of the cycle ("generation") it waits in, so the count of those who have
+    arrived is exact however many were killed. A cycle ends by one store, `generation += 1`; whether it ended broken is
+    written before, in bit 0 of broken_generations, which is shifted along with it. What comes after (ending the cells,
+    ringing) can be lost: a waiter that looks at `generation` knows.
+    """
+
+    def __init__(self, uint32_t parties, Block block=None):
+        cdef Block handle
+        if block is None:
+            handle = new_block(MP_KIND_BARRIER)
+            handle.b.condition.parties = parties
+            block = seal(handle)
+        LockBase.__init__(self, False, block)
+
+    @property
+    def parties(self):
+        return self.block.b.condition.parties
+
+    @property
+    def broken(self):
+        return self.block.b.condition.broken != 0
+
+    @property
+    def generation(self):
+        """How many cycles have ended."""
+        return self.block.b.condition.generation
+
+    def places(self):
+        """Places (0 .. parties - 1) of those who wait in the present cycle and live."""
+        cdef mp_family *f = self.block.f
+        cdef uint64_t word
+        cdef uint64_t generation = self.block.b.condition.generation
+        found = set()
+        for i in range(f.h.cell_high):
+            word = f.seg.cells[i].word
+            if (mp_cell_state(word) == MP_CELL_WAITING and mp_cell_block(word) == self.block.index
+                    and f.seg.cells[i].generation == generation and mp_slot_lives(f, mp_cell_slot(word))):
+                found.add(f.seg.cells[i].index)
+        return found
+
+    def enter(self, uint32_t place):
+        """Registers this thread in the present cycle. Returns (cell, generation). Lock held."""
+        cdef uint64_t generation = self.block.b.condition.generation
+        cdef int64_t cell = mp_cell_enter(self.block.f, self.block.index, generation, place)
+        if cell < 0:
+            fail(errno, "waiting at a barrier")
+        return cell, generation
+
+    def end_cycle(self, bint broken_now, bint stay_broken):
+        """Ends the present cycle, broken or not, and wakes its waiters. Lock held."""
+        cdef mp_family *f = self.block.f
+        cdef uint64_t history = self.block.b.condition.broken_generations
+        self.block.b.condition.broken = stay_broken
+        self.block.b.condition.broken_generations = history << 1 | broken_now
+        self.block.b.condition.generation = self.block.b.condition.generation + 1
+        for i in range(f.h.cell_high):
+            mp_cell_end(f, i, self.block.index, MP_CELL_BROKEN if broken_now else MP_CELL_NOTIFIED)
+
+    def wait(self, uint32_t cell, uint64_t generation, timeout=None):
+        """Waits for the end of the cycle. "passed", "broken" or "timeout"; the cell is given back, whatever happens."""
+        cdef mp_family *f = self.block.f
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef uint32_t state
+        cdef int error = MP_OK
+        try:
+            while True:
+                state = mp_cell_state(f.seg.cells[cell].word)
+                if state == MP_CELL_NOTIFIED:
+                    return "passed"
+                if state == MP_CELL_BROKEN:
+                    return "broken"
+                if self.block.b.condition.generation != generation:
+                    return self._fate(generation)
+                if error == ETIMEDOUT:
+                    return "timeout"
+                with nogil:
+                    error = mp_cell_wait(f, cell, deadline)
+                if error == EINTR:
+                    PyErr_CheckSignals()
+                elif error != MP_OK and error != EAGAIN and error != ETIMEDOUT:
+                    fail(error, "waiting at a barrier")
+        finally:
+            mp_cell_leave(f, cell)
+
+    def _fate(self, uint64_t generation):
+        # Whoever ended the cycle died before it had told this cell. 64 cycles later nobody knows any more how it ended.
+        cdef uint64_t ago = self.block.b.condition.generation - generation - 1
+        return "broken" if ago > 63 or self.block.b.condition.broken_generations >> ago & 1 else "passed"

@@ -1,0 +1,345 @@
+"""Locks, semaphores, conditions, events and barriers that a killed process cannot break.
+
+The classes have the names, signatures, errors and reprs of multiprocessing.synchronize. What they do beyond it:
+
+* a lock held by a process that died is handed to the next waiter, and says so (`owner_died`);
+* the units of a semaphore held by a process that was killed come back; a process that ends normally changes nothing, so a
+  semaphore can be used as a signal;
+* a killed waiter is not waited for, by Event.set(), Condition.notify(), Barrier.wait() or anybody;
+* `statistics()` tells value, holder and waiters.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import context as _context
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from mpipc._synchronize import BarrierState, EventBase, LockBase, SemaphoreBase, Waiters
+
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
+
+
+class Statistics(NamedTuple):
+    """What statistics() of a primitive returns."""
+
+    value: int
+    """Units free (Lock, RLock: 1 or 0), 1 if an Event is set, waiters that have arrived at a Barrier."""
+    holder: int | None
+    """Pid of the process that holds the lock; None if it is free, or where there is no holder."""
+    waiters: int
+    """Threads that are waiting now, in all processes."""
+
+
+class Lock(LockBase):
+    """A non-recursive lock between processes (multiprocessing.Lock), which survives the death of its owner.
+
+    It may be released by a process or thread other than the one that acquired it.
+    """
+
+    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+        super().__init__(False)
+
+    @property
+    def _semlock(self) -> "Lock":
+        return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(owner={_owner(self)})>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+    def statistics(self) -> Statistics:
+        """Whether the lock is free, who holds it, and how many wait for it."""
+        return Statistics(self._get_value(), self._holder_pid(), self._waiters())
+
+
+class RLock(LockBase):
+    """A recursive lock between processes (multiprocessing.RLock), which survives the death of its owner."""
+
+    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+        super().__init__(True)
+
+    @property
+    def _semlock(self) -> "RLock":
+        return self
+
+    def __repr__(self) -> str:
+        count: int | str = self._count()
+        if not self._is_mine():
+            count = 0 if self._get_value() else "nonzero"
+        return f"<{type(self).__name__}({_owner(self)}, {count})>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+    def statistics(self) -> Statistics:
+        """Whether the lock is free, who holds it, and how many wait for it."""
+        return Statistics(self._get_value(), self._holder_pid(), self._waiters())
+
+
+class Semaphore(SemaphoreBase):
+    """A counting semaphore between processes (multiprocessing.Semaphore).
+
+    The units that a process has acquired and not released come back if it is killed. What it has released beyond what it
+    had acquired stays released, and a process that ends normally changes nothing.
+    """
+
+    def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
+        super().__init__(value)
+
+    @property
+    def _semlock(self) -> "Semaphore":
+        return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(value={self.get_value()})>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+    def statistics(self) -> Statistics:
+        """Units that are free, and how many wait for one. There is no one holder."""
+        return Statistics(self.get_value(), None, self._waiters())
+
+
+class BoundedSemaphore(Semaphore):
+    """A semaphore whose value never passes its initial value (multiprocessing.BoundedSemaphore)."""
+
+    def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
+        SemaphoreBase.__init__(self, value, value)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._maximum})>"
+
+
+class Condition:
+    """A condition variable between processes (multiprocessing.Condition).
+
+    Waiters are notified in the order in which they came. One that was killed is not counted, and a notification that was
+    on its way to it goes to the next.
+    """
+
+    def __init__(self, lock: Lock | RLock | None = None, *, ctx: _context.BaseContext | None = None) -> None:
+        self._lock = RLock(ctx=ctx) if lock is None else lock
+        self._waiters = Waiters()
+        self._make_methods()
+
+    def _make_methods(self) -> None:
+        self.acquire = self._lock.acquire
+        self.release = self._lock.release
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        _context.assert_spawning(self)
+        return self._lock, self._waiters.block
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._lock, block = state
+        self._waiters = Waiters(block)
+        self._make_methods()
+
+    def __enter__(self) -> bool:
+        return self._lock.__enter__()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.__exit__(exc_type, exc, traceback)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}({self._lock}, {self._waiters.count()})>"
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Releases the lock, waits until notified (at most `timeout` seconds if not None), acquires it again.
+
+        Returns whether it was notified. The lock must be held (AssertionError).
+        """
+        if not self._lock._is_mine():
+            raise AssertionError("must acquire() condition before using wait()")
+        cell = self._waiters.enter()
+        depth = self._lock._count()
+        for _ in range(depth):
+            self._lock.release()
+        try:
+            return self._waiters.wait(cell, timeout)
+        finally:
+            for _ in range(depth):
+                self._lock.acquire()
+
+    def notify(self, n: int = 1) -> None:
+        """Wakes up to n of the waiters, those who came first. The lock must be held (AssertionError)."""
+        if not self._lock._is_mine():
+            raise AssertionError("lock is not owned")
+        if n > 0:
+            self._waiters.notify(n)
+
+    def notify_all(self) -> None:
+        """Wakes all waiters. The lock must be held (AssertionError)."""
+        if not self._lock._is_mine():
+            raise AssertionError("lock is not owned")
+        self._waiters.notify(-1)
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Waits until predicate() is true, at most `timeout` seconds if not None. Returns its last value."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (result := predicate()):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self.wait(left)
+        return result
+
+    def statistics(self) -> Statistics:
+        """Of the lock: whether it is free and who holds it; and how many wait for a notification."""
+        return Statistics(self._lock._get_value(), self._lock._holder_pid(), self._waiters.count())
+
+
+class Event(EventBase):
+    """A flag that processes can wait for (multiprocessing.Event). set() never blocks, whoever was killed while waiting."""
+
+    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+    def statistics(self) -> Statistics:
+        """1 if set, and how many wait."""
+        return Statistics(int(self.is_set()), None, self._waiters())
+
+
+class Barrier(threading.Barrier):
+    """A barrier between processes (multiprocessing.Barrier).
+
+    A process that is killed while it waits is as if it had not come: it is not counted, and the barrier opens when
+    `parties` living ones have arrived.
+    """
+
+    def __init__(
+        self,
+        parties: int,
+        action: Callable[[], Any] | None = None,
+        timeout: float | None = None,
+        *,
+        ctx: _context.BaseContext | None = None,
+    ) -> None:
+        if parties < 1:  # threading.Barrier checks this from 3.13 on
+            raise ValueError(f"parties must be at least 1, got {parties}")
+        self._shared = BarrierState(parties)
+        self._action = action
+        self._timeout = timeout
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        _context.assert_spawning(self)
+        return self._shared.block, self._action, self._timeout
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        block, self._action, self._timeout = state
+        self._shared = BarrierState(0, block)
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self.broken:
+            return f"<{name} at {id(self):#x}: broken>"
+        return f"<{name} at {id(self):#x}: waiters={self.n_waiting}/{self.parties}>"
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits until all parties have arrived. Returns a place from 0 to parties - 1, another for each of them.
+
+        Raises threading.BrokenBarrierError if the barrier is broken, reset, or not complete within `timeout` seconds (the
+        constructor's if None); that breaks it for the others too.
+        """
+        if timeout is None:
+            timeout = self._timeout
+        shared = self._shared
+        with shared:
+            if shared.broken:
+                raise threading.BrokenBarrierError
+            places = shared.places()
+            place = next(i for i in range(len(places) + 1) if i not in places)
+            if len(places) + 1 == shared.parties:
+                self._open()
+                return place
+            cell, generation = shared.enter(place)
+        try:
+            outcome = shared.wait(cell, generation, timeout)
+        except BaseException:
+            self.abort()
+            raise
+        if outcome == "timeout":
+            with shared:
+                if shared.generation == generation:  # else it has just ended, and those who wait now are others
+                    shared.end_cycle(True, True)
+        if outcome != "passed":
+            raise threading.BrokenBarrierError
+        return place
+
+    def _open(self) -> None:
+        try:
+            if self._action is not None:
+                self._action()
+        except BaseException:
+            self._shared.end_cycle(True, True)
+            raise
+        self._shared.end_cycle(False, False)
+
+    def reset(self) -> None:
+        """Makes the barrier whole again. Those who wait get BrokenBarrierError."""
+        with self._shared:
+            self._shared.end_cycle(True, False)
+
+    def abort(self) -> None:
+        """Breaks the barrier: those who wait, and those who come, get BrokenBarrierError."""
+        with self._shared:
+            self._shared.end_cycle(True, True)
+
+    @property
+    def parties(self) -> int:
+        """How many it takes to open the barrier."""
+        return self._shared.parties
+
+    @property
+    def n_waiting(self) -> int:
+        """How many have arrived and wait."""
+        return len(self._shared.places())
+
+    @property
+    def broken(self) -> bool:
+        """True if the barrier is broken."""
+        return self._shared.broken
+
+    def statistics(self) -> Statistics:
+        """How many have arrived; who holds the barrier's own lock at this moment."""
+        waiting = self.n_waiting
+        return Statistics(waiting, self._shared._holder_pid(), waiting)
+
+
+def _owner(lock: LockBase) -> str:
+    """multiprocessing's words for who owns a lock, as seen from this thread."""
+    if lock._is_mine():
+        return lock._identify()
+    if lock._get_value():
+        return "None"
+    return "SomeOtherThread" if lock._count() > 0 else "SomeOtherProcess"
+
+
+def _reduce(primitive: Any) -> tuple[Any, ...]:
+    _context.assert_spawning(primitive)
+    return _rebuild, (type(primitive), primitive.block, primitive.__dict__)
+
+
+def _rebuild(cls: type[Any], block: Any, state: dict[str, Any]) -> Any:
+    primitive = cls.__new__(cls)
+    if issubclass(cls, LockBase):
+        LockBase.__init__(primitive, issubclass(cls, RLock), block)
+    elif issubclass(cls, SemaphoreBase):
+        SemaphoreBase.__init__(primitive, block=block)
+    else:
+        EventBase.__init__(primitive, block)
+    primitive.__dict__.update(state)
+    return primitive
