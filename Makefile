@@ -70,7 +70,7 @@ demo: $(VENV)/.built
 	@diff build/demo/multiprocessing.txt build/demo/mpipc.txt && echo 'The output of both is identical.'
 
 test: $(VENV)/.built $(VENV)/.test-tools
-	@$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-all:
 	@status=0; for python in $$(.ci/interpreters); do \

@@ -3,13 +3,12 @@
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
-
 if not sys.platform.startswith("linux"):
     sys.exit("mpipc needs Linux: it is built on System V IPC with SEM_UNDO as Linux implements them.")
 
 from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CORE = Path("mpipc/family/src")
 CORE_MODULE = "mpipc.family._core"
@@ -55,8 +54,11 @@ class BuildWithReaper(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """One for each .pyx. Those above the kernel layer contain the C core, which keeps no state of its own but what it is
-    handed in a struct mp_family: the copies do not know of each other, and do not need to."""
+    """One for each .pyx.
+
+    Those above the kernel layer contain the C core, which keeps no state but what it is handed in a struct mp_family:
+    the copies do not know of each other, and do not need to.
+    """
     found = []
     for source in sorted(Path("mpipc").rglob("*.pyx")):
         name = ".".join(source.with_suffix("").parts)

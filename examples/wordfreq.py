@@ -189,7 +189,7 @@ def positive(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count the identifiers in a tree of Python sources.")
-    parser.add_argument("paths", nargs="*", type=Path, help="default: the standard library, and what is installed in it")
+    parser.add_argument("paths", nargs="*", type=Path, help="default: the standard library with its site-packages")
     parser.add_argument("--backend", choices=("mpipc", "multiprocessing"), default="mpipc")
     parser.add_argument("--start-method", choices=("fork", "spawn", "forkserver"), help="default: the backend's")
     parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, help="default: one a CPU")
@@ -206,7 +206,11 @@ def main() -> int:
         print(f"wordfreq: no Python files in {', '.join(map(str, roots))}", file=sys.stderr)
         return 2
 
-    multiprocessing = importlib.import_module(arguments.backend)  # the one line that differs
+    try:
+        multiprocessing = importlib.import_module(arguments.backend)  # the one line that differs
+    except ImportError as error:
+        print(f"wordfreq: {arguments.backend} cannot be imported: {error}", file=sys.stderr)
+        return 2
     context = multiprocessing.get_context(arguments.start_method)
 
     advance, finish = progress(len(files))
