@@ -133,7 +133,9 @@ def _stale_modules() -> list[str]:
     package = package_folder() or ROOT / "mpipc"
     stale = []
     for source in sorted((ROOT / "mpipc").rglob("*.pyx")):
-        inputs = [source, *source.parent.glob("*.pxd"), *source.parent.glob("src/*.[ch]")]
+        inputs = [source, *source.parent.glob("*.pxd")]
+        if source.parent.name != "sysv":
+            inputs += (ROOT / "mpipc/family/src").glob("*.[ch]")
         built = (package / source.relative_to(ROOT / "mpipc")).with_name(source.stem + suffix)
         if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in inputs):
             stale.append(".".join(source.relative_to(ROOT).with_suffix("").parts))
