@@ -9,7 +9,7 @@ from multiprocessing import process as _process
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR, EOVERFLOW, EPERM, ETIMEDOUT
+from libc.errno cimport EAGAIN, EINTR, ENOSPC, EOVERFLOW, EPERM, ETIMEDOUT, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc.family._core cimport (
@@ -31,6 +31,7 @@ from mpipc.family._core cimport (
     Block,
     deadline_after,
     fail,
+    fail_bell,
     mp_bell_get,
     mp_bell_set,
     mp_bell_wait,
@@ -62,8 +63,6 @@ from mpipc.family._core cimport (
     new_block,
     seal,
 )
-
-from libc.errno cimport errno
 
 SEM_VALUE_MAX = 0x7fffffff
 
@@ -134,7 +133,7 @@ cdef class LockBase(Shared):
             if error == ETIMEDOUT:
                 return False
             if error != EINTR:
-                fail(error, "waiting for a lock")
+                fail_bell(error)
             PyErr_CheckSignals()
 
     def release(self):
@@ -154,7 +153,7 @@ cdef class LockBase(Shared):
         if error == EPERM:
             raise ValueError("semaphore or lock released too many times")
         if error != MP_OK:
-            fail(error, "releasing a lock")
+            fail_bell(error)
 
     def __enter__(self):
         return self.acquire()
@@ -244,7 +243,7 @@ cdef class SemaphoreBase(Shared):
                 if error == EINTR:
                     PyErr_CheckSignals()
                 elif error != MP_OK and error != EAGAIN:
-                    fail(error, "waiting for a semaphore")
+                    fail_bell(error)
         finally:
             mp_sem_withdraw(f, index)
 
@@ -257,8 +256,10 @@ cdef class SemaphoreBase(Shared):
         error = mp_sem_release(self.block.f, self.block.index)
         if error == EOVERFLOW:
             raise ValueError("semaphore or lock released too many times")
-        if error != MP_OK:
+        if error == ENOSPC:
             fail(error, "releasing a semaphore")
+        if error != MP_OK:
+            fail_bell(error)
 
     def __enter__(self):
         return self.acquire()
@@ -302,13 +303,13 @@ cdef class EventBase(Shared):
 
     def _set(self, int value):
         if mp_bell_set(self.block.f, self.block.index, value) < 0:
-            fail(errno, "changing an event")
+            fail_bell(errno)
 
     def is_set(self):
         """True if the event is set. See multiprocessing.Event."""
         cdef int value = mp_bell_get(self.block.f, self.block.index, GETVAL)
         if value < 0:
-            fail(errno, "reading an event")
+            fail_bell(errno)
         return value == 0
 
     def set(self):
@@ -337,7 +338,7 @@ cdef class EventBase(Shared):
             if error == EINTR:
                 PyErr_CheckSignals()
             elif error != EAGAIN:
-                fail(error, "waiting for an event")
+                fail_bell(error)
 
     def _waiters(self):
         return mp_bell_get(self.block.f, self.block.index, GETZCNT)
@@ -372,7 +373,7 @@ cdef class Waiters(Shared):
                 if error == EINTR:
                     PyErr_CheckSignals()
                 elif error != MP_OK and error != EAGAIN:
-                    fail(error, "waiting for a condition")
+                    fail_bell(error)
             notified = not mp_cell_cancel(f, cell)
             return notified
         except BaseException:
@@ -477,7 +478,7 @@ cdef class BarrierState(LockBase):
                 if error == EINTR:
                     PyErr_CheckSignals()
                 elif error != MP_OK and error != EAGAIN and error != ETIMEDOUT:
-                    fail(error, "waiting at a barrier")
+                    fail_bell(error)
         finally:
             mp_cell_leave(f, cell)
 

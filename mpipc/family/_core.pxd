@@ -201,3 +201,5 @@ cdef Block new_block(uint32_t kind)
 cdef Block seal(Block block)
 cdef int64_t deadline_after(object timeout) except -2
 cdef object fail(int error, str what)
+cdef object fail_call(int error, str call, dict arguments)
+cdef object fail_bell(int error)

@@ -12,7 +12,7 @@ from cpython.mem cimport PyMem_Malloc
 from libc.errno cimport EINVAL, ESTALE, errno
 from libc.string cimport strdup
 
-from mpipc.family._errors import family_error
+from mpipc.family._errors import bell_error, call_error, family_error
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -47,6 +47,16 @@ pthread_atfork(NULL, NULL, _unjoined_child)
 cdef object fail(int error, str what):
     """Raises the OSError that tells what to do."""
     raise family_error(error, what)
+
+
+cdef object fail_call(int error, str call, dict arguments):
+    """Raises the error of a system call, with the limit that was met."""
+    raise call_error(error, call, arguments)
+
+
+cdef object fail_bell(int error):
+    """Raises the error of a semaphore operation on one of the pooled sets."""
+    raise bell_error(error)
 
 
 cdef int64_t deadline_after(object timeout) except -2:
@@ -192,7 +202,10 @@ def _found():
     program = " ".join(sys.orig_argv).encode(errors="replace")[:255]
     mp_sweep()
     if mp_family_create(family.f, program) != MP_OK:
-        fail(errno, "creating a family")
+        error = errno
+        if family.f.shmid >= 0:
+            fail_call(error, "semget", {"key": 0, "nsems": 4 + MP_SLOTS, "semflg": 0o1600})
+        fail_call(error, "shmget", {"key": 0, "size": sizeof(mp_segment), "shmflg": 0o13600})
     if mp_family_join(family.f) != MP_OK:
         fail(errno, "joining the new family")
     return family._register()
@@ -393,7 +406,7 @@ def new_queue(int mode=0o600):
     if mp_block_msgget(block.family.f, block.index, mode) < 0:
         error = errno
         mp_block_abandon(block.family.f, block.index)
-        fail(error, "msgget")
+        fail_call(error, "msgget", {"key": block.b.key, "msgflg": mode | 0o3000})
     return seal(block)
 
 
@@ -403,7 +416,7 @@ def new_segment(uint64_t size, int flags=0o600):
     if mp_block_shmget(block.family.f, block.index, size, flags) < 0:
         error = errno
         mp_block_abandon(block.family.f, block.index)
-        fail(error, f"shmget of {size} bytes")
+        fail_call(error, "shmget", {"key": block.b.key, "size": size, "shmflg": flags | 0o3000})
     return seal(block)
 
 

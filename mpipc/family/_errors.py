@@ -1,40 +1,35 @@
-"""What went wrong in the family, and what to do about it."""
+"""What went wrong in the family, and what to do about it.
+
+Failed system calls are mpipc.sysv's errors, which name the limit that was met; the family's own tables have limits too.
+"""
 
 import errno
 import os
 
-_ADVICE = {
-    errno.EUSERS: "the process table is full: a family has 1024 slots, one for each process",
+from mpipc.sysv.errors import SysVError, from_errno
+
+_OWN = {
+    errno.EUSERS: "the process table of the family is full: it has 1024 slots, one for each process",
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
+    errno.ENOSPC: (
+        "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore in use, and"
+        " 16384 threads waiting in conditions and barriers"
+    ),
 }
 
 
 def family_error(error: int, what: str) -> OSError:
-    """The OSError for a failed step of the family layer: limits are named with their value and their sysctl."""
-    if error in _ADVICE:
-        return OSError(error, f"mpipc: {what}: {_ADVICE[error]}")
-    if error in (errno.ENOSPC, errno.ENOMEM, errno.EINVAL):
-        return OSError(error, f"mpipc: {what}: {os.strerror(error)}. {_limits()}")
-    return OSError(error, f"mpipc: {what}: {os.strerror(error)}")
+    """The OSError for a step of the family itself that failed."""
+    return OSError(error, f"mpipc: {what}: {_OWN.get(error) or os.strerror(error)}")
 
 
-def _limits() -> str:
-    def read(name: str) -> str:
-        try:
-            with open(f"/proc/sys/kernel/{name}") as file:
-                return " ".join(file.read().split())
-        except OSError:
-            return "unknown"
+def call_error(error: int, call: str, arguments: dict[str, object]) -> SysVError:
+    """The error for a system call that the C layer made for an object of ours."""
+    return from_errno(error, call, arguments, gone=error == errno.EINVAL and call in ("semop", "semtimedop", "semctl"))
 
-    def used(kind: str) -> int:
-        try:
-            with open(f"/proc/sysvipc/{kind}") as file:
-                return sum(1 for _ in file) - 1
-        except OSError:
-            return -1
 
-    return (
-        f"System V limits (sysctl = value, in use): kernel.shmmni = {read('shmmni')}, {used('shm')} segments; "
-        f"kernel.sem = {read('sem')}, {used('sem')} sets; kernel.msgmni = {read('msgmni')}, {used('msg')} queues. "
-        "A family itself has room for 262144 objects"
-    )
+def bell_error(error: int) -> SysVError:
+    """The error for ringing or waiting at a bell: the pooled set could not be made, or somebody has removed it."""
+    if error in (errno.ENOSPC, errno.ENOMEM, errno.EACCES):
+        return call_error(error, "semget", {"key": 0, "nsems": 1025, "semflg": 0o1600})
+    return call_error(error, "semtimedop", {"semid": "of the family", "sops": [(0, -1, 0)]})
