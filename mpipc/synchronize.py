@@ -191,9 +191,33 @@ class Condition:
             self.wait(left)
         return result
 
+    # multiprocessing's Condition counts its waiters in three semaphores, which programs (and CPython's tests) read when
+    # they want to know who waits.
+
+    @property
+    def _sleeping_count(self) -> "_Reading":
+        return _Reading(self._waiters.count())
+
+    @property
+    def _woken_count(self) -> "_Reading":
+        return _Reading(0)
+
+    @property
+    def _wait_semaphore(self) -> "_Reading":
+        return _Reading(0)
+
     def statistics(self) -> Statistics:
         """Of the lock: whether it is free and who holds it; and how many wait for a notification."""
         return Statistics(self._lock._get_value(), self._lock._holder_pid(), self._waiters.count())
+
+
+class _Reading(NamedTuple):
+    """A number that is read like the value of a semaphore."""
+
+    value: int
+
+    def get_value(self) -> int:
+        return self.value
 
 
 class Event(EventBase):
