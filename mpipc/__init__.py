@@ -21,11 +21,11 @@ if not any(os.path.exists(os.path.join(__path__[0], "sysv", "msg" + suffix)) for
         " run `pip install .` in its source tree, or `make`."
     )
 
-import multiprocessing  # noqa: E402  (a kernel without System V IPC is told so before anything else is loaded)
+import multiprocessing
 
-from mpipc import context  # noqa: E402
-from mpipc import process as process  # noqa: E402
-from mpipc import reduction as reduction  # noqa: E402
+from mpipc import context
+from mpipc import process as process
+from mpipc import reduction as reduction
 
 __version__ = "0.1.0"
 

@@ -31,6 +31,7 @@ from mpipc.process import active_children as active_children
 from mpipc.process import current_process as current_process
 from mpipc.process import parent_process as parent_process
 
+__all__: list[str]
 __version__: str
 SUBDEBUG: int
 SUBWARNING: int

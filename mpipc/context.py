@@ -5,6 +5,9 @@ interpreter, and so is its choice of the default start method. The default conte
 through it settles mpipc's start method, never multiprocessing's, and the other way round. A child inherits both.
 """
 
+# The factories return other types than the standard library's do, on purpose.
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 import multiprocessing.context as _base
@@ -32,7 +35,6 @@ __all__ = ()
 INHERITED_METHOD = "_mpipc_start_method"
 
 
-# ignore[override]: the types that the factories return are not subclasses of the standard library's.
 class BaseContext(_base.BaseContext):
     """The factories of multiprocessing.context.BaseContext for mpipc's classes.
 
@@ -47,43 +49,43 @@ class BaseContext(_base.BaseContext):
         manager.start()
         return manager
 
-    def Lock(self) -> synchronize.Lock:  # type: ignore[override]
+    def Lock(self) -> synchronize.Lock:
         """Return a non-recursive lock, which a process that dies does not keep."""
         from mpipc.synchronize import Lock
 
         return Lock(ctx=self.get_context())
 
-    def RLock(self) -> synchronize.RLock:  # type: ignore[override]
+    def RLock(self) -> synchronize.RLock:
         """Return a recursive lock, which a process that dies does not keep."""
         from mpipc.synchronize import RLock
 
         return RLock(ctx=self.get_context())
 
-    def Condition(self, lock: Any = None) -> synchronize.Condition:  # type: ignore[override]
+    def Condition(self, lock: Any = None) -> synchronize.Condition:
         """Return a condition with `lock`, a Lock or RLock, or with an RLock of its own."""
         from mpipc.synchronize import Condition
 
         return Condition(lock, ctx=self.get_context())
 
-    def Semaphore(self, value: int = 1) -> synchronize.Semaphore:  # type: ignore[override]
+    def Semaphore(self, value: int = 1) -> synchronize.Semaphore:
         """Return a semaphore of `value` units; those that a killed process held come back."""
         from mpipc.synchronize import Semaphore
 
         return Semaphore(value, ctx=self.get_context())
 
-    def BoundedSemaphore(self, value: int = 1) -> synchronize.BoundedSemaphore:  # type: ignore[override]
+    def BoundedSemaphore(self, value: int = 1) -> synchronize.BoundedSemaphore:
         """Return a semaphore whose value never exceeds `value`."""
         from mpipc.synchronize import BoundedSemaphore
 
         return BoundedSemaphore(value, ctx=self.get_context())
 
-    def Event(self) -> synchronize.Event:  # type: ignore[override]
+    def Event(self) -> synchronize.Event:
         """Return an event, which is clear."""
         from mpipc.synchronize import Event
 
         return Event(ctx=self.get_context())
 
-    def Barrier(  # type: ignore[override]
+    def Barrier(
         self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
     ) -> synchronize.Barrier:
         """Return a barrier for `parties` processes; one of them runs `action` when all are there."""
@@ -91,25 +93,25 @@ class BaseContext(_base.BaseContext):
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:  # type: ignore[override]
+    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:
         """Return a queue of at most `maxsize` objects, without a limit if that is 0 or less."""
         from mpipc.queues import Queue
 
         return Queue(maxsize, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:  # type: ignore[override]
+    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:
         """Return a queue with task_done() and join()."""
         from mpipc.queues import JoinableQueue
 
         return JoinableQueue(maxsize, ctx=self.get_context())
 
-    def SimpleQueue(self) -> queues.SimpleQueue[Any]:  # type: ignore[override]
+    def SimpleQueue(self) -> queues.SimpleQueue[Any]:
         """Return a queue with get(), put(), empty() and close() only."""
         from mpipc.queues import SimpleQueue
 
         return SimpleQueue(ctx=self.get_context())
 
-    def Pool(  # type: ignore[override]
+    def Pool(
         self,
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,
@@ -252,7 +254,8 @@ class DefaultContext(BaseContext, _base.DefaultContext):
 
     @_actual_context.setter
     def _actual_context(self, context: BaseContext | None) -> None:
-        vars(process.current_process()).pop(INHERITED_METHOD, None)
+        if context is not None:
+            vars(process.current_process()).pop(INHERITED_METHOD, None)
         self._settled = context
 
 

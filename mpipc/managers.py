@@ -5,6 +5,9 @@ socket, from this machine or another. That needs no System V IPC and is inherite
 connections: whoever waits for an answer gets EOFError or a ConnectionError.
 """
 
+# SharedMemory and ShareableList are not the standard library's, on purpose.
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 import multiprocessing.managers
@@ -96,13 +99,13 @@ class SharedMemoryManager(BaseManager, multiprocessing.managers.SharedMemoryMana
 
     _Server = SharedMemoryServer
 
-    def SharedMemory(self, size: int) -> shared_memory.SharedMemory:  # type: ignore[override]
+    def SharedMemory(self, size: int) -> shared_memory.SharedMemory:
         """Return a new segment of `size` bytes, tracked by the manager."""
         segment = shared_memory.SharedMemory(None, create=True, size=size)
         self._track(segment)
         return segment
 
-    def ShareableList(self, sequence: Iterable[Any] | None) -> shared_memory.ShareableList[Any]:  # type: ignore[override]
+    def ShareableList(self, sequence: Iterable[Any] | None) -> shared_memory.ShareableList[Any]:
         """Return a new list in shared memory with the items of `sequence`, tracked by the manager."""
         shareable = shared_memory.ShareableList(sequence)
         self._track(shareable.shm)
