@@ -1,4 +1,4 @@
-"""The face of the package: names and signatures are those of the interpreter's multiprocessing; importing it is cheap."""
+"""The face of the package: the names and signatures of the interpreter's multiprocessing, and a cheap import."""
 
 from __future__ import annotations
 
