@@ -1,7 +1,8 @@
 """The compiled halves of mpipc.synchronize: a lock, a counting semaphore, an event, and wait cells.
 
 The protocols, and what happens when a process dies in the middle of one, stand in family/src: lock.c, semaphore.c, cells.c.
-Changes of shared state are made with the GIL held; only sleeping is done without it.
+Changes of shared state are made with the GIL held; only sleeping is done without it. Signal handlers run after every
+interrupted sleep and on every tick: one that came just before the sleep began has not interrupted it.
 """
 
 import threading
@@ -132,7 +133,7 @@ cdef class LockBase(Shared):
                 return True
             if error == ETIMEDOUT:
                 return False
-            if error != EINTR:
+            if error != EINTR and error != EAGAIN:
                 fail_bell(error)
             PyErr_CheckSignals()
 
@@ -240,9 +241,9 @@ cdef class SemaphoreBase(Shared):
                         mp_tick(f)
                 if error == ETIMEDOUT:
                     return mp_sem_try(f, index, &error)
-                if error == EINTR:
+                if error == EINTR or error == EAGAIN:
                     PyErr_CheckSignals()
-                elif error != MP_OK and error != EAGAIN:
+                elif error != MP_OK:
                     fail_bell(error)
         finally:
             mp_sem_withdraw(f, index)
@@ -335,9 +336,9 @@ cdef class EventBase(Shared):
                 return True
             if error == ETIMEDOUT:
                 return False
-            if error == EINTR:
+            if error == EINTR or error == EAGAIN:
                 PyErr_CheckSignals()
-            elif error != EAGAIN:
+            else:
                 fail_bell(error)
 
     def _waiters(self):
@@ -370,9 +371,9 @@ cdef class Waiters(Shared):
                     error = mp_cell_wait(f, cell, deadline)
                 if error == ETIMEDOUT:
                     break
-                if error == EINTR:
+                if error == EINTR or error == EAGAIN:
                     PyErr_CheckSignals()
-                elif error != MP_OK and error != EAGAIN:
+                elif error != MP_OK:
                     fail_bell(error)
             notified = not mp_cell_cancel(f, cell)
             return notified
@@ -475,9 +476,9 @@ cdef class BarrierState(LockBase):
                     return "timeout"
                 with nogil:
                     error = mp_cell_wait(f, cell, deadline)
-                if error == EINTR:
+                if error == EINTR or error == EAGAIN:
                     PyErr_CheckSignals()
-                elif error != MP_OK and error != EAGAIN and error != ETIMEDOUT:
+                elif error != MP_OK and error != ETIMEDOUT:
                     fail_bell(error)
         finally:
             mp_cell_leave(f, cell)

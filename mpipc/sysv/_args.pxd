@@ -24,3 +24,11 @@ cdef inline int clipped(object number) except? -1:
     if overflow < 0 or value < INT_MIN:
         return INT_MIN
     return <int>value
+
+
+cdef inline bint given(tuple values) noexcept:
+    """Is any of them not None?"""
+    for value in values:
+        if value is not None:
+            return True
+    return False

@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from mpipc.sysv cimport _libc
-from mpipc.sysv._args cimport as_key, clipped
+from mpipc.sysv._args cimport as_key, clipped, given
 from mpipc.sysv._libc cimport mpipc_message
 
 from mpipc.sysv.errors import from_errno
@@ -203,7 +203,7 @@ def msgctl(int msqid, int cmd, buf=None, *, uid=None, gid=None, mode=None, msg_q
     """
     cdef _libc.msqid_ds ds
     cdef _libc.msginfo info
-    if cmd != _libc.IPC_SET and not (buf is uid is gid is mode is msg_qbytes is None):
+    if cmd != _libc.IPC_SET and given((buf, uid, gid, mode, msg_qbytes)):
         raise TypeError("msgctl: values to set go with IPC_SET only")
     if cmd == _libc.IPC_STAT:
         control(msqid, cmd, &ds)
@@ -218,7 +218,7 @@ def msgctl(int msqid, int cmd, buf=None, *, uid=None, gid=None, mode=None, msg_q
             gid = perm.gid if gid is None else gid
             mode = perm.mode if mode is None else mode
             msg_qbytes = buf.msg_qbytes if msg_qbytes is None else msg_qbytes
-        if uid is gid is mode is msg_qbytes is None:
+        if not given((uid, gid, mode, msg_qbytes)):
             raise TypeError("msgctl: IPC_SET needs an msqid_ds or one of uid, gid, mode and msg_qbytes")
         if uid is None or gid is None or mode is None or msg_qbytes is None:
             control(msqid, _libc.IPC_STAT, &ds)

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from mpipc.sysv cimport _libc
-from mpipc.sysv._args cimport as_key, clipped
+from mpipc.sysv._args cimport as_key, clipped, given
 from mpipc.sysv._libc cimport sembuf
 
 from mpipc.sysv.errors import SysVTimeoutError, from_errno, make
@@ -221,7 +221,7 @@ def semctl(int semid, int semnum, int cmd, arg=None, *, uid=None, gid=None, mode
     argument.buf = NULL
     if arg is not None and cmd != _libc.SETVAL and cmd != _libc.SETALL and cmd != _libc.IPC_SET:
         raise TypeError("semctl: arg goes with SETVAL, SETALL and IPC_SET only")
-    if cmd != _libc.IPC_SET and not (uid is gid is mode is None):
+    if cmd != _libc.IPC_SET and given((uid, gid, mode)):
         raise TypeError("semctl: uid, gid and mode go with IPC_SET only")
     if cmd == _libc.GETVAL or cmd == _libc.GETPID or cmd == _libc.GETNCNT or cmd == _libc.GETZCNT:
         return control(semid, semnum, cmd, argument, None)
@@ -256,7 +256,7 @@ def semctl(int semid, int semnum, int cmd, arg=None, *, uid=None, gid=None, mode
             uid = arg.sem_perm.uid if uid is None else uid
             gid = arg.sem_perm.gid if gid is None else gid
             mode = arg.sem_perm.mode if mode is None else mode
-        if uid is gid is mode is None:
+        if not given((uid, gid, mode)):
             raise TypeError("semctl: IPC_SET needs a semid_ds or one of uid, gid and mode")
         argument.buf = &ds
         if uid is None or gid is None or mode is None:

@@ -8,7 +8,7 @@ from libc.errno cimport EACCES, EINVAL, errno
 from libc.stdint cimport uintptr_t
 
 from mpipc.sysv cimport _libc
-from mpipc.sysv._args cimport as_key
+from mpipc.sysv._args cimport as_key, given
 
 from mpipc.sysv.errors import from_errno
 from mpipc.sysv.structs import ipc_perm, shm_info, shmid_ds, shminfo
@@ -77,6 +77,9 @@ cdef class Attachment:
 
     def __init__(self):
         raise TypeError("an Attachment is made by shmat()")
+
+    def __reduce__(self):
+        raise TypeError("an Attachment belongs to its process; pass the shmid on and attach there")
 
     def __dealloc__(self):
         if self.start != NULL:
@@ -271,7 +274,7 @@ def shmctl(int shmid, int cmd, buf=None, *, uid=None, gid=None, mode=None):
     cdef _libc.shmid_ds ds
     cdef _libc.shminfo limits
     cdef _libc.shm_info used
-    if cmd != _libc.IPC_SET and not (buf is uid is gid is mode is None):
+    if cmd != _libc.IPC_SET and given((buf, uid, gid, mode)):
         raise TypeError("shmctl: values to set go with IPC_SET only")
     if cmd == _libc.IPC_STAT:
         control(shmid, cmd, &ds)
@@ -294,7 +297,7 @@ def shmctl(int shmid, int cmd, buf=None, *, uid=None, gid=None, mode=None):
             uid = buf.shm_perm.uid if uid is None else uid
             gid = buf.shm_perm.gid if gid is None else gid
             mode = buf.shm_perm.mode if mode is None else mode
-        if uid is gid is mode is None:
+        if not given((uid, gid, mode)):
             raise TypeError("shmctl: IPC_SET needs a shmid_ds or one of uid, gid and mode")
         if uid is None or gid is None or mode is None:
             control(shmid, _libc.IPC_STAT, &ds)

@@ -41,11 +41,7 @@ bool mp_lock_try(struct mp_family *f, struct mp_block *b, bool woken) {
     return true;
 }
 
-static int dead_owner(struct mp_family *f, uint64_t word) {
-    return (word & MP_LOCK_OWNER) != 0 && !mp_slot_lives(f, (int)(word & MP_LOCK_OWNER) - 1);
-}
-
-/* Blocks until the lock is taken. 0, ETIMEDOUT, EINTR (a signal handler is due: run it and call again), or an errno. */
+/* Waits until the lock is taken. 0, ETIMEDOUT, an errno; or EINTR or EAGAIN (a tick has passed): look for signals, call again. */
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
     struct mp_block *b = mp_block_at(f, index);
     bool woken = false;
@@ -60,13 +56,10 @@ int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
         if (!(word & MP_LOCK_CONTENDED) && !atomic_compare_exchange_strong(&b->lock.word, &word, word | MP_LOCK_CONTENDED))
             continue;
         int error = mp_bell_wait(f, index, -1, deadline_ns);
-        if (error == EAGAIN) {
+        if (error == EAGAIN)
             mp_tick(f);
-            if (dead_owner(f, atomic_load(&b->lock.word)))
-                mp_recover(f);
-        } else if (error != MP_OK) {
+        if (error != MP_OK)
             return error;
-        }
         woken = true;
     }
 }
