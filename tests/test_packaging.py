@@ -178,7 +178,8 @@ def test_editable_install_works(unpacked: Path, wheel: Path, tmp_path: Path) -> 
     }
     assert os.access(tree / "mpipc/family/mpipc-reaper", os.X_OK)
     program = f"import site; site.addsitedir({str(target)!r}); import mpipc; mpipc.Lock(); print(mpipc.__file__)"
-    assert run(sys.executable, "-I", "-c", program, cwd=tmp_path) == f"{tree}/mpipc/__init__.py\n"
+    # -S: an mpipc installed beside this Python would come first.
+    assert run(sys.executable, "-I", "-S", "-c", program, cwd=tmp_path) == f"{tree}/mpipc/__init__.py\n"
 
 
 def test_another_platform_is_refused_in_one_sentence(tmp_path: Path) -> None:
