@@ -4,6 +4,8 @@ A family is the set of processes that share mpipc objects, usually one process t
 objects belong to; most programs never call anything here.
 """
 
+from collections.abc import Callable
+
 from mpipc.family._core import (
     ENVIRONMENT,
     Block,
@@ -36,13 +38,23 @@ __all__ = [
     "new_segment",
     "payload",
     "record_transit",
+    "register_reserve",
     "sweep",
 ]
 
+_reserves: list[Callable[[], set[int]]] = []
+
+
+def register_reserve(segments: Callable[[], set[int]]) -> None:
+    """`segments` returns the ids of the segments that a layer above keeps in reserve while nobody uses them."""
+    _reserves.append(segments)
+
 
 def infrastructure() -> dict[str, set[int]]:
-    """Kernel ids that live as long as the families of this process do, by kind: "shm", "sem", "msg"."""
+    """Kernel ids that live as long as this process or its families do, by kind: "shm", "sem", "msg"."""
     found: dict[str, set[int]] = {"shm": set(), "sem": set(), "msg": set()}
+    for segments in _reserves:
+        found["shm"] |= segments()
     for family in families_of_this_process():
         for kind, ids in family.infrastructure().items():
             found[kind] |= ids
