@@ -4,12 +4,11 @@ Reading them needs no permission on the objects. Fields are named as the columns
 `perms` is msqid_ds.msg_perm.mode and its like. Pids are those of the caller's pid namespace.
 """
 
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 __all__ = ["QueueInfo", "SegmentInfo", "SetInfo", "message_queues", "semaphore_sets", "shared_memory_segments"]
 
-_PROC = Path("/proc/sysvipc")
+_PROC = "/proc/sysvipc"
 
 
 class QueueInfo(NamedTuple):
@@ -86,7 +85,8 @@ def shared_memory_segments() -> list[SegmentInfo]:
 
 
 def _read(name: str, kind: type[_Info]) -> list[_Info]:
-    header, *lines = (_PROC / name).read_text(encoding="ascii").splitlines()
+    with open(f"{_PROC}/{name}", encoding="ascii") as file:
+        header, *lines = file.read().splitlines()
     titles = header.split()
     columns = [titles.index(field) for field in kind._fields]  # by name: a later kernel may add columns
     perms = kind._fields.index("perms")

@@ -40,10 +40,17 @@ def test_limits_are_those_of_the_kernel() -> None:
 
 def test_limits_are_those_of_the_namespace(in_namespace: Callable[[Body], None]) -> None:
     def body() -> None:
-        values = {"msgmni": 11, "msgmax": 12, "msgmnb": 13, "sem": "14 15 16 17", "shmmni": 18, "shmmax": 19}
+        values: dict[str, int | str] = {
+            "msgmni": 11,
+            "msgmax": 12,
+            "msgmnb": 13,
+            "sem": "14 15 16 17",
+            "shmmni": 18,
+            "shmmax": 19,
+        }
+        values["shmall"] = 20
         for name, value in values.items():
             set_limit(name, value)
-        set_limit("shmall", 20)
         check_limits()
         assert sysv.limits() == (11, 12, 13, 14, 15, 16, 17, 32767, 18, 19, 20, 1)
 

@@ -320,11 +320,32 @@ def test_a_sender_waits_for_room(queue: int, fork_child: Callable[..., Child]) -
 
 
 def test_other_threads_run_while_one_waits(queue: int) -> None:
-    sender = threading.Timer(0, lambda: (wait_until(lambda: asleep_in(main, "msgrcv")), sysv.msgsnd(queue, 1, b"go")))
     main = threading.get_native_id()
+
+    def send() -> None:
+        wait_until(lambda: asleep_in(main, "msgrcv"))
+        sysv.msgsnd(queue, 1, b"go")
+
+    sender = threading.Thread(target=send)
     sender.start()
-    assert sysv.msgrcv(queue) == (1, b"go")  # for ever, if it kept the GIL
+    assert sysv.msgrcv(queue) == (1, b"go")  # would last for ever, if it kept the GIL
     sender.join()
+
+
+def test_other_threads_run_while_a_sender_waits(queue: int) -> None:
+    main = threading.get_native_id()
+
+    def receive() -> None:
+        wait_until(lambda: asleep_in(main, "msgsnd"))
+        sysv.msgrcv(queue)
+
+    sysv.msgctl(queue, IPC_SET, msg_qbytes=1)
+    sysv.msgsnd(queue, 1, b"1")
+    receiver = threading.Thread(target=receive)
+    receiver.start()
+    sysv.msgsnd(queue, 2, b"2")
+    receiver.join()
+    assert sysv.msgrcv(queue) == (2, b"2")
 
 
 # ---- msgctl
@@ -332,7 +353,8 @@ def test_other_threads_run_while_one_waits(queue: int) -> None:
 
 def test_stat_has_every_field(queue: int, fork_child: Callable[..., Child]) -> None:
     before = int(time.time())
-    fork_child(lambda: (sysv.msgsnd(queue, 1, b"123"), sysv.msgsnd(queue, 1, b"4567"))).join()
+    for text in (b"123", b"4567"):
+        fork_child(lambda text=text: sysv.msgsnd(queue, 1, text)).join()
     sysv.msgrcv(queue)
     stat, row = sysv.msgctl(queue, IPC_STAT), kernel_rows("msg")[queue]
     perm = stat.msg_perm

@@ -312,16 +312,19 @@ def test_a_timeout_that_is_none(semset: int, timeout: float) -> None:
 
 
 def test_other_threads_run_while_one_waits(semset: int) -> None:
-    for wait in (
+    def release() -> None:
+        wait_until(lambda: waiters(semset))
+        sysv.semop(semset, [(0, 1)])
+
+    calls: tuple[Callable[[], None], ...] = (
         lambda: sysv.semop(semset, [(0, -1)]),
         lambda: sysv.semtimedop(semset, [(0, -1)]),
         lambda: sysv.semtimedop(semset, [(0, -1)], 3600),
-    ):
-        thread = threading.Thread(
-            target=lambda: (wait_until(lambda: waiters(semset)), sysv.semop(semset, [(0, 1)]))  # needs the GIL
-        )
+    )
+    for call in calls:
+        thread = threading.Thread(target=release)
         thread.start()
-        wait()
+        call()  # would last for ever, if it kept the GIL
         thread.join()
 
 

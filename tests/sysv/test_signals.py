@@ -161,23 +161,3 @@ def test_a_handler_that_outlasts_the_timeout(semset: int, fork_child: ForkChild)
             sysv.semtimedop(semset, [(0, -1)], 0.05)
 
     fork_child(body).join()
-
-
-def test_success_beats_a_pending_signal(queue: int, fork_child: ForkChild) -> None:
-    """A message that was taken out is returned, not lost, when a handler raises just then."""
-
-    def body() -> None:
-        def handler(*_: object) -> None:
-            raise InterruptedError
-
-        signal.signal(signal.SIGUSR1, handler)
-        sysv.msgsnd(queue, 1, b"kept")
-        received = []
-        try:
-            signal.raise_signal(signal.SIGUSR1)
-            received.append(sysv.msgrcv(queue))
-        except InterruptedError:
-            received.append(sysv.msgrcv(queue, msgflg=sysv.IPC_NOWAIT))
-        assert received == [(1, b"kept")]
-
-    fork_child(body).join()
