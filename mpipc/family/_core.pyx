@@ -4,6 +4,7 @@
 Everything here runs with the GIL and blocks nowhere.
 """
 
+import atexit
 import os
 import sys
 from multiprocessing import context as _mp_context
@@ -253,8 +254,21 @@ def families_of_this_process():
 
 # ---- fork ------------------------------------------------------------------------------------------------------------
 
+cdef bint _told_util = False
+
+
+def _leave_when_finalized(_):
+    # In the child of a Process of any context: the last of the finalizers that run when its target has returned.
+    sys.modules["multiprocessing.util"].Finalize(None, leaving, exitpriority=-sys.maxsize)
+
+
 def _before_fork():
+    global _told_util
     cdef mp_family *f = families
+    if f != NULL and not _told_util and "multiprocessing.util" in sys.modules:
+        # Not imported for this: without it nobody is about to start a Process.
+        sys.modules["multiprocessing.util"].register_after_fork(_leave_when_finalized, _leave_when_finalized)
+        _told_util = True
     while f != NULL:
         mp_fork_prepare(f)  # without a free slot the child joins by itself, when it uses the family
         f = f.next
@@ -304,6 +318,8 @@ def leaving():
     while f != NULL:
         mp_leaving(f)
         f = f.next
+
+atexit.register(leaving)
 
 
 # ---- blocks ------------------------------------------------------------------------------------------------------------
