@@ -47,8 +47,9 @@ from mpipc.family._core cimport (
     mp_cells_notify,
     mp_cells_waiting,
     mp_family,
-    mp_lock_me,
+    mp_lock_mine,
     mp_lock_release,
+    mp_lock_set_thread,
     mp_lock_try,
     mp_lock_wait,
     mp_sem_enroll,
@@ -64,6 +65,10 @@ from mpipc.family._core cimport (
     new_block,
     seal,
 )
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    pthread_t pthread_self()
 
 SEM_VALUE_MAX = 0x7fffffff
 
@@ -103,8 +108,11 @@ cdef class LockBase(Shared):
         self.block = block if block is not None else seal(new_block(MP_KIND_RLOCK if recursive else MP_KIND_LOCK))
 
     cdef inline bint mine(self) noexcept:
-        cdef uint64_t word = self.block.b.lock.word
-        return (word & 0xffffffff0000ffff) == mp_lock_me(self.block.f) and self.block.f.me != 0
+        return mp_lock_mine(self.block.f, self.block.b)
+
+    cdef inline void taken(self) noexcept:
+        self.block.b.lock.depth = 1
+        mp_lock_set_thread(self.block.b, <uint64_t> pthread_self())
 
     def acquire(self, block=True, timeout=None):
         """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it was
@@ -119,8 +127,8 @@ cdef class LockBase(Shared):
         if self.recursive and self.mine():
             handle.b.lock.depth += 1
             return True
-        if mp_lock_try(f, handle.b, False):
-            handle.b.lock.depth = 1
+        if mp_lock_try(f, handle.b, 0):
+            self.taken()
             return True
         deadline = acquire_deadline(block, timeout)
         if deadline == 0:
@@ -129,7 +137,7 @@ cdef class LockBase(Shared):
             with nogil:
                 error = mp_lock_wait(f, index, deadline)
             if error == MP_OK:
-                handle.b.lock.depth = 1
+                self.taken()
                 return True
             if error == ETIMEDOUT:
                 return False
@@ -150,6 +158,7 @@ cdef class LockBase(Shared):
             if handle.b.lock.depth > 1:
                 handle.b.lock.depth -= 1
                 return
+        mp_lock_set_thread(handle.b, 0)
         error = mp_lock_release(handle.f, handle.index)
         if error == EPERM:
             raise ValueError("semaphore or lock released too many times")

@@ -147,10 +147,11 @@ cdef extern from "family.h" nogil:
     int mp_bell_get(mp_family *f, uint32_t bell, int command)
     int mp_bell_wait(mp_family *f, uint32_t bell, int op, int64_t deadline_ns)
 
-    bint mp_lock_try(mp_family *f, mp_block *b, bint woken)
+    bint mp_lock_try(mp_family *f, mp_block *b, uint64_t contended)
+    void mp_lock_set_thread(mp_block *b, uint64_t thread)
+    bint mp_lock_mine(mp_family *f, mp_block *b)
     int mp_lock_wait(mp_family *f, uint32_t index, int64_t deadline_ns)
     int mp_lock_release(mp_family *f, uint32_t index)
-    uint64_t mp_lock_me(mp_family *f)
 
     void mp_sem_init(mp_block *b, uint32_t value, uint32_t maximum)
     uint32_t mp_sem_value(mp_block *b)

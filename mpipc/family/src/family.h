@@ -23,6 +23,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -97,10 +98,14 @@ enum mp_kind {
     MP_KIND_DATA     /* 64 bytes of the owner class's own */
 };
 
-/* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags : 16 | tid : 32 */
+/* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags */
 #define MP_LOCK_OWNER 0xffffull
 #define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
 #define MP_LOCK_DIED (1ull << 17)      /* the previous owner died holding it; cleared by the next release */
+
+/* Which thread of the owning process: its pthread_self(), in this word of `extra`. Written after the word is taken, set to 0
+ * before it is given back, so in the owning process it is never an earlier owner's. */
+#define MP_LOCK_THREAD 2
 
 struct mp_lock {
     _Atomic uint64_t word;
@@ -138,7 +143,7 @@ struct mp_block {
     int32_t key;
     int64_t made_at; /* time(2) just before the kernel object was made */
     uint64_t size;
-    uint64_t extra[3]; /* of the owner class */
+    uint64_t extra[3]; /* of the owner class; see MP_LOCK_THREAD */
     _Atomic uint64_t holders[MP_SLOTS / 64];
 };
 
@@ -270,9 +275,7 @@ int mp_bell_get(struct mp_family *f, uint32_t bell, int command);
 int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns);
 
 /* lock.c */
-bool mp_lock_try(struct mp_family *f, struct mp_block *b, bool woken);
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns);
-uint64_t mp_lock_me(struct mp_family *f);
 int mp_lock_release(struct mp_family *f, uint32_t index);
 
 /* semaphore.c */
@@ -337,6 +340,27 @@ static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) 
 
 static inline bool mp_kind_has_lock(uint32_t kind) {
     return kind == MP_KIND_LOCK || kind == MP_KIND_RLOCK || kind == MP_KIND_BARRIER || kind == MP_KIND_QUEUE;
+}
+
+/* The fast path of every lock. contended: MP_LOCK_CONTENDED after parking, because others may be parked still; else 0. Needs
+ * a joined process. */
+static inline bool mp_lock_try(struct mp_family *f, struct mp_block *b, uint64_t contended) {
+    uint64_t word = 0, me = f->me | contended;
+    while (!atomic_compare_exchange_weak_explicit(&b->lock.word, &word, me | (word & (MP_LOCK_DIED | MP_LOCK_CONTENDED)),
+                                                  memory_order_acquire, memory_order_relaxed))
+        if (word & MP_LOCK_OWNER)
+            return false;
+    return true;
+}
+
+static inline void mp_lock_set_thread(struct mp_block *b, uint64_t thread) {
+    __atomic_store_n(&b->extra[MP_LOCK_THREAD], thread, __ATOMIC_RELEASE);
+}
+
+/* Does this thread own the lock? */
+static inline bool mp_lock_mine(struct mp_family *f, struct mp_block *b) {
+    return (atomic_load_explicit(&b->lock.word, memory_order_relaxed) & MP_LOCK_OWNER) == f->me && f->me != 0 &&
+           __atomic_load_n(&b->extra[MP_LOCK_THREAD], __ATOMIC_ACQUIRE) == (uint64_t)pthread_self();
 }
 
 static inline uint32_t mp_cell_bell(uint32_t cell) { return MP_BLOCKS + cell; }

@@ -14,39 +14,12 @@
  *   releasing, between the compare-and-swap and the ring: the same as woken. */
 #include "family.h"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
-static uint32_t thread_id(struct mp_family *f) {
-    static __thread struct {
-        pid_t pid;
-        uint32_t tid;
-    } cache;
-    if (cache.pid != f->pid) { /* first use in this thread, or in a forked child */
-        cache.tid = (uint32_t)syscall(SYS_gettid);
-        cache.pid = f->pid;
-    }
-    return cache.tid;
-}
-
-uint64_t mp_lock_me(struct mp_family *f) { return f->me | (uint64_t)thread_id(f) << 32; }
-
-/* woken: called after parking; others may be parked still. Needs a joined process. */
-bool mp_lock_try(struct mp_family *f, struct mp_block *b, bool woken) {
-    uint64_t me = mp_lock_me(f) | (woken ? MP_LOCK_CONTENDED : 0);
-    uint64_t word = 0;
-    while (!atomic_compare_exchange_weak(&b->lock.word, &word, me | (word & (MP_LOCK_DIED | MP_LOCK_CONTENDED))))
-        if (word & MP_LOCK_OWNER)
-            return false;
-    return true;
-}
-
 /* Waits until the lock is taken. 0, ETIMEDOUT, an errno; or EINTR or EAGAIN (a tick has passed): look for signals, call again. */
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
     struct mp_block *b = mp_block_at(f, index);
     bool woken = false;
     for (;;) {
-        if (mp_lock_try(f, b, woken))
+        if (mp_lock_try(f, b, woken ? MP_LOCK_CONTENDED : 0))
             return MP_OK;
         uint64_t word = atomic_load(&b->lock.word);
         if (!(word & MP_LOCK_OWNER))
