@@ -15,7 +15,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc.family._core cimport (
     GETNCNT,
-    GETVAL,
     GETZCNT,
     MP_CELL_BROKEN,
     MP_CELL_NOTIFIED,
@@ -34,7 +33,6 @@ from mpipc.family._core cimport (
     fail,
     fail_bell,
     mp_bell_get,
-    mp_bell_set,
     mp_bell_wait,
     mp_cell_block,
     mp_cell_cancel,
@@ -46,6 +44,10 @@ from mpipc.family._core cimport (
     mp_cell_wait,
     mp_cells_notify,
     mp_cells_waiting,
+    mp_event_clear,
+    mp_event_init,
+    mp_event_is_set,
+    mp_event_set,
     mp_family,
     mp_lock_mine,
     mp_lock_release,
@@ -296,7 +298,7 @@ cdef class SemaphoreBase(Shared):
 
 
 cdef class EventBase(Shared):
-    """A flag that processes wait for: one System V semaphore, 1 while clear and 0 while set.
+    """A flag that processes wait for: one System V semaphore, positive while clear and 0 while set (family/src/event.c).
 
     wait() is a wait for zero, so set() wakes every waiter in one system call and counts nobody: a waiter that was killed
     leaves no trace, and nothing can be left half done.
@@ -308,27 +310,26 @@ cdef class EventBase(Shared):
             self.block = block
             return
         handle = seal(new_block(MP_KIND_EVENT))
-        self.block = handle
-        self._set(1)
-
-    def _set(self, int value):
-        if mp_bell_set(self.block.f, self.block.index, value) < 0:
+        if mp_event_init(handle.f, handle.index) < 0:
             fail_bell(errno)
+        self.block = handle
 
     def is_set(self):
         """True if the event is set. See multiprocessing.Event."""
-        cdef int value = mp_bell_get(self.block.f, self.block.index, GETVAL)
-        if value < 0:
+        cdef int answer = mp_event_is_set(self.block.f, self.block.index)
+        if answer < 0:
             fail_bell(errno)
-        return value == 0
+        return answer != 0
 
     def set(self):
         """Sets the event and wakes every waiter."""
-        self._set(0)
+        if mp_event_set(self.block.f, self.block.index) < 0:
+            fail_bell(errno)
 
     def clear(self):
         """Clears the event: from now on wait() waits."""
-        self._set(1)
+        if mp_event_clear(self.block.f, self.block.index) < 0:
+            fail_bell(errno)
 
     def wait(self, timeout=None):
         """Waits until the event is set, at most `timeout` seconds if that is not None. Returns whether it was set."""

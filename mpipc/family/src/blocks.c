@@ -239,6 +239,8 @@ int mp_bell_ring(struct mp_family *f, uint32_t bell, int times) {
     return semop(semid, &ring, 1) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
 }
 
+/* SETVAL and the readings below are for rare occasions: semctl(2) locks the whole set, for which the kernel visits each of
+ * its semaphores, 20 us on a set that is otherwise used by single-operation semops (see event.c). */
 int mp_bell_set(struct mp_family *f, uint32_t bell, int value) {
     union semun arg = {.val = value};
     unsigned short num;

@@ -278,6 +278,12 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns);
 int mp_lock_release(struct mp_family *f, uint32_t index);
 
+/* event.c */
+int mp_event_init(struct mp_family *f, uint32_t index);
+int mp_event_set(struct mp_family *f, uint32_t index);
+int mp_event_clear(struct mp_family *f, uint32_t index);
+int mp_event_is_set(struct mp_family *f, uint32_t index);
+
 /* semaphore.c */
 bool mp_sem_try(struct mp_family *f, uint32_t index, int *error);
 int mp_sem_enroll(struct mp_family *f, uint32_t index);
