@@ -91,7 +91,7 @@ cdef enum:
     LINE = 64               # bytes; unit of arenas for small pieces: no two pieces share a cache line
     FIRST_ARENA = 65536     # bytes of the first arena for small pieces
     RESERVE = 1048576       # bytes; one empty arena of each kind up to this size is kept for what comes next
-    GIVE_BACK = 1048576     # bytes; from here on pages go back to the kernel when a piece is freed, and come back as zeros
+    GIVE_BACK = 1048576     # bytes; from here on the pages of a piece go back to the kernel when it is freed
     LOOKS = 16              # pending pieces that are looked at by each allocation
     LOOKS_ON_FREE = 2
     BINS = 140
@@ -107,12 +107,12 @@ cdef void _count_fork() noexcept nogil:
 pthread_atfork(NULL, NULL, _count_fork)
 
 
-# ---- extents: which units of an arena are free ------------------------------------------------------------------------
+# ---- extents: which units of an arena are free ----------------------------------------------------------------------
 #
 # An arena is tiled by extents, each free or in use. `length` has, at the first and at the last unit of an extent, its
 # number of units, with the flag FREE if it is free; no two free ones are neighbours. The free ones are chained in bins:
-# up to 31 units one bin a length, from there on four bins for each power of 2, so that every extent of a higher bin than
-# the one wanted is long enough. All operations take constant time, but for the search in the bin of the wanted length
+# up to 31 units one bin a length, from there on four bins for each power of 2; all extents of a higher bin than the one
+# wanted are long enough. All operations take constant time, but for the search in the bin of the wanted length
 # itself, which is done only before the heap would have to grow.
 
 cdef uint32_t FREE = 1u << 31
@@ -247,7 +247,7 @@ cdef uint32_t give(extents *x, uint32_t start) noexcept nogil:
     return units
 
 
-# ---- arenas -----------------------------------------------------------------------------------------------------------
+# ---- arenas ---------------------------------------------------------------------------------------------------------
 
 _attached = weakref.WeakValueDictionary()  # (address of the arena's block, serial) -> Arena
 
@@ -338,7 +338,7 @@ cdef Arena attached_arena(Block block):
     return arena
 
 
-# ---- pieces -----------------------------------------------------------------------------------------------------------
+# ---- pieces ---------------------------------------------------------------------------------------------------------
 
 cdef inline bint gone(mp_block *b, uint32_t serial) noexcept nogil:
     return mp_block_state_of(b.word) != MP_BLOCK_READY or mp_block_serial(b.word) != serial
@@ -427,7 +427,7 @@ cdef void give_back(Arena arena, uint32_t first) noexcept:
         (<Heap> arena.heap).emptied(arena)
 
 
-# ---- the heap ----------------------------------------------------------------------------------------------------------
+# ---- the heap -------------------------------------------------------------------------------------------------------
 
 cdef struct pending_piece:
     mp_block *block

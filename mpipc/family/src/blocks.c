@@ -7,6 +7,7 @@
  *     transit slot holds), so a block without holders never gets one again;
  *   the word of a block carries its serial, so a compare-and-swap on it cannot act on the block's next life. */
 #include "family.h"
+#include "named.h"
 
 #include <string.h>
 #include <sys/ipc.h>
@@ -214,6 +215,8 @@ void mp_block_remove_kernel_object(struct mp_block *b) {
         return;
     if (b->kind == MP_KIND_QUEUE)
         remove_queue(b, atomic_load(&b->id));
+    else if (b->kind == MP_KIND_SEGMENT && ((uint32_t)b->key & MP_KEY_MASK) == MP_NAMED_PREFIX)
+        mp_named_remove(b);
     else if (b->kind == MP_KIND_SEGMENT)
         remove_segment(b, atomic_load(&b->id));
 }

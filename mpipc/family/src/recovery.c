@@ -4,6 +4,7 @@
  * One process at a time recovers a family: it holds MP_SEM_RECOVERY with SEM_UNDO, so dying in here releases it. Every step
  * can be done again from the start: a slot stays DEAD until nothing in the segment mentions it (rule R3). */
 #include "family.h"
+#include "named.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -122,7 +123,8 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     for (uint32_t i = 0; i < MP_SLOTS / 64; i++)
         if (dead->bits[i] != 0 && (atomic_load(&b->holders[i]) & dead->bits[i]) != 0)
             atomic_fetch_and(&b->holders[i], ~dead->bits[i]);
-    mp_block_try_free(f, index, -1);
+    if (!mp_block_try_free(f, index, -1))
+        mp_named_reclaim(f, index, -1);
 }
 
 /* Rings again wherever a ring may have died with its ringer or its hearer (rule R5). */
