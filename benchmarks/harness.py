@@ -1,8 +1,8 @@
 """Measuring two or more implementations of one operation in one run, interleaved, and reporting ratios.
 
-On a shared machine an absolute time says little and drifts during a run. So the contestants take turns, A B A B ..., and
-what is reported is the ratio of neighbours: both had the same machine. Medians and the spread (lowest and highest) over
-the repetitions are shown; a spread that crosses 1 means that nothing was found.
+On a shared machine an absolute time says little and drifts during a run. So the contestants take turns, A B A B ...,
+and what is reported is the ratio of neighbours: both had the same machine. Medians and the spread (lowest and highest)
+over the repetitions are shown; a spread that crosses 1 means that nothing was found.
 """
 
 from __future__ import annotations
@@ -48,10 +48,15 @@ def calibrated(operation: Callable[[int], None], seconds: float) -> int:
 
 
 def compare(
-    case: str, contestants: Mapping[str, Callable[[int], None]], *, repeat: int, seconds: float, shared_count: bool = False
+    case: str,
+    contestants: Mapping[str, Callable[[int], None]],
+    *,
+    repeat: int,
+    seconds: float,
+    shared_count: bool = False,
 ) -> Result:
-    """Runs the contestants in turns, `repeat` times each, each turn about `seconds` long; with `shared_count` each does as
-    many operations as the fastest, which makes a fixed cost (starting processes) weigh the same on all."""
+    """Runs the contestants in turns, `repeat` times each, each turn about `seconds` long; with `shared_count` each does
+    as many operations as the fastest, which makes a fixed cost (starting processes) weigh the same on all."""
     counts = {name: calibrated(operation, seconds) for name, operation in contestants.items()}
     if shared_count:
         counts = dict.fromkeys(counts, max(counts.values()))

@@ -1,6 +1,6 @@
 """Locks, semaphores, events, conditions and values of mpipc beside multiprocessing's, in one process and between two.
 
-    python benchmarks/primitives.py [--repeat 7] [--seconds 0.1]
+python benchmarks/primitives.py [--repeat 7] [--seconds 0.1]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The compiled halves of mpipc.synchronize: a lock, a counting semaphore, an event, and wait cells.
 
-The protocols, and what happens when a process dies in the middle of one, stand in family/src: lock.c, semaphore.c, cells.c.
-Changes of shared state are made with the GIL held; only sleeping is done without it. Signal handlers run after every
-interrupted sleep and on every tick: one that came just before the sleep began has not interrupted it.
+The protocols, and what happens when a process dies in the middle of one, stand in family/src: lock.c, semaphore.c,
+cells.c. Changes of shared state are made with the GIL held; only sleeping is done without it. Signal handlers run after
+every interrupted sleep and on every tick: one that came just before the sleep began has not interrupted it.
 """
 
 import threading
@@ -117,8 +117,8 @@ cdef class LockBase(Shared):
         mp_lock_set_thread(self.block.b, <uint64_t> pthread_self())
 
     def acquire(self, block=True, timeout=None):
-        """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it was
-        taken. See multiprocessing.Lock.acquire."""
+        """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it
+        was taken. See multiprocessing.Lock.acquire."""
         cdef Block handle = self.block
         cdef mp_family *f = handle.f
         cdef int64_t deadline
@@ -223,8 +223,8 @@ cdef class SemaphoreBase(Shared):
         self._maximum = maximum
 
     def acquire(self, block=True, timeout=None):
-        """Takes one unit; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether one was
-        taken. See multiprocessing.Semaphore.acquire."""
+        """Takes one unit; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether one
+        was taken. See multiprocessing.Semaphore.acquire."""
         cdef Block handle = self.block
         cdef mp_family *f = handle.f
         cdef uint32_t index = handle.index
@@ -260,8 +260,8 @@ cdef class SemaphoreBase(Shared):
             mp_sem_withdraw(f, index)
 
     def release(self):
-        """Gives one unit back, or adds one. Raises ValueError if the value would pass its maximum: the initial value of a
-        BoundedSemaphore, SEM_VALUE_MAX else. See multiprocessing.Semaphore.release."""
+        """Gives one unit back, or adds one. Raises ValueError if the value would pass its maximum: the initial value of
+        a BoundedSemaphore, SEM_VALUE_MAX else. See multiprocessing.Semaphore.release."""
         cdef int error
         if self.block.f.slot < 0:
             self.block.ensure()
@@ -298,10 +298,11 @@ cdef class SemaphoreBase(Shared):
 
 
 cdef class EventBase(Shared):
-    """A flag that processes wait for: one System V semaphore, positive while clear and 0 while set (family/src/event.c).
+    """A flag that processes wait for: one System V semaphore, positive while clear and 0 while set
+    (family/src/event.c).
 
-    wait() is a wait for zero, so set() wakes every waiter in one system call and counts nobody: a waiter that was killed
-    leaves no trace, and nothing can be left half done.
+    wait() is a wait for zero, so set() wakes every waiter in one system call and counts nobody: a waiter that was
+    killed leaves no trace, and nothing can be left half done.
     """
 
     def __init__(self, Block block=None):

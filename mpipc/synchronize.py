@@ -3,8 +3,8 @@
 The classes have the names, signatures, errors and reprs of multiprocessing.synchronize. What they do beyond it:
 
 * a lock held by a process that died is handed to the next waiter, and says so (`owner_died`);
-* the units of a semaphore held by a process that was killed come back; a process that ends normally changes nothing, so a
-  semaphore can be used as a signal;
+* the units of a semaphore held by a process that was killed come back; a process that ends normally changes nothing,
+  so a semaphore can be used as a signal;
 * a killed waiter is not waited for, by Event.set(), Condition.notify(), Barrier.wait() or anybody;
 * `statistics()` tells value, holder and waiters.
 """
@@ -83,8 +83,8 @@ class RLock(LockBase):
 class Semaphore(SemaphoreBase):
     """A counting semaphore between processes (multiprocessing.Semaphore).
 
-    The units that a process has acquired and not released come back if it is killed. What it has released beyond what it
-    had acquired stays released, and a process that ends normally changes nothing.
+    The units that a process has acquired and not released come back if it is killed. What it has released beyond what
+    it had acquired stays released, and a process that ends normally changes nothing.
     """
 
     def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
@@ -118,8 +118,8 @@ class BoundedSemaphore(Semaphore):
 class Condition:
     """A condition variable between processes (multiprocessing.Condition).
 
-    Waiters are notified in the order in which they came. One that was killed is not counted, and a notification that was
-    on its way to it goes to the next.
+    Waiters are notified in the order in which they came. One that was killed is not counted, and a notification that
+    was on its way to it goes to the next.
     """
 
     def __init__(self, lock: Lock | RLock | None = None, *, ctx: _context.BaseContext | None = None) -> None:
@@ -221,7 +221,10 @@ class _Reading(NamedTuple):
 
 
 class Event(EventBase):
-    """A flag that processes can wait for (multiprocessing.Event). set() never blocks, whoever was killed while waiting."""
+    """A flag that processes can wait for (multiprocessing.Event).
+
+    set() never blocks, whoever was killed while waiting.
+    """
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
         super().__init__()
@@ -275,8 +278,8 @@ class Barrier(threading.Barrier):
     def wait(self, timeout: float | None = None) -> int:
         """Waits until all parties have arrived. Returns a place from 0 to parties - 1, another for each of them.
 
-        Raises threading.BrokenBarrierError if the barrier is broken, reset, or not complete within `timeout` seconds (the
-        constructor's if None); that breaks it for the others too.
+        Raises threading.BrokenBarrierError if the barrier is broken, reset, or not complete within `timeout` seconds
+        (the constructor's if None); that breaks it for the others too.
         """
         if timeout is None:
             timeout = self._timeout

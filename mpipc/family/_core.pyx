@@ -42,6 +42,7 @@ cdef void _unjoined_child() noexcept nogil:
         f.me = 0
         f = f.next
 
+
 pthread_atfork(NULL, NULL, _unjoined_child)
 
 
@@ -61,7 +62,8 @@ cdef object fail_bell(int error):
 
 
 cdef int64_t deadline_after(object timeout) except -2:
-    """Absolute CLOCK_MONOTONIC ns for a timeout in seconds; -1 for None. Negative timeouts are 0, as multiprocessing's are."""
+    """Absolute CLOCK_MONOTONIC ns for a timeout in seconds; -1 for None. Negative timeouts are 0, as multiprocessing's
+    are."""
     cdef double seconds
     if timeout is None:
         return -1
@@ -132,8 +134,8 @@ cdef class Family:
         return mp_reaper_present(self.f)
 
     def recover(self):
-        """Runs recovery now, as the reaper does on a death. Returns the number of slots cleared, -1 if another process is
-        at it."""
+        """Runs recovery now, as the reaper does on a death. Returns the number of slots cleared, -1 if another process
+        is at it."""
         cdef int n
         with nogil:
             n = mp_recover(self.f)
@@ -215,8 +217,8 @@ def _found():
 def current():
     """The family that new objects of this process belong to, joined or founded on first use.
 
-    A process whose environment names a living family of the same user joins that one: children of every start method, and
-    subprocesses, share the family and its reaper with the program that started them.
+    A process whose environment names a living family of the same user joins that one: children of every start method,
+    and subprocesses, share the family and its reaper with the program that started them.
     """
     global _current
     if _current is not None:
@@ -288,10 +290,12 @@ def _after_fork_child():
         f = f.next
     _transits.clear()
 
+
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent, after_in_child=_after_fork_child)
 
 
-# ---- spawn and forkserver ----------------------------------------------------------------------------------------------
+# ---- spawn and forkserver
+# ----------------------------------------------------------------------------------------------
 
 def record_transit(popen):
     """The child `popen` was started: what was pickled for it is held until it has arrived, or is dead."""
@@ -319,10 +323,11 @@ def leaving():
         mp_leaving(f)
         f = f.next
 
+
 atexit.register(leaving)
 
-
-# ---- blocks ------------------------------------------------------------------------------------------------------------
+# ---- blocks
+# ------------------------------------------------------------------------------------------------------------
 
 cdef class Block:
 
@@ -359,7 +364,8 @@ cdef class Block:
         popen = _mp_context.get_spawning_popen()
         if popen is None:
             raise RuntimeError(
-                "mpipc objects are shared with other processes through inheritance only: pass them to Process(args=...)")
+                "mpipc objects are shared with other processes through inheritance only: pass them to
+                Process(args=...)")
         transit = getattr(popen, "_mpipc_transit", None)
         if transit is None:
             transit = popen._mpipc_transit = {}
