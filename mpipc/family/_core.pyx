@@ -364,8 +364,8 @@ cdef class Block:
         popen = _mp_context.get_spawning_popen()
         if popen is None:
             raise RuntimeError(
-                "mpipc objects are shared with other processes through inheritance only: pass them to
-                Process(args=...)")
+                "mpipc objects are shared with other processes through inheritance only: pass them to Process(args=...)"
+            )
         transit = getattr(popen, "_mpipc_transit", None)
         if transit is None:
             transit = popen._mpipc_transit = {}
