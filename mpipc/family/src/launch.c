@@ -7,7 +7,7 @@
  *
  * Where this process is init itself, or a subreaper (prctl(2)), an orphan would become its child and be seen by wait(). There
  * the reaper stays a direct child without an exit signal, which wait() does not see either, and does not exec, because exec
- * sets the exit signal to SIGCHLD. */
+ * sets the exit signal to SIGCHLD. It keeps the pages of the program that it was cloned from. */
 #include "family.h"
 
 #include <fcntl.h>
@@ -107,7 +107,7 @@ int mp_launch_reaper(struct mp_family *f) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old); /* no handler of the program may run in the clones */
     int result = MP_FAILED;
-    if (getpid() == 1 || is_subreaper) {
+    if (getpid() == 1 || is_subreaper || access(f->reaper_path, X_OK) != 0) { /* the last: a noexec mount, say */
         result = launch_as_child(f);
     } else {
         char id[16], nonce[24];
