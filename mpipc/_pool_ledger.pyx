@@ -1,0 +1,174 @@
+# distutils: language = c
+"""What a pool knows about a worker without being told: a ledger in shared memory, and the watch over the parent's life.
+
+A worker numbers its tasks as the parent did (1, 2, 3 ...). It writes `started` before it runs one and `finished` before it
+sends the result, one store each; it writes nothing else on its way. The parent reads:
+
+    number <= finished             the task has run to its end
+    finished < number == started   it is running, or was when the worker died
+    number > started               it was never begun: it may be given to another worker
+
+All three words only grow. A task that the parent wants to end early is condemned: the parent writes the number and then
+reads `finished`, the worker writes `finished` and then reads the number. As both are sequentially consistent, at least one
+of them sees the other. So either the task counts as finished and its result will be sent, or the worker stops before it
+sends and can be killed: a result is never sent for a task that was condemned, and no other task is hit by the kill.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
+
+from mpipc.family import new_data
+from mpipc.family._core cimport Block
+
+cdef extern from "family.h" nogil:
+    enum:
+        MP_SEM_ALIVE
+
+cdef extern from "<sys/sem.h>" nogil:
+    struct sembuf:
+        unsigned short sem_num
+        short sem_op
+        short sem_flg
+    int semop(int semid, sembuf *sops, size_t nsops)
+
+cdef extern from "<unistd.h>" nogil:
+    void _exit(int status)
+
+cdef extern from * nogil:
+    """
+    static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
+    static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
+    """
+    uint64_t load(const uint64_t *word)
+    void store(uint64_t *word, uint64_t value)
+
+# The words of the 64 bytes of payload.
+cdef enum:
+    STARTED      # number of the task that runs, or ran last
+    FINISHED     # number of the last task that has run to its end
+    CONDEMNED    # number of the task that the parent wants to end; 0 if none
+    ITEM         # which item of a chunk is running, from 0
+    SINCE        # when the task was started, CLOCK_MONOTONIC in ns
+    BUSY         # ns spent in tasks that have ended
+    READY        # when the initializer had returned, CLOCK_MONOTONIC in ns; 0 before
+
+
+cdef uint64_t now() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return <uint64_t> time.tv_sec * 1000000000 + <uint64_t> time.tv_nsec
+
+
+cdef class Ledger:
+    """The ledger of one worker. Written by the worker, except for `condemned`, which is the parent's."""
+
+    cdef readonly Block block
+    cdef uint64_t *words
+
+    def __init__(self, Block block=None):
+        self.block = new_data() if block is None else block
+        self.words = <uint64_t *> self.block.b.bytes
+
+    def __reduce__(self):
+        return Ledger, (self.block,)
+
+    # ---- the worker's side
+
+    def ready(self):
+        """The initializer has returned."""
+        store(&self.words[READY], now())
+
+    def start(self, uint64_t number):
+        """The next thing this process does is to run the task."""
+        self.words[ITEM] = 0
+        self.words[SINCE] = now()
+        store(&self.words[STARTED], number)
+
+    def item(self, uint64_t index):
+        """The next thing this process does is to run this item of the chunk that it has started."""
+        store(&self.words[ITEM], index)
+
+    def finish(self, uint64_t number):
+        """The task has run to its end; does not return as long as it is condemned."""
+        cdef timespec pause
+        self.words[BUSY] += now() - self.words[SINCE]
+        store(&self.words[FINISHED], number)
+        if load(&self.words[CONDEMNED]) != number:
+            return
+        pause.tv_sec = 0
+        pause.tv_nsec = 1000000
+        with nogil:  # only until the parent has killed this process, or has seen `finished`
+            while load(&self.words[CONDEMNED]) == number:
+                nanosleep(&pause, NULL)
+
+    # ---- the parent's side
+
+    def condemn(self, uint64_t number):
+        """Try to end the task early. True: no result will be sent, kill the worker. False: it is not running any more."""
+        store(&self.words[CONDEMNED], number)
+        if load(&self.words[FINISHED]) < number:
+            return True
+        store(&self.words[CONDEMNED], 0)
+        return False
+
+    @property
+    def is_ready(self):
+        """Whether the initializer has returned."""
+        return load(&self.words[READY]) != 0
+
+    @property
+    def started(self):
+        """Number of the task that was started last; 0 before the first."""
+        return load(&self.words[STARTED])
+
+    @property
+    def finished(self):
+        """Number of the task that was finished last; 0 before the first."""
+        return load(&self.words[FINISHED])
+
+    @property
+    def current_item(self):
+        """Which item of the chunk was started last, from 0."""
+        return load(&self.words[ITEM])
+
+    @property
+    def running_for(self):
+        """Seconds since the task that runs was started; None if none is running."""
+        cdef uint64_t started = load(&self.words[STARTED])
+        cdef uint64_t since = load(&self.words[SINCE])
+        if load(&self.words[FINISHED]) >= started:
+            return None
+        return (now() - since) / 1e9
+
+    @property
+    def busy(self):
+        """Seconds spent in tasks that have ended."""
+        return load(&self.words[BUSY]) / 1e9
+
+    @property
+    def ready_for(self):
+        """Seconds since the initializer returned; None before."""
+        cdef uint64_t ready = load(&self.words[READY])
+        return (now() - ready) / 1e9 if ready else None
+
+
+def exit_with_parent(int semid, int slot):
+    """End this process as soon as the family's member in `slot` has ended; returns only if it cannot tell.
+
+    The kernel sets a member's semaphore back to 0 when it dies, however it dies. This thread sleeps until then and needs
+    neither the GIL nor a descriptor, so it works while the main thread is busy in C, after fork, spawn and forkserver, and
+    whatever pipes other children have inherited.
+    """
+    cdef sembuf gone
+    cdef int result
+    gone.sem_num = <unsigned short> (MP_SEM_ALIVE + slot)
+    gone.sem_op = 0
+    gone.sem_flg = 0
+    with nogil:
+        while True:
+            result = semop(semid, &gone, 1)
+            if result == 0:
+                _exit(1)
+            if errno != EINTR:
+                break

@@ -1,0 +1,151 @@
+"""What a pool's asynchronous methods return: multiprocessing's classes, which can also be told that nothing will come.
+
+`_set()` and `_abort()` of a result are called by one thread only, the pool's result thread; user callbacks run there.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import pool as _base
+from typing import Any
+
+__all__ = ["ApplyResult", "AsyncResult", "Cache", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
+
+
+class Cache(dict[int, Any]):
+    """The results that are not complete, by job number. `on_empty` is called whenever the last one is."""
+
+    def __init__(self, on_empty: Callable[[], object]) -> None:
+        super().__init__()
+        self._on_empty = on_empty
+
+    def __delitem__(self, job: int) -> None:
+        super().__delitem__(job)
+        if not self:
+            self._on_empty()
+
+
+def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+    """A callback that raises is reported as a thread that raises is, and the pool goes on."""
+    if callback is None:
+        return None
+
+    def call(value: Any) -> None:
+        try:
+            callback(value)
+        except Exception:
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+    return call
+
+
+class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
+    """multiprocessing.pool.ApplyResult."""
+
+    _job: int
+    _cache: dict[int, Any]
+
+    def __init__(
+        self,
+        pool: Any,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        super().__init__(pool, _guarded(callback), _guarded(error_callback))
+
+    def _abort(self, error: BaseException, *, callback: bool) -> None:
+        """Complete with an error that stands for whatever is missing."""
+        if not callback:
+            self._error_callback = None
+        self._set(0, (False, error))  # type: ignore[attr-defined]
+
+
+AsyncResult = ApplyResult
+
+
+class MapResult(_base.MapResult):  # type: ignore[type-arg]
+    """multiprocessing.pool.MapResult. `progress` is called with the number of items whenever a chunk is done."""
+
+    _job: int
+    _cache: dict[int, Any]
+    _number_left: int
+
+    def __init__(
+        self,
+        pool: Any,
+        chunksize: int,
+        length: int,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._progress = progress
+        self._length = length
+        super().__init__(pool, chunksize, length, _guarded(callback), _guarded(error_callback))
+        if progress is not None and not length:
+            progress.finish()
+
+    def _set(self, i: int, success_result: tuple[bool, Any]) -> None:
+        if self._progress is not None:
+            if success_result[0]:
+                self._progress.advance(len(success_result[1]))
+            if self._number_left == 1:
+                self._progress.finish()
+        super()._set(i, success_result)  # type: ignore[misc]
+
+    def _abort(self, error: BaseException, *, callback: bool) -> None:
+        """Complete with an error that stands for whatever is missing."""
+        if not callback:
+            self._error_callback = None
+        self._number_left = 1
+        self._set(0, (False, error))
+
+
+class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
+    """multiprocessing.pool.IMapIterator."""
+
+    _job: int
+    _cache: dict[int, Any]
+    _cond: threading.Condition
+    _items: Any
+    _index: int
+    _length: int | None
+    _unsorted: dict[int, Any]
+
+    def _abort(self, error: BaseException, *, callback: bool) -> None:
+        """The next item is the error, and there is none after it."""
+        with self._cond:
+            self._unsorted.clear()
+            self._items.append((False, error))
+            self._index += 1
+            self._length = self._index
+            self._cond.notify_all()
+            self._cache.pop(self._job, None)
+            self._pool = None
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """multiprocessing.pool.IMapUnorderedIterator."""
+
+    _set = _base.IMapUnorderedIterator._set  # type: ignore[attr-defined]
+
+
+class Progress:
+    """A tqdm progress bar, in a terminal or a notebook."""
+
+    def __init__(self, total: int | None, description: str) -> None:
+        try:
+            from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
+        except ImportError:
+            raise ImportError("progress=True needs the package tqdm: pip install tqdm") from None
+        self._bar: Any = tqdm(total=total, desc=description)
+
+    def advance(self, count: int) -> None:
+        """So many items are done."""
+        self._bar.update(count)
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+        self._bar.close()

@@ -1,0 +1,491 @@
+"""Pools of worker processes that survive their workers.
+
+`Pool` has the interface of multiprocessing.Pool. What it does beyond it:
+
+* when a worker dies, the task it was running fails with WorkerLostError (or is run again, if `retries` are asked for),
+  every other task is completed, and the worker is replaced;
+* a worker that cannot be started, or whose initializer fails again and again, ends the pool with an error;
+* when the parent dies, its workers end too, whatever they are doing;
+* get() of a result whose pool has been terminated raises BrokenPoolError, where multiprocessing waits forever;
+* tasks can have a `timeout`, maps a progress bar, and `statistics()` tells what the workers do.
+
+A chunk of a map is one task, as in multiprocessing: if one of its items fails, or its worker dies, the chunk has no
+results. How it works stands in _pool_engine.py.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import TimeoutError as TimeoutError
+from multiprocessing import pool as _base
+from multiprocessing import util
+from multiprocessing.connection import Pipe
+from multiprocessing.pool import CLOSE as CLOSE
+from multiprocessing.pool import INIT as INIT
+from multiprocessing.pool import RUN as RUN
+from multiprocessing.pool import TERMINATE as TERMINATE
+from multiprocessing.pool import ExceptionWithTraceback as ExceptionWithTraceback  # type: ignore[attr-defined]
+from multiprocessing.pool import MaybeEncodingError as MaybeEncodingError  # type: ignore[attr-defined]
+from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ignore[attr-defined]
+from typing import Any, NamedTuple
+
+from mpipc._pool_engine import Engine
+from mpipc._pool_results import (
+    ApplyResult,
+    AsyncResult,
+    IMapIterator,
+    IMapUnorderedIterator,
+    MapResult,
+    Progress,
+)
+from mpipc._pool_tasks import CALL, CHUNK, ITEM, STAR_CHUNK, Feed, Function, Source, Task, chunks, function_name
+from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import WorkerLostError as WorkerLostError
+
+__all__ = ["Pool", "ThreadPool"]
+
+_os: Any = os
+
+
+def default_processes() -> int:
+    """How many workers a pool has if that is not said: as multiprocessing, which looks at the affinity from 3.13 on."""
+    count = _os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    return count or 1
+
+
+class WorkerStatistics(NamedTuple):
+    """One worker, in Pool.statistics()."""
+
+    pid: int | None
+    tasks: int
+    """Tasks done; a chunk of a map counts as one."""
+    busy: float
+    """Seconds spent in tasks."""
+    idle: float
+    """Seconds spent waiting for tasks."""
+    function: str | None
+    """Name of the function that is running now; None if none is."""
+    item: int | None
+    """Index of the item that it is running on."""
+    running_for: float | None
+    """For how many seconds."""
+    memory: int
+    """Resident memory, in bytes."""
+
+
+class PoolStatistics(NamedTuple):
+    """What Pool.statistics() returns."""
+
+    workers: list[WorkerStatistics]
+    restarts: int
+    """How many workers have ended and were replaced, for whatever reason."""
+    outstanding: int
+    """Results (of apply, map, imap ...) that are not complete."""
+
+
+class Pool(_base.Pool):
+    """multiprocessing.Pool on System V message queues.
+
+    `retries`: how many times a task is run again when the worker that runs it dies. It may have had effects before
+    that, and a chunk is repeated as a whole.
+
+    Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        retries: int = 0,
+    ) -> None:
+        # First what __del__() looks at.
+        self._state: str = INIT
+        self._pool: list[Any] = []
+        self._ctx = context or _default_context()
+        if processes is None:
+            processes = default_processes()
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries must be an int of at least 0, got {retries!r}")
+        self._processes = processes
+        self._maxtasksperchild = maxtasksperchild
+        self._initializer = initializer
+        self._initargs = initargs
+        self._retries = retries
+        self._engine = Engine(self.Process, self._ctx, processes, initializer, initargs, maxtasksperchild)
+        self._pool = self._engine.processes
+        self._cache = self._engine.cache
+        self._engine.start()
+        self._terminate = util.Finalize(self, self._engine.terminate, exitpriority=15)
+        self._state = RUN
+
+    def __del__(self, _warn: Any = warnings.warn, _running: str = RUN) -> None:
+        if self._state == _running:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Any = {},  # noqa: B006
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return func(*args, **kwds), run by a worker. A task that runs longer than `timeout` seconds is killed."""
+        return self.apply_async(func, args, kwds, timeout=timeout).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Any = {},  # noqa: B006
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncResult:
+        """Have func(*args, **kwds) run by a worker.
+
+        `timeout` is in seconds from when the task is begun; then its worker is killed, and get() raises TimeoutError.
+        """
+        self._check_running()
+        result = ApplyResult(self, callback, error_callback)
+        payload = (func, tuple(args), kwds)
+        options = self._options(timeout)
+        self._engine.submit(result, Task(result, 0, CALL, Function(func, result._job), payload, **options))
+        return result
+
+    # --- maps ---------------------------------------------------------------------------------------------------------
+
+    def map(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> list[Any]:
+        """Return [func(x) for x in iterable], run by the workers in chunks.
+
+        `timeout` is in seconds for each chunk (see apply_async); `progress` shows a progress bar (tqdm).
+        """
+        result = self._map_async(func, iterable, CHUNK, chunksize, timeout=timeout, progress=progress)
+        return result.get()
+
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> list[Any]:
+        """Return [func(*x) for x in iterable]; see map()."""
+        result = self._map_async(func, iterable, STAR_CHUNK, chunksize, timeout=timeout, progress=progress)
+        return result.get()
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> MapResult:
+        """map() that returns at once."""
+        return self._map_async(
+            func, iterable, CHUNK, chunksize, callback, error_callback, timeout=timeout, progress=progress
+        )
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> MapResult:
+        """starmap() that returns at once."""
+        return self._map_async(
+            func, iterable, STAR_CHUNK, chunksize, callback, error_callback, timeout=timeout, progress=progress
+        )
+
+    def _map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        kind: int,
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> MapResult:
+        self._check_running()
+        error: Exception | None = None
+        if isinstance(iterable, list | tuple | range):
+            items: Any = iterable
+        elif hasattr(iterable, "__len__"):
+            items, error = _items_before_error(iterable)
+        else:
+            items = list(iterable)
+        length = len(items)
+        if chunksize is None:
+            chunksize, extra = divmod(length, self._processes * 4)
+            if extra:
+                chunksize += 1
+        if length == 0:
+            chunksize = 0
+        elif chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        options = self._options(timeout)
+        bar = Progress(length, function_name(func)) if progress else None
+        if error is not None:
+            result = MapResult(self, 1, 1, callback, error_callback, bar)
+            self._engine.fail(result, 0, error)
+            return result
+        result = MapResult(self, chunksize, length, callback, error_callback, bar)
+        if length:
+            function = Function(func, result._job)
+
+            def make(index: int, first: int, payload: Any) -> Task:
+                return Task(result, index, kind, function, payload, first=first, **options)
+
+            self._engine.submit(result, Source(chunks(items, chunksize, make)))
+        return result
+
+    def imap(  # type: ignore[override]
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> Iterator[Any]:
+        """Return an iterator over the results of map(), in order, which gives each as soon as it is there.
+
+        The iterable is read as workers get free.
+        """
+        return self._imap(IMapIterator, func, iterable, chunksize, timeout, progress)
+
+    def imap_unordered(  # type: ignore[override]
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> Iterator[Any]:
+        """imap(), in the order in which the results come."""
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, timeout, progress)
+
+    def _imap(
+        self,
+        kind: type[IMapIterator],
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        timeout: float | None,
+        progress: bool,
+    ) -> Iterator[Any]:
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+        options = self._options(timeout)
+        bar = Progress(getattr(iterable, "__len__", lambda: None)(), function_name(func)) if progress else None
+        result: Any = kind(self)
+        function = Function(func, result._job)
+        feed: Feed | None = None
+
+        def make(index: int, first: int, items: tuple[Any, ...]) -> Task:
+            if chunksize == 1:
+                return Task(result, index, ITEM, function, items[0], first=first, feed=feed, **options)
+            return Task(result, index, CHUNK, function, items, first=first, feed=feed, **options)
+
+        if isinstance(iterable, list | tuple | range):
+            result._set_length(-(-len(iterable) // chunksize))
+            if len(iterable):
+                self._engine.submit(result, Source(chunks(iterable, chunksize, make)))
+        else:
+            feed = Feed()
+            self._engine.feed(result, _chunks_of_iterator(iter(iterable), chunksize, make), feed)
+        found: Iterator[Any] = result
+        if chunksize > 1:
+            found = (item for chunk in result for item in chunk)
+        return found if bar is None else _showing(bar, found)
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take on nothing more; the workers end when all that was submitted is done."""
+        util.debug("closing pool")
+        if self._state == RUN:
+            self._state = CLOSE
+            self._engine.close()
+
+    def terminate(self) -> None:
+        """End the workers at once (SIGTERM, and SIGKILL if that does not help within 5 seconds)."""
+        util.debug("terminating pool")
+        self._state = TERMINATE
+        self._terminate()
+
+    def join(self) -> None:
+        """Wait until the workers have ended, after close() or terminate()."""
+        util.debug("joining pool")
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        self._engine.join()
+        for process in self._pool:
+            process.join()
+
+    def statistics(self) -> PoolStatistics:
+        """What the workers have done, and what they are doing."""
+        engine = self._engine
+        workers = []
+        with engine.lock:
+            for worker in engine.workers.values():
+                ledger = worker.ledger
+                running_for = ledger.running_for
+                task = worker.window.get(ledger.started) if running_for is not None else None
+                busy = ledger.busy + (running_for or 0.0)
+                pid = worker.process.pid
+                workers.append(
+                    WorkerStatistics(
+                        pid,
+                        worker.done,
+                        busy,
+                        max((ledger.ready_for or 0.0) - busy, 0.0),
+                        task.name if task is not None else None,
+                        task.first + ledger.current_item if task is not None else None,
+                        running_for,
+                        _resident_memory(pid),
+                    )
+                )
+            return PoolStatistics(workers, engine.restarts, len(engine.cache))
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+        if self._engine.broken is not None:
+            raise self._engine.broken
+
+    def _options(self, timeout: float | None) -> dict[str, Any]:
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+        return {"retries": self._retries, "timeout": timeout}
+
+    def _repopulate_pool(self) -> None:
+        self._engine.populate()
+
+
+def _default_context() -> Any:
+    from mpipc.context import _default_context as default
+
+    return default.get_context()
+
+
+def _items_before_error(iterable: Iterable[Any]) -> tuple[list[Any], Exception | None]:
+    try:
+        return list(iterable), None
+    except Exception as error:
+        return [], error
+
+
+def _chunks_of_iterator(iterator: Iterator[Any], size: int, make: Callable[[int, int, Any], Task]) -> Iterator[Task]:
+    """Tasks from an iterator of the user. If that raises, so does this; the items of the broken chunk are lost."""
+    index = first = 0
+    items: list[Any] = []
+    for item in iterator:
+        items.append(item)
+        if len(items) == size:
+            yield make(index, first, tuple(items))
+            index, first, items = index + 1, first + size, []
+    if items:
+        yield make(index, first, tuple(items))
+
+
+def _showing(bar: Progress, items: Iterator[Any]) -> Iterator[Any]:
+    try:
+        for item in items:
+            bar.advance(1)
+            yield item
+    finally:
+        bar.finish()
+
+
+def _resident_memory(pid: int | None) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+class _Notifier:
+    """The queue with which a pool of threads wakes its manager thread: a pipe, and no semaphore."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = Pipe(duplex=False)
+        self._lock = threading.Lock()
+
+    def put(self, item: Any) -> None:
+        with self._lock:
+            self._writer.send(item)
+
+    def get(self) -> Any:
+        return self._reader.recv()
+
+    def empty(self) -> bool:
+        return not self._reader.poll()
+
+
+class _ThreadContext:
+    @staticmethod
+    def SimpleQueue() -> _Notifier:
+        return _Notifier()
+
+
+class ThreadPool(_base.ThreadPool):
+    """multiprocessing.pool.ThreadPool, which needs no semaphore in /dev/shm here."""
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+    ) -> None:
+        _base.Pool.__init__(self, processes, initializer, initargs, context=_ThreadContext())
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_base, name)
