@@ -26,6 +26,10 @@ import multiprocessing
 from mpipc import context
 from mpipc import process as process
 from mpipc import reduction as reduction
+from mpipc._install import install as install
+from mpipc._install import uninstall as uninstall
+from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import WorkerLostError as WorkerLostError
 
 __version__ = "0.1.0"
 

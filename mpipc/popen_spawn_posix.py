@@ -12,6 +12,8 @@ from multiprocessing.popen_fork import Popen as ForkPopen
 from multiprocessing.process import BaseProcess, current_process
 from typing import Any
 
+from mpipc._install import child_source, installed
+
 __all__ = ["Popen"]
 
 
@@ -34,13 +36,23 @@ class _StartMethod:
         return setattr, (_CurrentProcess(), INHERITED_METHOD, self.method)
 
 
-class _Name(str):
-    """The child's name. Unpickled it is a plain string, and a `_StartMethod` has been unpickled with it."""
+class _Source:
+    """Unpickled, Python source that has been run."""
 
-    note: _StartMethod
+    def __init__(self, source: str) -> None:
+        self.source = source
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return operator.getitem, ((str(self), self.note), 0)
+        return exec, (self.source, {})
+
+
+class _Name(str):
+    """The child's name. Unpickled it is a plain string, and its notes have been unpickled with it."""
+
+    notes: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return operator.getitem, ((str(self), *self.notes), 0)
 
 
 class _Parcel:
@@ -48,14 +60,15 @@ class _Parcel:
 
     The child unpickles two things: the preparation data (its name, sys.path, the standard library's start method, the
     path of `__main__` ...), then the process object. `__main__` is imported between the two and may ask for mpipc's
-    start method, so that has to travel with the former, of which only the name is in our hands. The former is unpickled
-    before sys.path is set, when mpipc need not be importable: hence pickles made of the standard library's functions.
+    start method, or import a multiprocessing that is to be mpipc, so that has to travel with the former, of which only
+    the name is in our hands. The former is unpickled before sys.path is set, when mpipc need not be importable: hence
+    pickles made of the standard library's functions.
     """
 
     def __init__(self, process: BaseProcess, method: str) -> None:
         self._process = process
         self._name = _Name(process.name)
-        self._name.note = _StartMethod(method)
+        self._name.notes = (_StartMethod(method), *([_Source(child_source())] if installed() else []))
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._process, attribute)
@@ -74,12 +87,13 @@ def spawning(popen: ForkPopen, process: BaseProcess) -> Iterator[Any]:
     """
     from mpipc.context import _default_context
 
+    parcel = _Parcel(process, _default_context.get_start_method())
     # The preparation data ask for the standard library's start method, and asking settles it: a later
     # multiprocessing.set_start_method() would fail because of a process that was none of its business.
     standard: Any = multiprocessing.context._default_context
     unsettled = standard._actual_context is None
     try:
-        yield _Parcel(process, _default_context.get_start_method())
+        yield parcel
     except BaseException:
         if getattr(popen, "_mpipc_transit", None) is not None:
             sys.modules["mpipc.family"].cancel_transit(popen)

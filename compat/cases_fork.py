@@ -1,0 +1,5 @@
+"""CPython's multiprocessing tests with the start method fork, as a module that the children can import."""
+
+from test import _test_multiprocessing
+
+_test_multiprocessing.install_tests_in_module_dict(globals(), "fork")

@@ -1,0 +1,106 @@
+"""What the outcomes mean: the table, the comparison with expected.toml, and whether the run has passed."""
+
+from __future__ import annotations
+
+import fnmatch
+import platform
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from suites import Unit
+
+Outcomes = dict[Unit, dict[str, dict[str, dict[str, Any]]]]
+"""unit -> side -> test -> outcome"""
+
+
+@dataclass
+class Entry:
+    """A test that mpipc does not pass, and why that is so."""
+
+    test: str
+    """CLASS.TEST, with the patterns of fnmatch."""
+    private_detail: str
+    """The detail of CPython's implementation that the test looks at."""
+    reason: str
+    python: list[str] = field(default_factory=list)
+    """Versions that have the test; without, all."""
+    seen: set[str] = field(default_factory=set)
+    passed: list[str] = field(default_factory=list)
+
+    def matches(self, unit: Unit, test: str) -> bool:
+        return fnmatch.fnmatchcase(f"{unit.class_name}.{test}", self.test)
+
+
+def read_expected(path: Path) -> list[Entry]:
+    """The entries for this version of Python. ValueError for an entry that does not say why."""
+    entries = []
+    for table in tomllib.loads(path.read_text()).get("test", []):
+        unknown = table.keys() - {"name", "private_detail", "reason", "python"}
+        if unknown or not all(table.get(key, "").strip() for key in ("name", "private_detail", "reason")):
+            raise ValueError(f"{path}: an entry needs name, private_detail and reason, may have python: {table}")
+        entry = Entry(table["name"], table["private_detail"], table["reason"], table.get("python", []))
+        if not entry.python or ".".join(platform.python_version_tuple()[:2]) in entry.python:
+            entries.append(entry)
+    return entries
+
+
+def table(outcomes: Outcomes, sides: tuple[str, ...]) -> Iterable[str]:
+    """A line a class, with sums for each start method."""
+    width = max((len(unit.name) for unit in outcomes), default=0)
+    columns = "".join(f"  {side:^24}" for side in sides)
+    words = "".join(f"  {'passed':>7} {'failed':>7} {'skipped':>8}" for _ in sides)
+    for method in dict.fromkeys(unit.method for unit in outcomes):
+        yield ""
+        yield f"{method or 'other tests':<{width}}{columns}"
+        yield f"{'':<{width}}{words}"
+        total = {side: Counter[str]() for side in sides}
+        for unit, by_side in outcomes.items():
+            if unit.method == method:
+                counts = {side: Counter(o["outcome"] for o in by_side.get(side, {}).values()) for side in sides}
+                for side in sides:
+                    total[side] += counts[side]
+                yield f"{unit.name:<{width}}{_numbers(counts, sides)}"
+        yield f"{'sum':<{width}}{_numbers(total, sides)}"
+
+
+def _numbers(counts: dict[str, Counter[str]], sides: tuple[str, ...]) -> str:
+    return "".join(f"  {counts[s]['passed']:>7} {counts[s]['failed']:>7} {counts[s]['skipped']:>8}" for s in sides)
+
+
+def judge(outcomes: Outcomes, expected: list[Entry], complete: bool) -> tuple[list[str], list[str]]:
+    """What speaks against mpipc, and what is worth knowing. With the former empty the run has passed.
+
+    A test that multiprocessing does not pass either speaks against nobody. One that is skipped on mpipc only is as bad
+    as one that fails. If the run was not complete, entries of the list that no test matched are nothing to complain of.
+    """
+    against, notes = [], []
+    for unit, by_side in outcomes.items():
+        standard, ours = by_side.get("multiprocessing", {}), by_side.get("mpipc", {})
+        for test, outcome in ours.items():
+            name = " ".join(filter(None, (unit.method, f"{unit.name}.{test}")))
+            reference = standard.get(test, {}).get("outcome")
+            entries = [entry for entry in expected if entry.matches(unit, test)]
+            passed = outcome["outcome"] == "passed" or outcome["outcome"] == reference == "skipped"
+            for entry in entries:
+                entry.seen.add(test)
+                if passed and reference != "skipped":
+                    entry.passed.append(name)
+            if passed or (outcome["outcome"] == "skipped" and not standard):
+                if reference == "failed":
+                    notes.append(f"fails on multiprocessing only: {name}")
+            elif reference == "failed":
+                notes.append(f"fails on both: {name}")
+            elif entries:
+                notes.append(f"expected: {name}: {entries[0].private_detail}")
+            else:
+                against.append(f"{outcome['outcome']}: {name}\n{outcome.get('detail', '')}".rstrip())
+    for entry in expected:
+        if entry.passed:
+            against.append(f"expected to fail, and passed: {', '.join(entry.passed)}")
+        elif not entry.seen and complete:
+            against.append(f"expected to fail, and not found: {entry.test}")
+    return against, notes

@@ -1,0 +1,51 @@
+"""Part of the interpreter that runs the tests: gives mpipc to the Pythons that tests start by themselves.
+
+Those are started with `python -I -c ...`, which looks at no PYTHONPATH; this file is put into the site-packages of a
+virtual environment made for the run. Children that multiprocessing starts are left alone, for mpipc.install() promises
+to look after them. Nothing is loaded before the program imports multiprocessing, which some tests check.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class Finder(MetaPathFinder):
+    """Finds multiprocessing: once, and installed."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "multiprocessing":
+            return None
+        sys.meta_path.remove(self)
+        importlib.import_module("mpipc").install()
+        return ModuleSpec(name, Present(sys.modules[name]), is_package=True)
+
+
+class Present(Loader):
+    """Loads a module that is there already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.spec = module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
+def is_child_of_multiprocessing() -> bool:
+    return any("--multiprocessing-fork" in part or "from multiprocessing." in part for part in sys.orig_argv[-3:])
+
+
+if os.environ.get("MPIPC_COMPAT_STARTUP") and not is_child_of_multiprocessing():
+    sys.meta_path.insert(0, Finder())

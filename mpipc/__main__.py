@@ -1,0 +1,7 @@
+"""python -m mpipc"""
+
+import sys
+
+from mpipc.cli import main
+
+sys.exit(main())

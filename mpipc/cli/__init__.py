@@ -1,0 +1,21 @@
+"""The command line, `python -m mpipc COMMAND`: a module of this package for each command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mpipc.cli import run
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command (sys.argv's, without arguments here); the exit status, if it comes back."""
+    parser = argparse.ArgumentParser(prog="python -m mpipc", description="multiprocessing on System V IPC")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (run,):
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    status: int = options.function(options)
+    return status
