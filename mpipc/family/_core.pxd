@@ -26,6 +26,7 @@ cdef extern from "family.h" nogil:
         MP_KIND_DATA
         MP_SLOT_FREE
         MP_SLOT_ALIVE
+        MP_BLOCK_MAKING
         MP_BLOCK_READY
         MP_CELL_WAITING
         MP_CELL_NOTIFIED
@@ -118,9 +119,10 @@ cdef extern from "family.h" nogil:
     int mp_fork_prepare(mp_family *f)
     void mp_fork_parent(mp_family *f)
     int mp_fork_child(mp_family *f)
-    int mp_transit_reserve(mp_family *f)
-    void mp_transit_sent(mp_family *f, int slot, pid_t pid)
-    void mp_transit_arrived(mp_family *f, int slot)
+    int64_t mp_transit_reserve(mp_family *f)
+    int mp_transit_slot(int64_t token)
+    void mp_transit_sent(mp_family *f, int64_t token, pid_t pid)
+    void mp_transit_arrived(mp_family *f, int64_t token)
     void mp_family_forget_exec(mp_family *f)
     void mp_leaving(mp_family *f)
     bint mp_slot_lives(mp_family *f, int slot)

@@ -30,20 +30,46 @@ _KIND_NAMES = {number: name for name, number in KINDS.items()}
 cdef mp_family *families = NULL  # of this process, for the fork handlers
 cdef list _families = []
 cdef Family _current = None
-cdef set _transits = set()       # (family, slot) whose contents this process has unpickled
+cdef set _transits = set()       # (family, token) whose contents this process has unpickled
 _reaper_path = os.fsencode(os.path.join(os.path.dirname(os.path.abspath(__file__)), "mpipc-reaper"))
 
 
-cdef void _unjoined_child() noexcept nogil:
-    # A forked child is not the member that its parent is, whether Python runs our fork hooks or not.
+# What the child inherits is recorded inside fork(2), where the GIL is held from the moment that is copied on: between
+# Python's own "before" hooks and the fork, other threads may make and drop objects, and fork. The hook only tells the
+# handlers that this is a fork by Python; a library that forks on its own does not hold the GIL, and execs soon.
+cdef extern from *:
+    """
+    static __thread int mp_fork_by_python;
+    """
+    int mp_fork_by_python
+
+
+cdef void _prepare_fork() noexcept nogil:
     cdef mp_family *f = families
-    while f != NULL:
-        f.slot = -1
-        f.me = 0
+    while f != NULL and mp_fork_by_python:
+        mp_fork_prepare(f)  # without a free slot the child joins by itself, when it uses the family
         f = f.next
 
 
-pthread_atfork(NULL, NULL, _unjoined_child)
+cdef void _forked_parent() noexcept nogil:
+    cdef mp_family *f = families
+    while f != NULL and mp_fork_by_python:
+        mp_fork_parent(f)
+        f = f.next
+
+
+cdef void _forked_child() noexcept nogil:
+    # A forked child is not the member that its parent is, whoever forked it.
+    cdef mp_family *f = families
+    while f != NULL:
+        if mp_fork_by_python:
+            mp_fork_child(f)
+        else:
+            f.slot = -1
+            f.me = 0
+        f = f.next
+
+pthread_atfork(_prepare_fork, _forked_parent, _forked_child)
 
 
 cdef object fail(int error, str what):
@@ -265,29 +291,22 @@ def _leave_when_finalized(_):
 
 
 def _before_fork():
-    global _told_util
-    cdef mp_family *f = families
-    if f != NULL and not _told_util and "multiprocessing.util" in sys.modules:
+    global _told_util, mp_fork_by_python
+    if families != NULL and not _told_util and "multiprocessing.util" in sys.modules:
         # Not imported for this: without it nobody is about to start a Process.
         sys.modules["multiprocessing.util"].register_after_fork(_leave_when_finalized, _leave_when_finalized)
         _told_util = True
-    while f != NULL:
-        mp_fork_prepare(f)  # without a free slot the child joins by itself, when it uses the family
-        f = f.next
+    mp_fork_by_python = 1
 
 
 def _after_fork_parent():
-    cdef mp_family *f = families
-    while f != NULL:
-        mp_fork_parent(f)
-        f = f.next
+    global mp_fork_by_python
+    mp_fork_by_python = 0
 
 
 def _after_fork_child():
-    cdef mp_family *f = families
-    while f != NULL:
-        mp_fork_child(f)
-        f = f.next
+    global mp_fork_by_python
+    mp_fork_by_python = 0
     _transits.clear()
 
 
@@ -299,20 +318,20 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent, aft
 
 def record_transit(popen):
     """The child `popen` was started: what was pickled for it is held until it has arrived, or is dead."""
-    for family, slot in getattr(popen, "_mpipc_transit", {}).items():
-        mp_transit_sent((<Family> family).f, slot, popen.pid or 0)
+    for family, token in getattr(popen, "_mpipc_transit", {}).items():
+        mp_transit_sent((<Family> family).f, token, popen.pid or 0)
 
 
 def cancel_transit(popen):
     """The start of `popen` failed."""
-    for family, slot in getattr(popen, "_mpipc_transit", {}).items():
-        mp_transit_arrived((<Family> family).f, slot)
+    for family, token in getattr(popen, "_mpipc_transit", {}).items():
+        mp_transit_arrived((<Family> family).f, token)
 
 
 def arrived():
     """This process has unpickled all that its parent sent it, and holds it by itself."""
-    for family, slot in _transits:
-        mp_transit_arrived((<Family> family).f, slot)
+    for family, token in _transits:
+        mp_transit_arrived((<Family> family).f, token)
     _transits.clear()
 
 
@@ -337,8 +356,16 @@ cdef class Block:
         return 0
 
     def __dealloc__(self):
+        cdef mp_family *f = families
         if self.f != NULL:
             mp_block_drop(self.f, self.index)
+        elif self.b != NULL and mp_block_state_of(self.b.word) == MP_BLOCK_MAKING and \
+                mp_block_serial(self.b.word) == self.serial:
+            while f != NULL:  # never sealed: something failed
+                if self.b == mp_block_at(f, self.index):
+                    mp_block_abandon(f, self.index)
+                    return
+                f = f.next
 
     @property
     def kind(self):
@@ -360,7 +387,7 @@ cdef class Block:
     def __reduce__(self):
         # Like multiprocessing's, these objects travel to a child being spawned, and nowhere else. Until the child has
         # unpickled them, a slot reserved for this journey holds them.
-        cdef int slot
+        cdef int64_t token
         popen = _mp_context.get_spawning_popen()
         if popen is None:
             raise RuntimeError(
@@ -371,21 +398,21 @@ cdef class Block:
             transit = popen._mpipc_transit = {}
         if self.family not in transit:
             self.ensure()
-            slot = mp_transit_reserve(self.f)
-            if slot < 0:
+            token = mp_transit_reserve(self.f)
+            if token < 0:
                 fail(errno, "reserving a slot for a child")
-            transit[self.family] = slot
-        mp_block_hold(self.f, self.index, transit[self.family])
+            transit[self.family] = token
+        mp_block_hold(self.f, self.index, mp_transit_slot(transit[self.family]))
         return _unpickle, (self.f.shmid, self.f.nonce, self.index, self.serial, transit[self.family])
 
 
-def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int slot):
+def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int64_t token):
     global _current
     cdef Family family = _attach(shmid, nonce)
     if _current is None:
         _current = family
         os.putenv(ENVIRONMENT, family.ticket)
-    _transits.add((family, slot))
+    _transits.add((family, token))
     return _handle(family, index, serial)
 
 

@@ -6,7 +6,8 @@
  *
  * Where a waiter can die:
  *   CLAIMED or WAITING: recovery frees the cell; notify() does not count a waiter that is dead already;
- *   NOTIFIED: the notification would be lost with it, so recovery passes it on to the next waiter.
+ *   NOTIFIED: the notification would be lost with it, so recovery passes it on to the next waiter;
+ *   RELEASED, by a notification of all: whoever waits now came later, so nothing is passed on.
  * Where a notifier can die: between a cell's change to NOTIFIED and the ring: the waiter looks again after a tick, or at once
  *   when recovery rings every bell of a notified cell. */
 #include "family.h"
@@ -45,12 +46,20 @@ int64_t mp_cell_enter(struct mp_family *f, uint32_t index, uint64_t generation, 
     return MP_FAILED;
 }
 
-void mp_cell_leave(struct mp_family *f, uint32_t cell) { atomic_store(&f->seg->cells[cell].word, 0); }
+/* Not the caller's: a child forked by a signal handler while its parent waited goes on in the middle of the wait. */
+static bool is_own(struct mp_family *f, uint64_t word) { return mp_cell_slot(word) == f->slot; }
+
+void mp_cell_leave(struct mp_family *f, uint32_t cell) {
+    if (is_own(f, atomic_load(&f->seg->cells[cell].word)))
+        atomic_store(&f->seg->cells[cell].word, 0);
+}
 
 /* Gives up. false: the cell has been notified (or broken) meanwhile and is still the caller's. */
 bool mp_cell_cancel(struct mp_family *f, uint32_t cell) {
     struct mp_cell *c = &f->seg->cells[cell];
     uint64_t word = atomic_load(&c->word);
+    if (!is_own(f, word))
+        return true;
     return mp_cell_state(word) == MP_CELL_WAITING && atomic_compare_exchange_strong(&c->word, &word, 0);
 }
 
@@ -82,7 +91,7 @@ int mp_cells_notify(struct mp_family *f, uint32_t index, int64_t count) {
     int notified = 0;
     if (count < 0) {
         for (uint32_t i = 0; i < high; i++)
-            notified += mp_cell_end(f, i, index, MP_CELL_NOTIFIED);
+            notified += mp_cell_end(f, i, index, MP_CELL_RELEASED);
         return notified;
     }
     while (notified < count) {
@@ -122,13 +131,13 @@ void mp_cell_recover(struct mp_family *f, uint32_t cell, int dead_slot) {
     uint32_t index = mp_cell_block(word);
     if (mp_cell_state(word) == MP_CELL_NOTIFIED && mp_block_at(f, index)->kind == MP_KIND_CONDITION)
         mp_cells_notify(f, index, 1); /* first: dying here repeats a notification, which waiters allow for */
-    mp_cell_leave(f, cell);
+    atomic_store(&f->seg->cells[cell].word, 0);
 }
 
 /* Recovery: a notifier may have died before it rang. */
 void mp_cell_heal(struct mp_family *f, uint32_t cell) {
     uint32_t state = mp_cell_state(atomic_load(&f->seg->cells[cell].word));
-    if (state == MP_CELL_NOTIFIED || state == MP_CELL_BROKEN || state == MP_CELL_WAITING)
+    if (state >= MP_CELL_WAITING)
         if (mp_bell_get(f, mp_cell_bell(cell), GETNCNT) > 0)
             mp_bell_ring(f, mp_cell_bell(cell), 1);
 }

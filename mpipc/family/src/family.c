@@ -94,27 +94,38 @@ int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, 
     return MP_FAILED;
 }
 
-static void remove_own_set(struct mp_family *f, int32_t published, uint32_t which) {
+/* Was it made by a process of ours that died before it had marked it? */
+static bool is_unmarked(int id, int mark, int nsems) {
+    struct semid_ds ds;
+    union semun arg = {.buf = &ds};
+    return mark == 0 && semctl(id, 0, IPC_STAT, arg) == 0 && ds.sem_nsems == (unsigned long)nsems && ds.sem_otime == 0 &&
+           ds.sem_perm.cuid == geteuid();
+}
+
+static void remove_own_set(struct mp_family *f, int32_t published, uint32_t which, int nsems) {
+    if (published > 0) {
+        if (semctl(published - 1, MP_SEM_MARK, GETVAL) == (int)mp_mark(f))
+            semctl(published - 1, 0, IPC_RMID);
+        return;
+    }
     for (uint32_t attempt = 0; attempt < 16; attempt++) {
         int id = semget(set_key(f, which, attempt), 0, 0);
-        if (id < 0 && published > 0 && attempt == 0)
-            id = published - 1;
-        if (id < 0)
-            continue;
-        int mark = semctl(id, MP_SEM_MARK, GETVAL);
-        if (mark == (int)mp_mark(f) || (mark == 0 && id == published - 1))
+        int mark = id < 0 ? -1 : semctl(id, MP_SEM_MARK, GETVAL);
+        if (mark == (int)mp_mark(f) || is_unmarked(id, mark, nsems))
             semctl(id, 0, IPC_RMID);
-        if (attempt >= 2 && published <= 0)
-            break;
     }
 }
 
+static void remove_bells(struct mp_family *f, uint32_t first_set, uint32_t bells) {
+    for (uint32_t k = first_set; k <= first_set + bells / MP_BELLS_PER_SET && k < MP_BELL_SETS; k++)
+        remove_own_set(f, atomic_load(&f->h->bell_sets[k]), k + 1, 1 + MP_BELLS_PER_SET);
+}
+
+/* A set may exist and not be published, of the bells that were in use. */
 void mp_remove_sets(struct mp_family *f) {
-    uint32_t sets = (atomic_load(&f->h->block_high) + MP_BELLS_PER_SET - 1) / MP_BELLS_PER_SET;
-    for (uint32_t k = 0; k < MP_BELL_SETS; k++)
-        if (k <= sets || k >= MP_BLOCKS / MP_BELLS_PER_SET || atomic_load(&f->h->bell_sets[k]) > 0)
-            remove_own_set(f, atomic_load(&f->h->bell_sets[k]), k + 1);
-    remove_own_set(f, atomic_load(&f->h->semid), 0);
+    remove_bells(f, 0, atomic_load(&f->h->block_high));
+    remove_bells(f, MP_BLOCKS / MP_BELLS_PER_SET, atomic_load(&f->h->cell_high));
+    remove_own_set(f, atomic_load(&f->h->semid), 0, MP_SEM_ALIVE + MP_SLOTS);
 }
 
 /* ---- segment ----------------------------------------------------------------------------------------------------- */
@@ -188,6 +199,10 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce) {
         errno = ESTALE;
         return MP_FAILED;
     }
+    if (ds.shm_perm.uid != geteuid() || ds.shm_perm.cuid != geteuid()) { /* root can attach to it, and must not trust it */
+        errno = EACCES;
+        return MP_FAILED;
+    }
     f->shmid = shmid;
     f->seg = shmat(shmid, NULL, 0);
     if (f->seg == (void *)-1)
@@ -230,7 +245,11 @@ static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
     atomic_store(&s->leaving, 0);
     unsigned short alive = MP_SEM_ALIVE + slot;
     struct sembuf live[] = {{alive, 1, SEM_UNDO}, {MP_SEM_DEATHS, 1, 0}, {MP_SEM_DEATHS, -1, SEM_UNDO}};
-    if (semop(f->semid, live, 3) < 0) {
+    struct sembuf forget = {MP_SEM_DEATHS, -1, IPC_NOWAIT};
+    int claimed_alive;
+    while ((claimed_alive = semop(f->semid, live, 3)) < 0 && errno == ERANGE)
+        semop(f->semid, &forget, 1); /* SEMVMX deaths and nobody has looked: there is no reaper */
+    if (claimed_alive < 0) {
         int error = errno;
         atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(joining), 0));
         return error;
@@ -253,9 +272,7 @@ static void raise_high(_Atomic uint32_t *high, uint32_t value) {
         ;
 }
 
-/* Takes a free slot in the name of this process, for a child. The pid in the word is the reserver's until the child is
- * known, so a reservation whose reserver died is recognised. */
-int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
+static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
     for (uint32_t i = 0; i < MP_SLOTS; i++) {
         struct mp_slot *s = &f->seg->slots[i];
         uint64_t word = atomic_load(&s->word);
@@ -269,8 +286,20 @@ int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
         atomic_store(&s->suspect, 0);
         return (int)i;
     }
-    errno = EUSERS;
     return MP_FAILED;
+}
+
+/* Takes a free slot in the name of this process, for a child. The pid in the word is the reserver's until the child is
+ * known, so a reservation whose reserver died is recognised. A table that is full of the dead has lost its reaper. */
+int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
+    int slot = take_free_slot(f, state);
+    if (slot < 0) {
+        mp_tick(f);
+        slot = take_free_slot(f, state);
+    }
+    if (slot < 0)
+        errno = EUSERS;
+    return slot;
 }
 
 static void slot_unreserve(struct mp_family *f, int slot) {
@@ -384,29 +413,44 @@ int mp_fork_child(struct mp_family *f) {
                 break;
         }
     }
-    return MP_OK; /* joins when it first uses the family */
+    /* Without a slot of its own it joins when it first uses the family; if it had one that recovery has taken, at once, because
+     * what it inherited is held by nobody in its name. */
+    return slot >= 0 ? mp_family_join(f) : MP_OK;
 }
 
-/* Transit: what is pickled for a spawned child is held by a slot of its own until the child has unpickled all of it. */
-int mp_transit_reserve(struct mp_family *f) { return mp_slot_reserve(f, MP_SLOT_TRANSIT); }
+/* Transit: what is pickled for a spawned child is held by a slot of its own until the child has unpickled all of it. The slot
+ * is named by a token that carries its generation: the child may have arrived, and the slot be somebody else's, before the
+ * parent has noted which process the child is. */
+int64_t mp_transit_reserve(struct mp_family *f) {
+    int slot = mp_slot_reserve(f, MP_SLOT_TRANSIT);
+    if (slot < 0)
+        return MP_FAILED;
+    return (int64_t)mp_slot_generation(atomic_load(&f->seg->slots[slot].word)) * MP_SLOTS + slot;
+}
 
-void mp_transit_sent(struct mp_family *f, int slot, pid_t pid) {
-    struct mp_slot *s = &f->seg->slots[slot];
+int mp_transit_slot(int64_t token) { return (int)(token % MP_SLOTS); }
+
+static bool is_transit(uint64_t word, int64_t token) {
+    return mp_slot_state_of(word) == MP_SLOT_TRANSIT && mp_slot_generation(word) == (uint32_t)(token / MP_SLOTS);
+}
+
+void mp_transit_sent(struct mp_family *f, int64_t token, pid_t pid) {
+    struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
     uint64_t word = atomic_load(&s->word);
-    if (mp_slot_state_of(word) != MP_SLOT_TRANSIT || mp_slot_pid(word) != f->pid)
+    if (!is_transit(word, token))
         return; /* the child has arrived already */
     if (pid > 0)
         atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(MP_SLOT_TRANSIT, mp_slot_generation(word), pid));
     else
-        mp_transit_arrived(f, slot);
+        mp_transit_arrived(f, token);
     mp_family_wake_reaper(f);
 }
 
 /* The child holds everything itself now (or there is none): recovery clears the slot like a dead process's. */
-void mp_transit_arrived(struct mp_family *f, int slot) {
-    struct mp_slot *s = &f->seg->slots[slot];
+void mp_transit_arrived(struct mp_family *f, int64_t token) {
+    struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
     uint64_t word = atomic_load(&s->word);
-    while (mp_slot_state_of(word) == MP_SLOT_TRANSIT)
+    while (is_transit(word, token))
         if (atomic_compare_exchange_weak(&s->word, &word, mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(word), 0)))
             break;
     mp_family_wake_reaper(f);

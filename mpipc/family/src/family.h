@@ -51,7 +51,9 @@
 enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_ALIVE };
 
 /* A waiter looks after the family once in a while: is the reaper there, has the owner died? */
+#ifndef MP_TICK_NS
 #define MP_TICK_NS 1000000000ll
+#endif
 
 /* ---- process table ------------------------------------------------------------------------------------------- */
 
@@ -71,7 +73,7 @@ struct mp_slot {
     _Atomic uint64_t start_time; /* of the process, in clock ticks since boot; with the pid it names it for good */
     _Atomic uint32_t parent;     /* slot + 1 of the process that reserved this slot, 0 if none */
     _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
-    _Atomic uint32_t suspect;    /* recovery scans in a row that found no process behind a reservation */
+    _Atomic uint32_t suspect;    /* since when (ms, 0: not) scans have found no process behind a reservation */
     uint8_t pad[36];
 };
 
@@ -109,7 +111,7 @@ enum mp_kind {
 
 struct mp_lock {
     _Atomic uint64_t word;
-    _Atomic uint32_t depth;  /* of an RLock; written by the owner only */
+    _Atomic uint32_t depth;  /* of an RLock; written by the owner only, and of no meaning while there is none */
     _Atomic uint32_t parked; /* somebody has parked at the bell since the block was made: recovery has to look */
 };
 
@@ -153,14 +155,21 @@ struct mp_block {
 struct mp_record {
     _Atomic uint64_t word;
     _Atomic uint64_t owner; /* block + 1 : 32 | slot + 1 : 16 << 32; 0 while free */
-    _Atomic uint32_t done;  /* the highest sequence known to have been written to the semaphore's word */
+    _Atomic uint32_t done;  /* changes:16 | the last sequence known to have been written to the semaphore's word:16 */
     _Atomic uint32_t waiting;
     uint8_t pad[8];
 };
 
 /* ---- cells: threads that wait in a Condition or Barrier -------------------------------------------------------- */
 
-enum mp_cell_state { MP_CELL_FREE, MP_CELL_CLAIMED, MP_CELL_WAITING, MP_CELL_NOTIFIED, MP_CELL_BROKEN };
+enum mp_cell_state {
+    MP_CELL_FREE,
+    MP_CELL_CLAIMED,
+    MP_CELL_WAITING,
+    MP_CELL_NOTIFIED, /* one of n: owed to another waiter if this one dies; or a barrier that has opened */
+    MP_CELL_BROKEN,   /* the barrier broke */
+    MP_CELL_RELEASED  /* notified together with everybody else: nobody is owed it */
+};
 
 /* word = state:8 | slot:16 << 8 | block:32 << 32 */
 struct mp_cell {
@@ -229,6 +238,7 @@ struct mp_family {
     uint32_t *local_record; /* record + 1 of this process, by block */
     char *reaper_path;
     struct mp_family *next;
+    bool outsider; /* attached without being a member or the reaper: the sweep */
 };
 
 /* Where a wait ended. Positive values are errno. */
@@ -244,9 +254,10 @@ int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state);
 int mp_fork_prepare(struct mp_family *f);
 void mp_fork_parent(struct mp_family *f);
 int mp_fork_child(struct mp_family *f);
-int mp_transit_reserve(struct mp_family *f);
-void mp_transit_sent(struct mp_family *f, int slot, pid_t pid);
-void mp_transit_arrived(struct mp_family *f, int slot);
+int64_t mp_transit_reserve(struct mp_family *f);
+int mp_transit_slot(int64_t token);
+void mp_transit_sent(struct mp_family *f, int64_t token, pid_t pid);
+void mp_transit_arrived(struct mp_family *f, int64_t token);
 void mp_family_forget_exec(struct mp_family *f);
 void mp_leaving(struct mp_family *f);
 bool mp_slot_lives(struct mp_family *f, int slot);

@@ -64,19 +64,30 @@ static int middle(void *arg) {
     _exit(pid < 0 ? 1 : 0);
 }
 
-/* Segments that the program had attached would live on with us. */
+/* Segments that the program had attached would live on with us. Read without stdio: the lock of malloc(3) may have been held by
+ * another thread at the moment of the clone. */
 static void detach_inherited_segments(void) {
-    FILE *maps = fopen("/proc/self/maps", "re");
-    if (maps == NULL)
+    static char text[1 << 16];
+    void *found[1024];
+    size_t count = 0, kept = 0;
+    ssize_t got;
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
         return;
-    char line[512];
-    void *found[256];
-    int count = 0;
-    while (fgets(line, sizeof line, maps) != NULL && count < 256)
-        if (strstr(line, "/SYSV") != NULL)
-            found[count++] = (void *)strtoul(line, NULL, 16);
-    fclose(maps);
-    for (int i = 0; i < count; i++)
+    while ((got = read(fd, text + kept, sizeof text - 1 - kept)) > 0) {
+        text[kept + (size_t)got] = 0;
+        char *line = text, *end;
+        while ((end = strchr(line, '\n')) != NULL) {
+            *end = 0;
+            if (strstr(line, "/SYSV") != NULL && count < sizeof found / sizeof *found)
+                found[count++] = (void *)strtoul(line, NULL, 16);
+            line = end + 1;
+        }
+        kept = strlen(line); /* the beginning of the next line */
+        memmove(text, line, kept);
+    }
+    close(fd);
+    for (size_t i = 0; i < count; i++)
         shmdt(found[i]);
 }
 

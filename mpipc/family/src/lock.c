@@ -55,7 +55,6 @@ void mp_lock_recover(struct mp_family *f, uint32_t index, int dead_slot) {
     struct mp_block *b = mp_block_at(f, index);
     uint64_t word = atomic_load(&b->lock.word);
     while (dead_slot >= 0 && (word & MP_LOCK_OWNER) == (uint64_t)dead_slot + 1) {
-        atomic_store(&b->lock.depth, 0);
         if (atomic_compare_exchange_weak(&b->lock.word, &word, MP_LOCK_DIED)) {
             if (word & MP_LOCK_CONTENDED)
                 mp_bell_ring(f, index, 1);

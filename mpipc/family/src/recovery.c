@@ -48,17 +48,29 @@ static unsigned known_attached(struct mp_family *f, uint32_t high) {
     return known;
 }
 
-/* A reservation for a forked child: see mp_fork_prepare(). The number of attachments is the kernel's; a death may lower it
- * a moment before alive[slot] says so, hence two scans in a row. */
+#ifndef MP_SUSPICION_MS
+#define MP_SUSPICION_MS 200
+#endif
+
+/* A reservation for a forked child: see mp_fork_prepare(). The number of attachments is the kernel's. A death lowers it a moment
+ * before alive[slot] says so, which for that moment hides one living child: so it has to stay low for a while. In the sweep
+ * nobody else is attached at all. */
 static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t word, uint32_t high) {
     if (mp_slot_state_of(word) == MP_SLOT_FORKING && !process_gone(mp_slot_pid(word)))
         return false;
     struct shmid_ds ds;
-    if (shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > known_attached(f, high)) {
+    if (shmctl(f->shmid, IPC_STAT, &ds) < 0)
+        return false;
+    if (f->outsider && ds.shm_nattch == 1)
+        return true;
+    if (ds.shm_nattch > known_attached(f, high) + f->outsider) {
         atomic_store(&s->suspect, 0);
         return false;
     }
-    return atomic_fetch_add(&s->suspect, 1) >= 1;
+    uint32_t now_ms = (uint32_t)(mp_now_ns() / 1000000) | 1, never = 0;
+    if (atomic_compare_exchange_strong(&s->suspect, &never, now_ms))
+        return false;
+    return now_ms - never >= MP_SUSPICION_MS;
 }
 
 static bool slot_is_over(struct mp_family *f, int slot, uint64_t word, uint32_t high) {
@@ -236,14 +248,22 @@ static bool sweep_family(int shmid, pid_t creator) {
     if (mp_family_attach(&f, shmid, 0) != MP_OK) {
         /* Without a header: its creator died before it had written one, or is about to write it. */
         struct shmid_ds ds;
-        if (errno == ESTALE && creator > 0 && process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 &&
-            ds.shm_nattch == 0 && ds.shm_atime == 0)
+        if (errno == ESTALE && creator > 0 && process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 0)
             return shmctl(shmid, IPC_RMID, NULL) == 0;
         return false;
     }
     bool swept = false;
+    f.outsider = true;
+    if (semctl(f.semid, MP_SEM_MARK, GETVAL) < 0 && (errno == EINVAL || errno == EIDRM)) {
+        /* Whoever destroyed it died before the end, or somebody used ipcrm: nobody can join without the set. */
+        struct shmid_ds ds;
+        swept = shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1;
+        if (swept)
+            mp_family_destroy(&f);
+        mp_family_detach(&f);
+        return swept;
+    }
     mp_recover(&f);
-    mp_recover(&f); /* reservations are void at the second look */
     if (!slots_in_use(&f) && semctl(f.semid, MP_SEM_REAPER, GETVAL) == 0 && recovery_lock(&f)) {
         atomic_store(&f.h->state, MP_CLOSING);
         for (int attempt = 0; attempt < 20 && !swept; attempt++) {

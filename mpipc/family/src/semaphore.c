@@ -12,7 +12,9 @@
  *
  * Invariants:
  *   value + the units in all records <= the maximum, where each unit is released by the process that acquired it;
- *   the sequence of a record only grows, over its reuse by other processes too, so late evidence is never mistaken;
+ *   a sequence number is used up only by an operation that happened, and the next one goes over its evidence: so `done` is at
+ *     most one behind what happened, and 16 bits that wrap around are enough to compare;
+ *   a semaphore's word names a record only while the record belongs to that semaphore;
  *   one process changes its record from one thread at a time (the callers hold the GIL).
  *
  * A semaphore is also used as a signal: a process that only releases has no units, so its death changes nothing; one that
@@ -44,14 +46,20 @@ void mp_sem_init(struct mp_block *b, uint32_t value, uint32_t maximum) {
 
 static bool behind(uint32_t done, uint32_t seq) { return (int16_t)(uint16_t)(seq - done) > 0; }
 
-/* Saves the evidence that stands in the word before it is overwritten. */
-static void acknowledge(struct mp_family *f, uint64_t word) {
+/* Saves the evidence that stands in the word before it is overwritten. What is found in the word of a moment ago may be old:
+ * its reader may have been off the processor for as long as it takes the others to use up all 16 bits. So `done` is read, then
+ * the word again, then `done` changed from what was read: if the word has changed there is nothing to save (the caller's
+ * compare-and-swap is going to fail), and if `done` has changed we look again. The upper half of `done` counts its changes. */
+static void acknowledge(struct mp_family *f, struct mp_semaphore *s, uint64_t word) {
     if (sem_record(word) == 0)
         return;
     struct mp_record *r = &f->seg->records[sem_record(word) - 1];
-    uint32_t done = atomic_load(&r->done);
-    while (behind(done, sem_seq(word)) && !atomic_compare_exchange_weak(&r->done, &done, sem_seq(word)))
-        ;
+    uint32_t done = atomic_load(&r->done), next;
+    do {
+        if (!behind(done, sem_seq(word)) || atomic_load(&s->word) != word)
+            return;
+        next = ((done >> 16) + 1) << 16 | sem_seq(word);
+    } while (!atomic_compare_exchange_weak(&r->done, &done, next));
 }
 
 /* ---- records ------------------------------------------------------------------------------------------------------- */
@@ -82,9 +90,15 @@ static int64_t own_record(struct mp_family *f, uint32_t index) {
     return MP_FAILED;
 }
 
-static void free_record(struct mp_family *f, uint32_t i) {
+/* The record's sequence goes on with its next owner, so nothing may be left behind that looks like the new owner's. */
+static void free_record(struct mp_family *f, uint32_t i, struct mp_semaphore *s) {
     struct mp_record *r = &f->seg->records[i];
-    atomic_store(&r->word, record_word(0, OP_NONE, record_seq(atomic_load(&r->word))));
+    uint32_t seq = record_seq(atomic_load(&r->word));
+    uint64_t word = s == NULL ? 0 : atomic_load(&s->word);
+    while (sem_record(word) == i + 1 && !atomic_compare_exchange_weak(&s->word, &word, sem_word(sem_value(word), 0, 0)))
+        ;
+    atomic_store(&r->done, ((atomic_load(&r->done) >> 16) + 1) << 16 | seq);
+    atomic_store(&r->word, record_word(0, OP_NONE, seq));
     atomic_store(&r->waiting, 0);
     atomic_store(&r->owner, 0);
     if (i < atomic_load_explicit(&f->h->record_hint, memory_order_relaxed))
@@ -92,7 +106,7 @@ static void free_record(struct mp_family *f, uint32_t i) {
 }
 
 void mp_sem_forget(struct mp_family *f, uint32_t index) {
-    free_record(f, f->local_record[index] - 1);
+    free_record(f, f->local_record[index] - 1, &mp_block_at(f, index)->semaphore);
     f->local_record[index] = 0;
 }
 
@@ -119,13 +133,13 @@ bool mp_sem_try(struct mp_family *f, uint32_t index, int *error) {
     atomic_store(&r->word, record_word(units, OP_ACQUIRE, seq));
     uint64_t word = atomic_load(&s->word);
     while (sem_value(word) != 0) {
-        acknowledge(f, word);
+        acknowledge(f, s, word);
         if (atomic_compare_exchange_weak(&s->word, &word, sem_word(sem_value(word) - 1, (uint32_t)mine + 1, seq))) {
             atomic_store(&r->word, record_word(units + 1, OP_NONE, seq));
             return true;
         }
     }
-    atomic_store(&r->word, record_word(units, OP_NONE, seq));
+    atomic_store(&r->word, before); /* it did not happen: the next one has the same number */
     return false;
 }
 
@@ -152,10 +166,10 @@ int mp_sem_release(struct mp_family *f, uint32_t index) {
     uint64_t word = atomic_load(&s->word);
     do {
         if (sem_value(word) >= limit) {
-            atomic_store(&r->word, record_word(units, OP_NONE, seq));
+            atomic_store(&r->word, before);
             return EOVERFLOW;
         }
-        acknowledge(f, word);
+        acknowledge(f, s, word);
     } while (!atomic_compare_exchange_weak(&s->word, &word, sem_word(sem_value(word) + 1, (uint32_t)mine + 1, seq)));
     atomic_store(&r->word, record_word(units ? units - 1 : 0, OP_NONE, seq));
     ring_waiters(f, index, 1);
@@ -175,7 +189,10 @@ int mp_sem_enroll(struct mp_family *f, uint32_t index) {
 }
 
 void mp_sem_withdraw(struct mp_family *f, uint32_t index) {
-    atomic_fetch_sub(&f->seg->records[f->local_record[index] - 1].waiting, 1);
+    uint32_t mine = f->local_record[index];
+    if (mine == 0 || atomic_load(&f->seg->records[mine - 1].waiting) == 0)
+        return; /* a child forked by a signal handler while its parent waited: it was the parent who enrolled */
+    atomic_fetch_sub(&f->seg->records[mine - 1].waiting, 1);
     atomic_fetch_sub(&mp_block_at(f, index)->semaphore.waiters, 1);
 }
 
@@ -190,7 +207,7 @@ void mp_sem_return_units(struct mp_family *f, uint32_t i) {
     int slot = (int)(owner >> 32) - 1;
     struct mp_block *b = mp_block_at(f, index);
     if (b->kind != MP_KIND_SEMAPHORE || mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_READY) {
-        free_record(f, i);
+        free_record(f, i, NULL);
         return;
     }
     struct mp_semaphore *s = &b->semaphore;
@@ -206,7 +223,7 @@ void mp_sem_return_units(struct mp_family *f, uint32_t i) {
         word = atomic_load(&s->word);
         uint32_t value;
         do {
-            acknowledge(f, word);
+            acknowledge(f, s, word);
             value = sem_value(word) + units;
             value = value > s->maximum ? s->maximum : value;
             returned = value - sem_value(word);
@@ -215,7 +232,7 @@ void mp_sem_return_units(struct mp_family *f, uint32_t i) {
     atomic_store(&r->word, record_word(0, OP_NONE, seq));
     for (uint32_t waiting = atomic_exchange(&r->waiting, 0); waiting != 0; waiting--)
         atomic_fetch_sub(&s->waiters, 1);
-    free_record(f, i);
+    free_record(f, i, s);
     if (returned != 0)
         ring_waiters(f, index, returned);
 }

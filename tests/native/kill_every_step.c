@@ -1,0 +1,957 @@
+/* Kills a process after every single machine instruction of an operation, and looks at what recovery makes of it.
+ *
+ * For each scenario below: a child is run under ptrace(2) to the start of the operation, then stepped k instructions, then
+ * killed with SIGKILL; the parent runs mp_recover() and checks the invariants. This is done for every k from 0 to the end
+ * of the operation. A long operation (a recovery, say) is first walked through once to find the steps that changed the
+ * shared memory or what the kernel knows; between two of them a kill can make no difference, so only those are tried.
+ *
+ * Linked with the C core itself (../../mpipc/family/src), compiled with MP_TICK_NS so large that nothing is put right by a
+ * waiter's periodic look: what is not repaired by recovery shows as a hang. To be run in an IPC namespace of its own.
+ *
+ *   kill_every_step            runs all scenarios, prints one line each
+ *   kill_every_step NAME ...   runs these
+ *   kill_every_step --list     names them
+ */
+#include "family.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/msg.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PATIENCE_NS 20000000000ll /* how long a hang may take to be called one */
+#define EVERY_STEP 700            /* operations up to this length are killed at every step */
+
+struct scenario {
+    const char *name;
+    void (*setup)(void);         /* parent, before the fork */
+    void (*prepare)(void);       /* child, at full speed */
+    void (*operation)(void);     /* child, step by step */
+    void (*meanwhile)(void);     /* parent, when the child has blocked */
+    void (*before_kill)(void);   /* parent, while the child stands at its last instruction */
+    void (*verify)(bool finished); /* parent, after the recovery */
+    bool founds;                   /* the child makes a family itself: no recovery, the verification sweeps */
+    void (*started)(void);         /* parent, when the child stands before its first instruction */
+};
+
+static struct mp_family family, *f = &family;
+static const struct scenario *now;
+static long step_now;
+static pid_t child_pid;
+static struct shared {
+    volatile int finished;
+} *shared;
+static bool seen; /* the effect was seen at an earlier step: it must be there at all later ones */
+
+static void step(bool *blocked);
+
+static void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "%s, killed after step %ld: ", now ? now->name : "-", step_now);
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    exit(1);
+}
+#define check(condition) ((condition) ? (void)0 : fail("%s:%d: not true: %s", __FILE__, __LINE__, #condition))
+#define check_equal(a, b)                                                                                              \
+    do {                                                                                                               \
+        long long a_ = (long long)(a), b_ = (long long)(b);                                                            \
+        if (a_ != b_)                                                                                                  \
+            fail("%s:%d: %s is %lld, not %lld (%s)", __FILE__, __LINE__, #a, a_, b_, #b);                              \
+    } while (0)
+
+static void appears_once(bool effect) {
+    check(effect || !seen);
+    seen = effect;
+}
+
+/* ---- the machine's kernel objects, in this namespace ------------------------------------------------------------------ */
+
+static int count_lines(const char *kind) {
+    char path[64], line[512];
+    int lines = -1; /* the heading */
+    snprintf(path, sizeof path, "/proc/sysvipc/%s", kind);
+    FILE *file = fopen(path, "re");
+    check(file != NULL);
+    while (fgets(line, sizeof line, file) != NULL)
+        lines++;
+    fclose(file);
+    return lines;
+}
+static int queues(void) { return count_lines("msg"); }
+static int segments(void) { return count_lines("shm"); }
+static int sets(void) { return count_lines("sem"); }
+
+/* ---- bystanders: processes that are parked somewhere when the child dies ------------------------------------------------ */
+
+#define MAX_BYSTANDERS 4
+static pid_t bystanders[MAX_BYSTANDERS];
+static int bystander_count;
+
+static pid_t bystander(int (*life)(void)) {
+    check_equal(mp_fork_prepare(f), MP_OK);
+    pid_t pid = fork();
+    check(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        mp_fork_child(f);
+        _exit(life());
+    }
+    mp_fork_parent(f);
+    bystanders[bystander_count++] = pid;
+    return pid;
+}
+
+static void wait_for(int (*value)(void), int wanted, const char *what) {
+    int64_t deadline = mp_now_ns() + PATIENCE_NS;
+    while (value() != wanted) {
+        if (mp_now_ns() > deadline)
+            fail("%s never became %d (is %d)", what, wanted, value());
+        sched_yield();
+    }
+}
+#define wait_until_equal(function, wanted) wait_for(function, wanted, #function)
+
+/* The bystander has to come to its end: nobody it waits for exists any more. */
+static void bystander_ends(pid_t pid) {
+    int64_t deadline = mp_now_ns() + PATIENCE_NS;
+    int status = 0;
+    pid_t got;
+    while ((got = waitpid(pid, &status, WNOHANG)) == 0) {
+        if (mp_now_ns() > deadline)
+            fail("bystander %d hangs", (int)pid);
+        sched_yield();
+    }
+    check(got == pid);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        fail("bystander ended with status %#x", status);
+    for (int i = 0; i < bystander_count; i++)
+        if (bystanders[i] == pid)
+            bystanders[i] = bystanders[--bystander_count];
+}
+
+/* ---- blocks the scenarios work on ---------------------------------------------------------------------------------------- */
+
+static uint32_t block;
+
+static uint32_t make(uint32_t kind) {
+    int64_t index = mp_block_new(f, kind);
+    check(index >= 0);
+    return (uint32_t)index;
+}
+static struct mp_block *at(void) { return mp_block_at(f, block); }
+static int sleepers(void) { return mp_bell_get(f, block, GETNCNT); }
+static int value(void) { return (int)mp_sem_value(at()); }
+static uint64_t lock_word(void) { return atomic_load(&at()->lock.word); }
+
+static void have_semaphore(uint32_t value, uint32_t maximum) {
+    block = make(MP_KIND_SEMAPHORE);
+    mp_sem_init(at(), value, maximum);
+    mp_block_ready(f, block);
+}
+static void setup_semaphore_0(void) { have_semaphore(0, 5); }
+static void setup_semaphore_3(void) { have_semaphore(3, 5); }
+static void others_use_it(void);
+static void setup_used_3(void) {
+    setup_semaphore_3();
+    others_use_it();
+}
+static void setup_bounded_3(void) { have_semaphore(3, 3); }
+static void have(uint32_t kind) {
+    block = make(kind);
+    mp_block_ready(f, block);
+}
+static void setup_lock(void) { have(MP_KIND_LOCK); }
+static void setup_condition(void) { have(MP_KIND_CONDITION); }
+
+static bool sem_try(void) {
+    int error;
+    bool taken = mp_sem_try(f, block, &error);
+    return taken && error == 0;
+}
+static int sem_wait(void) { /* the loop of _synchronize.pyx */
+    int error;
+    if (mp_sem_try(f, block, &error))
+        return 0;
+    if (mp_sem_enroll(f, block) != MP_OK)
+        return 3;
+    for (;;) {
+        if (mp_sem_try(f, block, &error)) {
+            mp_sem_withdraw(f, block);
+            return 0;
+        }
+        if (mp_bell_wait(f, block, -1, -1) != MP_OK)
+            return 4;
+    }
+}
+static int sem_wait_and_release(void) {
+    int result = sem_wait();
+    return result != 0 ? result : mp_sem_release(f, block);
+}
+static int lock_wait_and_release(void) {
+    if (mp_lock_wait(f, block, -1) != MP_OK)
+        return 3;
+    return mp_lock_release(f, block);
+}
+static int cell_wait(void) { /* the loop of Waiters.wait() */
+    int64_t cell = mp_cell_enter(f, block, 0, 0);
+    if (cell < 0)
+        return 3;
+    while (mp_cell_state(atomic_load(&f->seg->cells[cell].word)) == MP_CELL_WAITING)
+        if (mp_cell_wait(f, (uint32_t)cell, -1) != MP_OK)
+            return 4;
+    mp_cell_leave(f, (uint32_t)cell);
+    return 0;
+}
+static int waiting_cells(void) { return mp_cells_waiting(f, block); }
+
+/* Nobody is enrolled at the semaphore, nobody holds units but those this process knows of, and all can be had. */
+static void semaphore_is_whole(int wanted) {
+    check_equal(value(), wanted);
+    check_equal(sleepers(), 0);
+    for (int i = 0; i < wanted; i++)
+        check(sem_try());
+    check(!sem_try());
+    for (int i = 0; i < wanted; i++)
+        check_equal(mp_sem_release(f, block), MP_OK);
+    check_equal(value(), wanted);
+}
+
+/* ---- semaphores ------------------------------------------------------------------------------------------------------------ */
+
+static void op_acquire(void) { sem_try(); }
+static void op_release(void) { mp_sem_release(f, block); }
+static void op_cycle(void) {
+    sem_try();
+    mp_sem_release(f, block);
+}
+static void hold_1(void) { check(sem_try()); }
+static void hold_2(void) {
+    check(sem_try());
+    check(sem_try());
+}
+static void released_before(void) { mp_sem_release(f, block); } /* a record with a history, and no units */
+
+static void check_3(bool finished) { semaphore_is_whole(3); }
+static void check_0(bool finished) { semaphore_is_whole(0); }
+static void check_signal(bool finished) {
+    int got = value();
+    check(got == 0 || got == 1);
+    if (finished)
+        check_equal(got, 1);
+    appears_once(got == 1);
+    semaphore_is_whole(got);
+}
+static void check_signal_twice(bool finished) {
+    int got = value();
+    check(got == 1 || got == 2);
+    if (finished)
+        check_equal(got, 2);
+    appears_once(got == 2);
+    semaphore_is_whole(got);
+}
+
+/* Others write over the evidence in the semaphore's word while the child stands still. */
+static void others_use_it(void) {
+    if (sem_try())
+        check_equal(mp_sem_release(f, block), MP_OK);
+}
+static void others_signal_and_take(void) {
+    check_equal(mp_sem_release(f, block), MP_OK);
+    check(sem_try());
+}
+/* ... and so often that every counter of 16 bits has gone round. */
+static void others_use_it_70000_times(void) {
+    for (int i = 0; i < 70000; i++)
+        others_use_it();
+}
+
+/* The child has read the word, and goes on after the others have used up every 16-bit number: what it then writes as evidence
+ * about this process must not be ahead of the truth. */
+static void others_use_it_40000_times_and_child_goes_on(void) {
+    bool blocked = false;
+    for (int i = 0; i < 20000; i++)
+        others_use_it();
+    while (!shared->finished)
+        step(&blocked);
+    struct mp_record *mine = &f->seg->records[f->local_record[block] - 1];
+    uint16_t sequence = (uint16_t)(atomic_load(&mine->word) >> 40), done = (uint16_t)atomic_load(&mine->done);
+    check((int16_t)(uint16_t)(sequence - done) >= 0);
+    check((int16_t)(uint16_t)(sequence - done) <= 1);
+}
+
+static void leave_normally(void) { mp_leaving(f); }
+static void hold_1_and_leave(void) {
+    hold_1();
+    mp_leaving(f);
+}
+static void check_kept(bool finished) { /* what a process that ended normally took stays taken */
+    int got = value();
+    check(got == 3 || got == 2);
+    if (finished)
+        check_equal(got, 2);
+    appears_once(got == 2);
+    semaphore_is_whole(got);
+}
+static void check_given_back_once(bool finished) {
+    int got = value();
+    check(got == 2 || got == 3);
+    if (finished)
+        check_equal(got, 3);
+    appears_once(got == 3);
+    semaphore_is_whole(got);
+}
+
+/* A waiter sleeps while the unit it waits for is released, or held by the child. */
+static void setup_sleeper(void) {
+    setup_semaphore_0();
+    bystander(sem_wait);
+    wait_until_equal(sleepers, 1);
+}
+static void check_sleeper_signalled(bool finished) {
+    if (value() == 0 && bystander_count != 0 && mp_bell_get(f, block, GETNCNT) == 1 && !finished) {
+        /* perhaps it did not happen; then a release from here has to wake the sleeper */
+        int64_t until = mp_now_ns() + 2000000;
+        while (mp_now_ns() < until && sleepers() == 1)
+            sched_yield();
+        if (sleepers() == 1 && value() == 0) {
+            check(!seen);
+            check_equal(mp_sem_release(f, block), MP_OK);
+            bystander_ends(bystanders[0]);
+            return;
+        }
+    }
+    seen = true;
+    bystander_ends(bystanders[0]);
+}
+
+static void setup_two_sleepers_for_one(void) {
+    setup_semaphore_0();
+    bystander(sem_wait_and_release);
+    wait_until_equal(sleepers, 1);
+}
+static void op_sem_wait(void) { sem_wait(); }
+static int both_sleep(void) { return sleepers() == 2; }
+static void release_for_both(void) {
+    wait_until_equal(both_sleep, 1);
+    check_equal(mp_sem_release(f, block), MP_OK);
+}
+static void check_other_sleeper(bool finished) {
+    /* One unit was, or is now, released; the child is dead, so the other one gets it. */
+    if (value() == 0 && sleepers() == 1 && !seen) {
+        int64_t until = mp_now_ns() + 2000000;
+        while (mp_now_ns() < until && sleepers() == 1)
+            sched_yield();
+        if (sleepers() == 1 && value() == 0)
+            check_equal(mp_sem_release(f, block), MP_OK);
+    }
+    bystander_ends(bystanders[0]);
+    semaphore_is_whole(1);
+}
+
+/* ---- locks ------------------------------------------------------------------------------------------------------------------ */
+
+static void op_lock(void) { mp_lock_try(f, at(), 0); }
+static void op_unlock(void) { mp_lock_release(f, block); }
+static void hold_lock(void) { check(mp_lock_try(f, at(), 0)); }
+static void check_lock_free(bool finished) {
+    bool died = (lock_word() & MP_LOCK_DIED) != 0;
+    check_equal(lock_word() & MP_LOCK_OWNER, 0);
+    if (finished && now->operation == op_lock)
+        check(died);
+    if (now->operation == op_lock)
+        appears_once(died);
+    else
+        check(died ? !seen : (seen = true));
+    check(mp_lock_try(f, at(), 0));
+    check_equal((lock_word() & MP_LOCK_DIED) != 0, died);
+    check_equal(mp_lock_release(f, block), MP_OK);
+    check_equal(lock_word(), 0);
+}
+static void wait_for_lock(void) {
+    bystander(lock_wait_and_release);
+    wait_until_equal(sleepers, 1);
+}
+static void check_lock_passed_on(bool finished) {
+    bystander_ends(bystanders[0]);
+    check_equal(lock_word() & (MP_LOCK_OWNER | MP_LOCK_DIED), 0);
+}
+static void setup_lock_held_with_waiter(void) {
+    setup_lock();
+    hold_lock();
+    bystander(lock_wait_and_release);
+    wait_until_equal(sleepers, 1);
+}
+static void op_lock_wait(void) { mp_lock_wait(f, block, -1); }
+static void release_lock_for_both(void) {
+    wait_until_equal(both_sleep, 1);
+    check_equal(mp_lock_release(f, block), MP_OK);
+}
+static void check_other_waiter(bool finished) {
+    if ((lock_word() & MP_LOCK_OWNER) == f->me)
+        check_equal(mp_lock_release(f, block), MP_OK);
+    bystander_ends(bystanders[0]);
+    check_equal(lock_word() & MP_LOCK_OWNER, 0);
+}
+
+/* ---- blocks and the kernel objects they own ---------------------------------------------------------------------------------- */
+
+static int queues_before, segments_before, sets_before;
+
+static void count_objects(void) {
+    queues_before = queues();
+    segments_before = segments();
+    sets_before = sets();
+}
+static void no_new_objects(void) {
+    check_equal(queues(), queues_before);
+    check_equal(segments(), segments_before);
+}
+static void every_block_is_free(void) {
+    for (uint32_t i = 0; i < atomic_load(&f->h->block_high); i++)
+        check_equal(mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)), MP_BLOCK_FREE);
+}
+static void op_new_lock(void) { mp_block_ready(f, (uint32_t)mp_block_new(f, MP_KIND_LOCK)); }
+static void op_new_queue(void) {
+    uint32_t index = (uint32_t)mp_block_new(f, MP_KIND_QUEUE);
+    mp_block_msgget(f, index, 0600);
+    mp_block_ready(f, index);
+}
+static void op_new_segment(void) {
+    uint32_t index = (uint32_t)mp_block_new(f, MP_KIND_SEGMENT);
+    mp_block_shmget(f, index, 8192, 0600);
+    mp_block_ready(f, index);
+}
+static void check_nothing_made(bool finished) {
+    no_new_objects();
+    every_block_is_free();
+}
+static void make_queue(void) {
+    block = make(MP_KIND_QUEUE);
+    check(mp_block_msgget(f, block, 0600) >= 0);
+    mp_block_ready(f, block);
+    struct { long type; char text[4]; } message = {1, "abc"};
+    check(msgsnd(at()->id, &message, 4, 0) == 0);
+}
+static void make_segment(void) {
+    block = make(MP_KIND_SEGMENT);
+    check(mp_block_shmget(f, block, 8192, 0600) >= 0);
+    mp_block_ready(f, block);
+}
+static void op_drop(void) { mp_block_drop(f, block); }
+static void setup_shared_queue(void) {
+    make_queue();
+    queues_before = queues();
+}
+static void check_still_shared(bool finished) {
+    check_equal(mp_block_state_of(atomic_load(&at()->word)), MP_BLOCK_READY);
+    check_equal(atomic_load(&at()->holders[0]), 1ull << f->slot);
+    check_equal(queues(), queues_before);
+    mp_block_drop(f, block);
+    check_equal(queues(), queues_before - 1);
+}
+static void op_adopt(void) {
+    f->local_refs[block] = 0; /* as a spawned child, which has inherited no handle */
+    mp_block_adopt(f, block, mp_block_serial(atomic_load(&at()->word)));
+}
+
+/* ---- wait cells ---------------------------------------------------------------------------------------------------------------- */
+
+static void op_cell_enter_and_cancel(void) {
+    int64_t cell = mp_cell_enter(f, block, 0, 0);
+    mp_cell_cancel(f, (uint32_t)cell);
+}
+static void check_no_cells(bool finished) {
+    check_equal(waiting_cells(), 0);
+    check_equal(mp_cells_notify(f, block, 5), 0);
+    for (uint32_t i = 0; i < atomic_load(&f->h->cell_high); i++)
+        check_equal(atomic_load(&f->seg->cells[i].word), 0);
+}
+static int cells_asleep(void) {
+    int asleep = 0;
+    for (uint32_t i = 0; i < atomic_load(&f->h->cell_high); i++)
+        asleep += mp_bell_get(f, mp_cell_bell(i), GETNCNT);
+    return asleep;
+}
+static void setup_two_waiters(void) {
+    setup_condition();
+    bystander(cell_wait);
+    wait_until_equal(cells_asleep, 1);
+    bystander(cell_wait);
+    wait_until_equal(cells_asleep, 2);
+}
+static void op_notify_1(void) { mp_cells_notify(f, block, 1); }
+static void op_notify_all(void) { mp_cells_notify(f, block, -1); }
+static void check_notified_1(bool finished) {
+    int left = waiting_cells();
+    check(left == 1 || left == 2);
+    if (finished)
+        check_equal(left, 1);
+    appears_once(left == 1);
+    pid_t first = bystanders[0], second = bystanders[1];
+    if (left == 1)
+        bystander_ends(first);
+    check_equal(mp_cells_notify(f, block, -1), left);
+    if (left == 2)
+        bystander_ends(first);
+    bystander_ends(second);
+    check_no_cells(finished);
+}
+static void check_notified_all(bool finished) {
+    int left = waiting_cells();
+    if (finished)
+        check_equal(left, 0);
+    check_equal(mp_cells_notify(f, block, -1), left);
+    bystander_ends(bystanders[1]);
+    bystander_ends(bystanders[0]);
+    check_no_cells(finished);
+}
+/* The child waits first and is notified; the bystander waits after it. Whatever became of the child's notification, the
+ * bystander has it when the child is dead; a child that has taken it and left keeps it. */
+static void op_cell_wait(void) { cell_wait(); }
+static int child_cell_asleep(void) { return cells_asleep() >= 1; }
+static void notify_child_first(void) {
+    wait_until_equal(child_cell_asleep, 1);
+    bystander(cell_wait);
+    wait_until_equal(cells_asleep, 2);
+    check_equal(mp_cells_notify(f, block, 1), 1);
+}
+static void notify_child_with_all(void) {
+    wait_until_equal(child_cell_asleep, 1);
+    check_equal(mp_cells_notify(f, block, -1), 1);
+    bystander(cell_wait); /* it came after notify_all(): nothing is owed to it */
+    wait_until_equal(cells_asleep, 1);
+}
+static void check_passed_on(bool finished) {
+    if (bystander_count == 0) /* killed before it waited */
+        return check_no_cells(finished);
+    /* Either the child's cell was gone (it had taken the notification), and the other waits; or it was passed on. */
+    if (waiting_cells() == 1) {
+        seen = true;
+        check_equal(mp_cells_notify(f, block, 1), 1);
+    } else {
+        check(!seen);
+        check(!finished);
+    }
+    bystander_ends(bystanders[0]);
+    check_no_cells(finished);
+}
+static void check_not_passed_on(bool finished) {
+    if (bystander_count == 0)
+        return check_no_cells(finished);
+    check_equal(waiting_cells(), 1);
+    check_equal(mp_cells_notify(f, block, 1), 1);
+    bystander_ends(bystanders[0]);
+    check_no_cells(finished);
+}
+
+/* ---- the process table ------------------------------------------------------------------------------------------------------------- */
+
+static void forget_membership(void) { /* as a process that finds the family by itself */
+    struct sembuf out[] = {{MP_SEM_ALIVE + f->slot, -1, SEM_UNDO}, {MP_SEM_DEATHS, 1, SEM_UNDO}};
+    check(semop(f->semid, out, 2) == 0);
+    mp_block_unhold(f, block, f->slot);
+    atomic_store(&f->seg->slots[f->slot].word, 0);
+    f->slot = -1;
+    f->me = 0;
+}
+static void op_join(void) { mp_family_join(f); }
+static void op_fork_prepare(void) {
+    mp_fork_prepare(f);
+    mp_fork_parent(f);
+}
+static void op_transit(void) {
+    int64_t token = mp_transit_reserve(f);
+    mp_block_hold(f, block, mp_transit_slot(token));
+    mp_transit_sent(f, token, getpid());
+}
+/* ---- recovery ------------------------------------------------------------------------------------------------------------------------ */
+
+static uint32_t lock_block, semaphore_block, queue_block, condition_block;
+
+static int die_holding_everything(void) {
+    block = semaphore_block;
+    hold_2();
+    mp_sem_enroll(f, block);
+    block = lock_block;
+    hold_lock();
+    mp_cell_enter(f, condition_block, 0, 0);
+    block = make(MP_KIND_QUEUE);
+    mp_block_msgget(f, block, 0600);
+    make_queue();
+    make_segment();
+    kill(getpid(), SIGKILL);
+    return 0;
+}
+static void setup_victim(void) {
+    setup_lock();
+    lock_block = block;
+    setup_condition();
+    condition_block = block;
+    setup_semaphore_3();
+    semaphore_block = block;
+    setup_shared_queue();
+    queue_block = block;
+    count_objects();
+    pid_t pid = bystander(die_holding_everything);
+    int status;
+    check(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+    bystander_count--;
+    check_equal(queues(), queues_before + 2);
+}
+static void op_recover(void) { mp_recover(f); }
+static void check_recovered(bool finished) {
+    no_new_objects();
+    block = lock_block;
+    check_equal(lock_word(), MP_LOCK_DIED);
+    block = condition_block;
+    check_no_cells(finished);
+    block = semaphore_block;
+    check_equal(atomic_load(&at()->semaphore.waiters) <= 1, 1);
+    semaphore_is_whole(3);
+    block = queue_block;
+    check_still_shared(finished);
+}
+
+/* ---- families -------------------------------------------------------------------------------------------------------------------------- */
+
+static void op_found(void) {
+    static struct mp_family own;
+    if (mp_family_create(&own, "kill_every_step") == MP_OK && mp_family_join(&own) == MP_OK) {
+        uint32_t index = (uint32_t)mp_block_new(&own, MP_KIND_QUEUE);
+        mp_block_msgget(&own, index, 0600);
+        mp_block_ready(&own, index);
+        mp_bell_set(&own, index, 1);
+    }
+}
+static void check_swept(bool finished) {
+    mp_sweep();
+    no_new_objects();
+    check_equal(sets(), sets_before);
+}
+static struct mp_family other;
+static void found_other(void) {
+    check_equal(mp_family_create(&other, "kill_every_step"), MP_OK);
+    check_equal(mp_family_join(&other), MP_OK);
+    uint32_t index = (uint32_t)mp_block_new(&other, MP_KIND_QUEUE);
+    check(mp_block_msgget(&other, index, 0600) >= 0);
+    mp_block_ready(&other, index);
+    check(mp_bell_set(&other, index, 1) >= 0);
+}
+static void op_sweep(void) { mp_sweep(); }
+static int found_and_die(void) {
+    found_other();
+    check_equal(mp_fork_prepare(&other), MP_OK); /* dies while it forks: a reservation is left */
+    kill(getpid(), SIGKILL);
+    return 0;
+}
+static void setup_dead_family(void) {
+    count_objects();
+    pid_t pid = bystander(found_and_die);
+    int status;
+    check(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+    bystander_count--;
+    mp_recover(f);
+    check_equal(segments(), segments_before + 1);
+}
+
+/* ---- the list --------------------------------------------------------------------------------------------------------------------------- */
+
+static void setup_nothing(void) { count_objects(); }
+static const struct scenario scenarios[] = {
+    {"semaphore-acquire", setup_semaphore_3, NULL, op_acquire, NULL, NULL, check_3},
+    {"semaphore-acquire-again", setup_semaphore_3, hold_1, op_acquire, NULL, NULL, check_3},
+    {"semaphore-acquire-third", setup_semaphore_3, hold_2, op_acquire, NULL, NULL, check_3},
+    {"semaphore-acquire-none-left", setup_semaphore_0, NULL, op_acquire, NULL, NULL, check_0},
+    {"semaphore-release-held", setup_semaphore_3, hold_1, op_release, NULL, NULL, check_3},
+    {"semaphore-release-held-2", setup_semaphore_3, hold_2, op_release, NULL, NULL, check_3},
+    {"semaphore-cycle", setup_semaphore_3, NULL, op_cycle, NULL, NULL, check_3},
+    {"semaphore-bounded-cycle", setup_bounded_3, hold_1, op_cycle, NULL, NULL, check_3},
+    {"semaphore-signal", setup_semaphore_0, NULL, op_release, NULL, NULL, check_signal},
+    {"semaphore-signal-twice", setup_semaphore_0, released_before, op_release, NULL, NULL, check_signal_twice},
+    {"semaphore-acquire-overwritten", setup_semaphore_3, NULL, op_acquire, NULL, others_use_it, check_3},
+    {"semaphore-release-overwritten", setup_semaphore_3, hold_1, op_release, NULL, others_use_it, check_3},
+    {"semaphore-cycle-overwritten", setup_semaphore_3, hold_1, op_cycle, NULL, others_use_it, check_3},
+    {"semaphore-signal-overwritten", setup_semaphore_0, NULL, op_release, NULL, others_signal_and_take, check_signal},
+    {"semaphore-acquire-wrapped", setup_semaphore_3, NULL, op_acquire, NULL, others_use_it_70000_times, check_3},
+    {"semaphore-cycle-stalled", setup_used_3, NULL, op_cycle, NULL, others_use_it_40000_times_and_child_goes_on, check_3},
+    {"semaphore-acquire-leaving", setup_semaphore_3, leave_normally, op_acquire, NULL, NULL, check_kept},
+    {"semaphore-release-leaving", setup_semaphore_3, hold_1_and_leave, op_release, NULL, NULL, check_given_back_once},
+    {"semaphore-signal-to-sleeper", setup_sleeper, NULL, op_release, NULL, NULL, check_sleeper_signalled},
+    {"semaphore-sleep-beside-another", setup_two_sleepers_for_one, NULL, op_sem_wait, release_for_both, NULL,
+     check_other_sleeper},
+    {"lock-acquire", setup_lock, NULL, op_lock, NULL, NULL, check_lock_free},
+    {"lock-release", setup_lock, hold_lock, op_unlock, NULL, NULL, check_lock_free},
+    {"lock-release-with-waiter", setup_lock, hold_lock, op_unlock, NULL, NULL, check_lock_passed_on, .started = wait_for_lock},
+    {"lock-wait-beside-another", setup_lock_held_with_waiter, NULL, op_lock_wait, release_lock_for_both, NULL,
+     check_other_waiter},
+    {"block-new", setup_nothing, NULL, op_new_lock, NULL, NULL, check_nothing_made},
+    {"block-new-queue", setup_nothing, NULL, op_new_queue, NULL, NULL, check_nothing_made},
+    {"block-new-segment", setup_nothing, NULL, op_new_segment, NULL, NULL, check_nothing_made},
+    {"block-drop-queue", setup_nothing, make_queue, op_drop, NULL, NULL, check_nothing_made},
+    {"block-drop-segment", setup_nothing, make_segment, op_drop, NULL, NULL, check_nothing_made},
+    {"block-drop-shared-queue", setup_shared_queue, NULL, op_drop, NULL, NULL, check_still_shared},
+    {"block-adopt", setup_shared_queue, NULL, op_adopt, NULL, NULL, check_still_shared},
+    {"cell-enter-and-cancel", setup_condition, NULL, op_cell_enter_and_cancel, NULL, NULL, check_no_cells},
+    {"cell-wait-notified", setup_condition, NULL, op_cell_wait, notify_child_first, NULL, check_passed_on},
+    {"cell-wait-notified-with-all", setup_condition, NULL, op_cell_wait, notify_child_with_all, NULL,
+     check_not_passed_on},
+    {"notify-1-of-2", setup_two_waiters, NULL, op_notify_1, NULL, NULL, check_notified_1},
+    {"notify-all", setup_two_waiters, NULL, op_notify_all, NULL, NULL, check_notified_all},
+    {"join", setup_shared_queue, forget_membership, op_join, NULL, NULL, check_still_shared},
+    {"fork-prepare", setup_shared_queue, NULL, op_fork_prepare, NULL, NULL, check_still_shared},
+    {"transit", setup_shared_queue, NULL, op_transit, NULL, NULL, check_still_shared},
+    {"recover", setup_victim, NULL, op_recover, NULL, NULL, check_recovered},
+    {"found", setup_nothing, NULL, op_found, NULL, NULL, check_swept, .founds = true},
+    {"sweep", setup_dead_family, NULL, op_sweep, NULL, NULL, check_swept},
+};
+
+/* ---- the machine ---------------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t digest(void) {
+    uint64_t h = 0;
+    const struct { void *start; size_t size; } regions[] = {
+        {f->h, sizeof *f->h},
+        {f->seg->slots, 16 * sizeof f->seg->slots[0]},
+        {f->seg->cells, 16 * sizeof f->seg->cells[0]},
+        {f->seg->records, 16 * sizeof f->seg->records[0]},
+        {f->seg->blocks, 16 * sizeof f->seg->blocks[0]},
+    };
+    for (size_t r = 0; r < sizeof regions / sizeof *regions; r++)
+        for (size_t i = 0; i < regions[r].size / 8; i++)
+            h = (h ^ ((const uint64_t *)regions[r].start)[i]) * 0x9e3779b97f4a7c15ull, h ^= h >> 29;
+    return h;
+}
+
+/* What the kernel knows: which objects exist, how many are attached, the values of all semaphores. */
+static uint64_t kernel_digest(void) {
+    uint64_t h = 0;
+    char line[512];
+    FILE *list = fopen("/proc/sysvipc/shm", "re");
+    int id, mode, attached;
+    check(list != NULL);
+    while (fgets(line, sizeof line, list) != NULL)
+        if (sscanf(line, "%*d %d %o %*u %*d %*d %d", &id, &mode, &attached) == 3)
+            h = (h ^ ((uint64_t)id << 32 | (uint64_t)mode << 16 | (uint64_t)attached)) * 0x9e3779b97f4a7c15ull;
+    fclose(list);
+    list = fopen("/proc/sysvipc/msg", "re");
+    check(list != NULL);
+    while (fgets(line, sizeof line, list) != NULL)
+        if (sscanf(line, "%*d %d %*o %*u %d", &id, &attached) == 2)
+            h = (h ^ ((uint64_t)id << 32 | (uint64_t)attached)) * 0x9e3779b97f4a7c15ull;
+    fclose(list);
+    list = fopen("/proc/sysvipc/sem", "re");
+    check(list != NULL);
+    while (fgets(line, sizeof line, list) != NULL) {
+        static unsigned short values[4096];
+        int count;
+        if (sscanf(line, "%*d %d %*o %d", &id, &count) != 2 || count > 4096 || semctl(id, 0, GETALL, values) < 0)
+            continue;
+        h = (h ^ (uint64_t)id) * 0x9e3779b97f4a7c15ull;
+        for (int i = 0; i < count; i++)
+            h = (h ^ values[i]) * 0x9e3779b97f4a7c15ull;
+    }
+    fclose(list);
+    return h;
+}
+
+static bool at_system_call(void) {
+#if defined __x86_64__
+    struct user_regs_struct regs;
+    if (ptrace(PTRACE_GETREGS, child_pid, NULL, &regs) < 0)
+        return true;
+    return (ptrace(PTRACE_PEEKTEXT, child_pid, (void *)regs.rip, NULL) & 0xffff) == 0x050f;
+#else
+    return true;
+#endif
+}
+
+static bool has_blocked(void) {
+    char path[64], text[512] = "";
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)child_pid);
+    FILE *file = fopen(path, "re");
+    if (file == NULL || fgets(text, sizeof text, file) == NULL)
+        text[0] = 0;
+    if (file != NULL)
+        fclose(file);
+    char *end = strrchr(text, ')');
+    return end != NULL && end[2] == 'S';
+}
+
+/* One instruction. */
+static void step(bool *blocked) {
+    int status;
+    check(ptrace(PTRACE_SINGLESTEP, child_pid, NULL, NULL) == 0);
+    int64_t deadline = mp_now_ns() + PATIENCE_NS;
+    pid_t got;
+    if (now->meanwhile == NULL || *blocked) {
+        got = waitpid(child_pid, &status, 0);
+    } else {
+        int spins = 0;
+        while ((got = waitpid(child_pid, &status, WNOHANG)) == 0) {
+            if (++spins > 50 && !*blocked && has_blocked()) {
+                *blocked = true;
+                now->meanwhile();
+            }
+            if (mp_now_ns() > deadline)
+                fail("the child neither goes on nor sleeps");
+            sched_yield();
+        }
+    }
+    check(got == child_pid);
+    if (!WIFSTOPPED(status))
+        fail("the child ended by itself, status %#x", status);
+    if (WSTOPSIG(status) != SIGTRAP)
+        fail("the child was stopped by signal %d", WSTOPSIG(status));
+}
+
+static void start_child(void) {
+    shared->finished = 0;
+    if (!now->founds)
+        check_equal(mp_fork_prepare(f), MP_OK);
+    child_pid = fork();
+    check(child_pid >= 0);
+    if (child_pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (!now->founds)
+            mp_fork_child(f);
+        if (now->prepare != NULL)
+            now->prepare();
+        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
+            fail("ptrace: %s", strerror(errno));
+        raise(SIGSTOP);
+        now->operation();
+        shared->finished = 1;
+        for (;;)
+            pause();
+    }
+    if (!now->founds)
+        mp_fork_parent(f);
+    int status;
+    check(waitpid(child_pid, &status, 0) == child_pid);
+    if (!WIFSTOPPED(status) || WSTOPSIG(status) != SIGSTOP)
+        fail("preparing failed, status %#x", status);
+}
+
+/* Runs the scenario from its set-up to its check; returns how many steps were made. `changes`, if given, gets a mark for
+ * every step after which the shared memory or the kernel may look different. */
+static long run(long steps, uint8_t *changes, long room) {
+    bool blocked = false;
+    step_now = steps;
+    bystander_count = 0;
+    now->setup();
+    start_child();
+    if (now->started != NULL)
+        now->started();
+    uint64_t before = changes ? digest() : 0, kernel_before = changes ? kernel_digest() : 0;
+    long k = 0;
+    while (k < steps && !shared->finished) {
+        bool call = changes ? at_system_call() : false;
+        step(&blocked);
+        k++;
+        if (changes != NULL && k < room) {
+            uint64_t after = digest(), kernel_after = call ? kernel_digest() : kernel_before;
+            changes[k] = after != before || kernel_after != kernel_before;
+            before = after;
+            kernel_before = kernel_after;
+        }
+    }
+    bool finished = shared->finished;
+    if (now->before_kill != NULL)
+        now->before_kill();
+    kill(child_pid, SIGKILL);
+    int status;
+    check(waitpid(child_pid, &status, 0) == child_pid);
+    if (!now->founds) {
+        check(mp_recover(f) >= 0);
+        for (int attempt = 0; mp_family_pending(f); attempt++) { /* a reservation is given some time */
+            check(attempt < 10000);
+            usleep(1000);
+            check(mp_recover(f) >= 0);
+        }
+    }
+    now->verify(finished);
+    check_equal(bystander_count, 0);
+    for (uint32_t i = 0; i < atomic_load(&f->h->block_high); i++) {
+        uint64_t word = atomic_load(&mp_block_at(f, i)->word);
+        check(mp_block_state_of(word) == MP_BLOCK_FREE || mp_block_state_of(word) == MP_BLOCK_READY);
+        if (mp_block_state_of(word) == MP_BLOCK_READY) {
+            f->local_refs[i] = 1;
+            mp_block_drop(f, i);
+        }
+    }
+    mp_recover(f); /* of bystanders */
+    every_block_is_free();
+    for (uint32_t i = 0; i < atomic_load(&f->h->record_high); i++)
+        check_equal(atomic_load(&f->seg->records[i].owner), 0);
+    for (uint32_t i = 0; i < atomic_load(&f->h->slot_high); i++)
+        check((int)i == f->slot || atomic_load(&f->seg->slots[i].word) << 56 == 0);
+    return finished ? k : -1;
+}
+
+static void run_scenario(const struct scenario *s) {
+    enum { ROOM = 1 << 22 };
+    uint8_t *changes = calloc(ROOM, 1);
+    now = s;
+    seen = false;
+    long length = run(ROOM - 1, changes, ROOM);
+    if (length < 0)
+        fail("not finished after %d steps", ROOM - 1);
+    seen = false;
+    long kills = 1;
+    bool every = length <= EVERY_STEP && s->before_kill != others_use_it_70000_times;
+    for (long k = 0; k < length; k++)
+        if (every || k == 0 || changes[k]) {
+            run(k, NULL, 0);
+            kills++;
+        }
+    printf("%-34s %6ld instructions, killed at %s %ld\n", s->name, length, every ? "each:" : "those that matter:", kills);
+    fflush(stdout);
+    free(changes);
+}
+
+int main(int argc, char **argv) {
+    size_t count = sizeof scenarios / sizeof *scenarios;
+    if (argc == 2 && !strcmp(argv[1], "--list")) {
+        for (size_t i = 0; i < count; i++)
+            puts(scenarios[i].name);
+        return 0;
+    }
+    if (unshare(CLONE_NEWIPC) < 0 && unshare(CLONE_NEWUSER | CLONE_NEWIPC) < 0)
+        fprintf(stderr, "no IPC namespace of its own: others may disturb the counts\n");
+    int existing = queues() + segments() + sets();
+    shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    check(shared != MAP_FAILED);
+    check_equal(mp_family_create(f, "kill_every_step"), MP_OK);
+    check_equal(mp_family_join(f), MP_OK);
+    mp_bell_set(f, 0, 0);                /* makes the sets, so that counting objects is simple */
+    mp_bell_set(f, mp_cell_bell(0), 0);
+    atomic_store(&f->h->cell_high, 1);
+    int ran = 0;
+    for (size_t i = 0; i < count; i++) {
+        bool wanted = argc == 1;
+        for (int a = 1; a < argc; a++)
+            wanted |= !strcmp(argv[a], scenarios[i].name);
+        if (wanted) {
+            run_scenario(&scenarios[i]);
+            ran++;
+        }
+    }
+    now = NULL;
+    mp_family_destroy(f);
+    mp_family_detach(f);
+    check_equal(queues() + segments() + sets(), existing);
+    return ran > 0 ? 0 : 2;
+}
