@@ -8,6 +8,7 @@
  *   the word of a block carries its serial, so a compare-and-swap on it cannot act on the block's next life. */
 #include "family.h"
 #include "named.h"
+#include "queue.h"
 
 #include <string.h>
 #include <sys/ipc.h>
@@ -78,6 +79,8 @@ static void clear(struct mp_family *f, uint32_t index) {
 /* Takes down a block in MAKING or DYING: by the process in its word, or by recovery after it. */
 void mp_block_abandon(struct mp_family *f, uint32_t index) {
     f->local_refs[index] = 0;
+    if (mp_block_at(f, index)->kind == MP_KIND_QUEUE)
+        mp_queue_disown(f, index);
     mp_block_remove_kernel_object(mp_block_at(f, index));
     clear(f, index);
 }

@@ -5,6 +5,7 @@
  * can be done again from the start: a slot stays DEAD until nothing in the segment mentions it (rule R3). */
 #include "family.h"
 #include "named.h"
+#include "queue.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -132,6 +133,8 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
         if (is_dead(dead, owner))
             mp_lock_recover(f, index, owner);
     }
+    if (b->kind == MP_KIND_QUEUE)
+        mp_queue_recover(f, index, dead->bits);
     for (uint32_t i = 0; i < MP_SLOTS / 64; i++)
         if (dead->bits[i] != 0 && (atomic_load(&b->holders[i]) & dead->bits[i]) != 0)
             atomic_fetch_and(&b->holders[i], ~dead->bits[i]);
@@ -150,6 +153,8 @@ static void heal(struct mp_family *f) {
             mp_lock_heal(f, i);
         else if (b->kind == MP_KIND_SEMAPHORE)
             mp_sem_heal(f, i);
+        if (b->kind == MP_KIND_QUEUE)
+            mp_queue_heal(f, i);
     }
     high = atomic_load(&f->h->cell_high);
     for (uint32_t i = 0; i < high; i++)

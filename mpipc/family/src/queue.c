@@ -1,0 +1,435 @@
+/* Sending and receiving.
+ *
+ * A message goes into the kernel queue if that has room, else into the spill; while there is anything in the spill,
+ * everything goes there. So the next message is the first one in the kernel queue, and only if there is none, the first one
+ * in the spill: that is looked at with the lock held, and keeps the order of each sender (between two levels, the lower one
+ * comes first, wherever it is).
+ *
+ * A receiver may sleep in msgrcv(2), where nobody can tell it to look into the spill. Hence the token, a message without a
+ * body: who receives it takes the lock and looks. Invariant, whenever nobody holds the lock:
+ *
+ *   if there is anything in the spill, a token is in the kernel queue or in the hand of a living receiver, or recovery is
+ *   about to run for a dead one.
+ *
+ * Where a process can die:
+ *   before msgsnd(2), or before its message is counted in the spill: nothing was sent;
+ *   after it, before it rings: recovery rings (waiting.c);
+ *   with a token in its hand: recovery sends a new one, SUSPECT, because the old one may still be in the queue; whoever takes
+ *     the lock next makes it exact again;
+ *   with the lock: the lock says so (DIED), and the next one who takes it repairs the spill;
+ *   with a message in its hand: it is lost with the process, and with nobody else.
+ * Nothing is ever moved from the spill to the kernel queue, so there is no moment in which a message is in both, or none. */
+#include "queue.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+
+#define TAG 0x1a5e0000ull /* tells the name of a queue from what others keep in extra[2] */
+
+uint64_t mp_queue_name(struct mp_family *f, uint32_t index) {
+    return (uint64_t)mp_block_serial(atomic_load(&mp_block_at(f, index)->word)) << 32 | TAG << 3 | index;
+}
+
+static uint32_t generation(uint32_t token) { return token >> 16; }
+
+static int removed(int error) { return error == EINVAL ? EIDRM : error; }
+
+/* ---- making, opening ---------------------------------------------------------------------------------------------------- */
+
+/* Fills the payload of a queue that is being made. */
+int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_t flags) {
+    struct mp_block *b = mp_block_at(f, index);
+    struct mp_queue *q = mp_queue_of(b);
+    b->size = maxsize;
+    b->extra[1] = flags;
+    int error = mp_room_make(f, index, &q->getters);
+    if (error == MP_OK && maxsize != 0)
+        error = mp_room_make(f, index, &q->putters);
+    if (error == MP_OK && flags & MP_QUEUE_COUNTED)
+        error = mp_room_make(f, index, mp_joiners(b));
+    return error;
+}
+
+int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
+    memset(v, 0, sizeof *v);
+    v->f = f;
+    v->index = index;
+    v->b = mp_block_at(f, index);
+    v->q = mp_queue_of(v->b);
+    v->id = atomic_load(&v->b->id);
+    v->flags = (uint32_t)v->b->extra[1];
+    v->selector = v->flags & MP_QUEUE_PRIORITY ? -(MP_TYPE_LEVEL + (long)MP_QUEUE_LEVELS) : 0;
+    v->segments = calloc(MP_ARENA_SEGMENTS, sizeof *v->segments);
+    return v->segments == NULL ? ENOMEM : MP_OK;
+}
+
+void mp_queue_close(struct mp_queue_view *v) { mp_arena_close(v); }
+
+/* ---- the lock ------------------------------------------------------------------------------------------------------------- */
+
+static int send_token(struct mp_queue_view *v) {
+    long type = MP_TYPE_TOKEN + generation(atomic_load(&v->q->token));
+    return msgsnd(v->id, &type, 0, IPC_NOWAIT) == 0 ? MP_OK : removed(errno);
+}
+
+/* Keeps the invariant. If even the token does not fit (somebody lowered msg_qbytes), those who receive what is in the way
+ * will see that there is no token. */
+static void ensure_token(struct mp_queue_view *v) {
+    if (atomic_load(&v->q->spilled) == 0 || atomic_load(&v->q->token) & MP_TOKEN_OUT)
+        return;
+    atomic_fetch_or(&v->q->token, MP_TOKEN_OUT);
+    if (send_token(v) != MP_OK)
+        atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_OUT);
+}
+
+static int repair(struct mp_queue_view *v) {
+    uint32_t token = atomic_load(&v->q->token), next;
+    if (token & MP_TOKEN_REPAIR && atomic_load(&v->q->arena) != 0) {
+        int error = mp_spill_repair(v);
+        if (error != MP_OK)
+            return error;
+    }
+    /* Tokens of any generation in the queue go; those in somebody's hand are recognised by their generation. */
+    struct {
+        long type;
+        char body[8];
+    } m;
+    do {
+        while (msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT) >= 0)
+            ;
+        next = ((generation(token) + 1) & 0xffff) << 16 | (token & MP_TOKEN_ARENA);
+    } while (!atomic_compare_exchange_strong(&v->q->token, &token, next));
+    v->q->credit = 0;
+    ensure_token(v);
+    return MP_OK;
+}
+
+/* Sections under the lock are short, and run neither Python nor anything that waits. 0, or an errno if what a dead process
+ * left cannot be repaired (no memory to look at it): then the lock is not held. */
+int mp_queue_lock(struct mp_queue_view *v) {
+    for (int spins = 0; !mp_lock_try(v->f, v->b, false); spins++) {
+        if (spins < 64) {
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#endif
+            continue;
+        }
+        int error;
+        while ((error = mp_lock_wait(v->f, v->index, -1)) == EINTR)
+            ;
+        if (error != MP_OK)
+            return removed(error);
+        break;
+    }
+    if (atomic_load_explicit(&v->q->lock.word, memory_order_relaxed) & MP_LOCK_DIED)
+        atomic_fetch_or(&v->q->token, MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR);
+    if (atomic_load_explicit(&v->q->token, memory_order_relaxed) & (MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR)) {
+        int error = repair(v);
+        if (error != MP_OK) {
+            mp_queue_unlock(v);
+            return error;
+        }
+    }
+    return MP_OK;
+}
+
+void mp_queue_unlock(struct mp_queue_view *v) { mp_lock_release(v->f, v->index); }
+
+/* ---- how many --------------------------------------------------------------------------------------------------------------- */
+
+/* With the lock, or without it if nothing is suspect. A token in somebody's hand is counted against the kernel's messages,
+ * which at that time are, but for a race, none. -1 with errno. */
+static int64_t count(struct mp_queue_view *v) {
+    struct msqid_ds ds;
+    if (msgctl(v->id, IPC_STAT, &ds) < 0) {
+        errno = removed(errno);
+        return MP_FAILED;
+    }
+    int64_t in_kernel = (int64_t)ds.msg_qnum - (atomic_load(&v->q->token) & MP_TOKEN_OUT);
+    return (in_kernel > 0 ? in_kernel : 0) + atomic_load(&v->q->spilled);
+}
+
+int64_t mp_queue_size(struct mp_queue_view *v) {
+    if (!(atomic_load(&v->q->token) & (MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR)))
+        return count(v);
+    if ((errno = mp_queue_lock(v)) != MP_OK)
+        return MP_FAILED;
+    int64_t size = count(v);
+    mp_queue_unlock(v);
+    return size;
+}
+
+/* ---- sending ---------------------------------------------------------------------------------------------------------------- */
+
+static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_t length) {
+    return msgsnd(v->id, m, 1 + length, IPC_NOWAIT) == 0 ? MP_OK : removed(errno);
+}
+
+static int send_locked(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    int error = EAGAIN;
+    if (atomic_load(&v->q->spilled) == 0)
+        error = send_to_kernel(v, m, length);
+    if (error == EAGAIN) {
+        error = mp_spill_append(v, m, length, level);
+        ensure_token(v);
+    }
+    return error;
+}
+
+/* Room for one more in a bounded queue. The kernel is asked only when what was free at the last time is used up: in between,
+ * receivers can but have made more room. */
+static int admit(struct mp_queue_view *v) {
+    if (v->b->size == 0)
+        return MP_OK;
+    if (v->q->credit == 0) {
+        int64_t size = count(v);
+        if (size < 0)
+            return errno;
+        if ((uint64_t)size >= v->b->size)
+            return EAGAIN;
+        uint64_t room = v->b->size - (uint64_t)size;
+        v->q->credit = room < UINT32_MAX ? (uint32_t)room : UINT32_MAX;
+    }
+    v->q->credit--;
+    return MP_OK;
+}
+
+/* Only what needs no lock: one msgsnd(2). EAGAIN: call mp_queue_send(). */
+int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    if (v->b->size != 0 || atomic_load(&v->q->spilled) != 0)
+        return EAGAIN;
+    m->type = MP_TYPE_LEVEL + level;
+    int error = send_to_kernel(v, m, length);
+    if (error == MP_OK)
+        mp_room_ring(v->f, &v->q->getters, false);
+    return error;
+}
+
+/* Never waits. 0; EAGAIN: a bounded queue is full; EIDRM: the queue was removed; or an errno for want of memory. */
+int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    m->type = MP_TYPE_LEVEL + level;
+    int error = EAGAIN;
+    if (v->b->size == 0 && atomic_load(&v->q->spilled) == 0)
+        error = send_to_kernel(v, m, length);
+    if (error == EAGAIN) {
+        if ((error = mp_queue_lock(v)) != MP_OK)
+            return error;
+        error = admit(v);
+        if (error == MP_OK)
+            error = send_locked(v, m, length, level);
+        mp_queue_unlock(v);
+    }
+    if (error == MP_OK)
+        mp_room_ring(v->f, &v->q->getters, false);
+    return error;
+}
+
+/* ---- receiving -------------------------------------------------------------------------------------------------------------- */
+
+/* A message has arrived in item->message. 0, or EAGAIN if it was none: never sent (see mp_piece_receive), or an errno. */
+static int unpack(struct mp_queue_view *v, struct mp_item *item) {
+    if (item->message.kind == MP_BODY_INLINE) {
+        item->data = item->message.data;
+        item->size = item->length;
+        return MP_OK;
+    }
+    memcpy(&item->piece, item->message.data, sizeof item->piece);
+    item->data = mp_piece_receive(v, &item->piece);
+    item->size = item->piece.length;
+    if (item->data == NULL)
+        return errno == 0 ? EAGAIN : errno;
+    return MP_OK;
+}
+
+static bool is_token(long type) { return type < MP_TYPE_LEVEL; }
+
+/* As received by msgrcv(2), with the lock held or not. */
+static void forget_token(struct mp_queue_view *v, long type) {
+    if (type - MP_TYPE_TOKEN == generation(atomic_load(&v->q->token)))
+        atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_OUT);
+}
+
+/* The next message of all, or ENOMSG. */
+static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
+    for (;;) {
+        long selector = 0;
+        if (v->flags & MP_QUEUE_PRIORITY) {
+            int64_t level = mp_spill_first_level(v);
+            selector = level < 0 ? v->selector : -(MP_TYPE_LEVEL + level);
+        }
+        ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, selector, IPC_NOWAIT);
+        if (n < 0 && errno != ENOMSG)
+            return removed(errno);
+        if (n >= 0 && is_token(item->message.type)) {
+            forget_token(v, item->message.type);
+            continue;
+        }
+        item->length = (uint32_t)n - 1;
+        int error = n >= 0 ? MP_OK : mp_spill_pop(v, &item->message, &item->length);
+        if (error == MP_OK)
+            error = unpack(v, item);
+        if (error == EAGAIN)
+            continue;
+        if (error == MP_OK && v->flags & MP_QUEUE_COUNTED)
+            atomic_fetch_add(&v->q->pending, 1);
+        return error;
+    }
+}
+
+/* type: of the token in our hand, 0 if none. */
+static int take_with_lock(struct mp_queue_view *v, struct mp_item *item, long type) {
+    int error = mp_queue_lock(v);
+    if (error != MP_OK)
+        return error;
+    if (type != 0)
+        forget_token(v, type);
+    error = take_locked(v, item);
+    ensure_token(v);
+    mp_queue_unlock(v);
+    return error;
+}
+
+/* What is due when a message has been taken: the putters' ring, and a token if it could not be sent. */
+static int taken(struct mp_queue_view *v) {
+    if (atomic_load(&v->q->spilled) != 0 && !(atomic_load(&v->q->token) & MP_TOKEN_OUT) && mp_queue_lock(v) == MP_OK) {
+        ensure_token(v);
+        mp_queue_unlock(v);
+    }
+    mp_room_ring(v->f, &v->q->putters, false);
+    return MP_OK;
+}
+
+static int received(struct mp_queue_view *v, struct mp_item *item, ssize_t n) {
+    int error;
+    if (is_token(item->message.type)) {
+        error = take_with_lock(v, item, item->message.type);
+    } else {
+        item->length = (uint32_t)n - 1;
+        error = unpack(v, item);
+    }
+    return error == MP_OK ? taken(v) : error;
+}
+
+/* Takes the next message without waiting. ENOMSG: there is none; EIDRM: the queue was removed. If item->message.kind is
+ * MP_BODY_PIECE, the caller frees item->piece. */
+int mp_queue_take(struct mp_queue_view *v, struct mp_item *item) {
+    int error = EAGAIN;
+    while (error == EAGAIN && !(v->flags & MP_QUEUE_COUNTED)) {
+        ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, IPC_NOWAIT);
+        if (n >= 0) {
+            error = received(v, item, n);
+        } else if (errno != ENOMSG) {
+            return removed(errno);
+        } else if (atomic_load(&v->q->spilled) == 0) {
+            return ENOMSG;
+        } else {
+            break;
+        }
+    }
+    if (error == EAGAIN) {
+        error = take_with_lock(v, item, 0);
+        if (error == MP_OK)
+            taken(v);
+    }
+    return error;
+}
+
+/* Sleeps in msgrcv(2). As mp_queue_take(), and EINTR; ENOMSG here means: sleep again. Not for counted queues. */
+int mp_queue_await(struct mp_queue_view *v, struct mp_item *item) {
+    ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, 0);
+    if (n < 0)
+        return removed(errno);
+    int error = received(v, item, n);
+    return error == EAGAIN ? ENOMSG : error;
+}
+
+/* ---- tasks -------------------------------------------------------------------------------------------------------------------- */
+
+/* Of a counted queue: messages in it, and those taken and not yet done. -1 with errno. */
+int64_t mp_queue_unfinished(struct mp_queue_view *v) {
+    if ((errno = mp_queue_lock(v)) != MP_OK)
+        return MP_FAILED;
+    int64_t size = count(v);
+    if (size >= 0)
+        size += atomic_load(&v->q->pending);
+    mp_queue_unlock(v);
+    return size;
+}
+
+/* ERANGE: there is no unfinished task. */
+int mp_queue_task_done(struct mp_queue_view *v) {
+    int error = mp_queue_lock(v);
+    if (error != MP_OK)
+        return error;
+    int64_t size = count(v), unfinished = size + atomic_load(&v->q->pending);
+    if (size < 0) {
+        error = errno;
+    } else if (unfinished <= 0) {
+        error = ERANGE;
+    } else {
+        atomic_fetch_sub(&v->q->pending, 1);
+        if (unfinished == 1)
+            atomic_fetch_add(&v->q->zeros, 1);
+    }
+    mp_queue_unlock(v);
+    if (error == MP_OK && unfinished == 1)
+        mp_room_ring(v->f, mp_joiners(v->b), true);
+    return error;
+}
+
+/* ---- the end, and deaths --------------------------------------------------------------------------------------------------------- */
+
+static void free_owned(struct mp_family *f, uint32_t index, uint64_t owner) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint64_t word = atomic_load(&b->word);
+    if (mp_block_state_of(word) != MP_BLOCK_READY || b->extra[2] != owner || !atomic_load(&b->pinned) ||
+        (b->kind != MP_KIND_DATA && b->kind != MP_KIND_SEGMENT))
+        return;
+    if (atomic_compare_exchange_strong(&b->word, &word, mp_block_word(MP_BLOCK_DYING, f->slot, mp_block_serial(word))))
+        mp_block_abandon(f, index);
+}
+
+/* Takes down what a queue owns, before it is taken down itself. Can be done again from the start. */
+void mp_queue_disown(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    struct mp_queue *q = mp_queue_of(b);
+    uint64_t owner = mp_queue_name(f, index);
+    uint32_t bells[] = {atomic_load(&q->getters.bell), atomic_load(&q->putters.bell), atomic_load(&mp_joiners(b)->bell)};
+    for (size_t i = 0; i < sizeof bells / sizeof *bells; i++)
+        if (bells[i] != 0 && bells[i] <= MP_BLOCKS)
+            free_owned(f, bells[i] - 1, owner);
+    if (!(atomic_load(&q->token) & MP_TOKEN_ARENA))
+        return;
+    uint32_t high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high; i++)
+        free_owned(f, i, owner);
+}
+
+/* Recovery, before the slots are free for others: pieces that the dead had in their hands. */
+void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead) {
+    struct mp_queue_view v;
+    if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0 || mp_queue_open(&v, f, index) != MP_OK)
+        return;
+    mp_arena_recover(&v, dead);
+    mp_queue_close(&v);
+}
+
+/* Recovery, after every death: rings that were lost, and tokens. */
+void mp_queue_heal(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    struct mp_queue *q = mp_queue_of(b);
+    bool died = atomic_load(&q->lock.word) & MP_LOCK_DIED;
+    uint32_t token = atomic_load(&q->token);
+    if (died || atomic_load(&q->spilled) != 0 || token & (MP_TOKEN_OUT | MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR)) {
+        struct mp_queue_view v = {.id = atomic_load(&b->id), .q = q};
+        uint32_t suspect = MP_TOKEN_SUSPECT | (died ? MP_TOKEN_REPAIR : 0);
+        atomic_fetch_or(&q->token, suspect); /* before: who receives this token must find it so */
+        send_token(&v);
+        atomic_fetch_or(&q->token, suspect); /* after: somebody may just have made the old one exact */
+    }
+    mp_room_heal(f, &q->getters);
+    mp_room_heal(f, &q->putters);
+    mp_room_heal(f, mp_joiners(b));
+}

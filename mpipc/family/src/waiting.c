@@ -1,0 +1,142 @@
+/* Rooms: where those wait who cannot wait in msgrcv(2) or msgsnd(2), because they have a deadline or wait for a number.
+ *
+ * A waiter enters, looks whether what it waits for is there, waits, and looks again after every wake. Whoever makes it be
+ * there rings, if the room is not empty. So either the waiter's look sees it, or the ringer sees the waiter.
+ *
+ * The count may be too high, never too low:
+ *   a waiter that is killed leaves its 1 behind, and the ring it may have heard is lost. Recovery starts a new epoch with a
+ *     count of 0 and rings for as many as were counted in the old one: the living among them enter the new one.
+ *   such a waiter that waits again before it has noticed is not counted for a while: hence it looks again at every tick.
+ *
+ * Rings do not pile up: nobody rings who finds as many unheard rings as there are waiters, for each of those will look after
+ * it has heard its ring. */
+#include "queue.h"
+
+#include <sys/eventfd.h>
+
+#define COUNT(word) ((word) & 0xffffu)
+#define EPOCH(word) ((word) >> 16)
+
+/* Makes the bell, while the queue is being made. */
+int mp_room_make(struct mp_family *f, uint32_t queue, struct mp_room *room) {
+    int64_t index = mp_block_new(f, MP_KIND_DATA);
+    if (index < 0)
+        return errno;
+    struct mp_block *b = mp_block_at(f, (uint32_t)index);
+    atomic_store(&room->bell, (uint32_t)index + 1); /* first: what is READY and pinned must be found by somebody */
+    b->extra[2] = mp_queue_name(f, queue);
+    atomic_store(&b->pinned, 1);
+    mp_block_unhold(f, (uint32_t)index, f->slot);
+    mp_bell_set(f, (uint32_t)index, 0); /* the rings for another object's waiters */
+    atomic_store(&b->word, mp_block_word(MP_BLOCK_READY, -1, mp_block_serial(atomic_load(&b->word))));
+    return MP_OK;
+}
+
+/* Returns the epoch, which the other functions want. */
+uint32_t mp_room_enter(struct mp_room *room) {
+    uint32_t word = atomic_load(&room->word);
+    while (!atomic_compare_exchange_weak(&room->word, &word, COUNT(word) < 0xffff ? word + 1 : word))
+        ;
+    return EPOCH(word);
+}
+
+void mp_room_leave(struct mp_room *room, uint32_t epoch) {
+    uint32_t word = atomic_load(&room->word);
+    while (EPOCH(word) == epoch && COUNT(word) != 0 && !atomic_compare_exchange_weak(&room->word, &word, word - 1))
+        ;
+}
+
+/* After a wake: enters the new epoch if there is one. */
+uint32_t mp_room_stay(struct mp_room *room, uint32_t epoch) {
+    return EPOCH(atomic_load(&room->word)) == epoch ? epoch : mp_room_enter(room);
+}
+
+void mp_room_ring(struct mp_family *f, struct mp_room *room, bool all) {
+    uint32_t waiters = mp_room_count(room), bell = atomic_load(&room->bell);
+    if (waiters == 0 || bell == 0)
+        return;
+    int unheard = mp_bell_get(f, bell - 1, GETVAL);
+    if (unheard < 0 || (uint32_t)unheard >= waiters)
+        return;
+    mp_bell_ring(f, bell - 1, all ? (int)(waiters - (uint32_t)unheard) : 1);
+}
+
+/* As mp_bell_wait(); a tick is spent on looking after the family. */
+int mp_room_wait(struct mp_family *f, struct mp_room *room, int64_t deadline_ns) {
+    int error = mp_bell_wait(f, atomic_load(&room->bell) - 1, -1, deadline_ns);
+    if (error == EAGAIN)
+        mp_tick(f);
+    return error;
+}
+
+void mp_room_heal(struct mp_family *f, struct mp_room *room) {
+    uint32_t word = atomic_load(&room->word), bell = atomic_load(&room->bell);
+    if (bell == 0)
+        return;
+    while (COUNT(word) != 0)
+        if (atomic_compare_exchange_weak(&room->word, &word, (EPOCH(word) + 1) << 16)) {
+            int unheard = mp_bell_get(f, bell - 1, GETVAL);
+            if (unheard >= 0 && (uint32_t)unheard < COUNT(word))
+                mp_bell_ring(f, bell - 1, (int)(COUNT(word) - (uint32_t)unheard));
+            return;
+        }
+}
+
+/* ---- watching: a file descriptor that tells whether the queue is empty ----------------------------------------------------
+ *
+ * The watcher is a waiter among the getters, but it takes nothing: having heard a ring it rings on, for one who does. While
+ * its descriptor is readable it is in no room. Somebody of its own process who finds the queue empty clears the descriptor
+ * and sends the watcher back (mp_watch_look_again). */
+
+int mp_watch_start(struct mp_watch *w, int fd) {
+    w->fd = fd;
+    atomic_store(&w->watching, 1);
+    atomic_store(&w->stopped, 0);
+    return sem_init(&w->wanted, 0, 0) == 0 ? MP_OK : errno;
+}
+
+static void watch_until_not_empty(struct mp_queue_view *v, struct mp_watch *w) {
+    uint32_t epoch = mp_room_enter(&v->q->getters);
+    int64_t size = 0;
+    while (!atomic_load(&w->stopped) && (size = mp_queue_size(v)) == 0) {
+        int error = mp_room_wait(v->f, &v->q->getters, -1);
+        if (error != MP_OK && error != EAGAIN && error != EINTR)
+            break;
+        epoch = mp_room_stay(&v->q->getters, epoch);
+    }
+    mp_room_leave(&v->q->getters, epoch);
+    mp_room_ring(v->f, &v->q->getters, false);
+}
+
+/* The thread. Returns when it was stopped, or when the queue is gone: then the descriptor stays readable. */
+void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w) {
+    while (!atomic_load(&w->stopped)) {
+        watch_until_not_empty(v, w);
+        eventfd_write(w->fd, 1);
+        atomic_store(&w->watching, 0);
+        int64_t size = mp_queue_size(v);
+        if (size < 0)
+            return;
+        if (size == 0) /* taken before we said that there was something to clear */
+            mp_watch_look_again(w);
+        while (!atomic_load(&w->stopped) && atomic_load(&w->watching) != 1)
+            sem_wait(&w->wanted);
+    }
+}
+
+/* The queue was empty a moment ago. */
+void mp_watch_look_again(struct mp_watch *w) {
+    int readable = 0;
+    eventfd_t value;
+    if (!atomic_compare_exchange_strong(&w->watching, &readable, -1))
+        return;
+    eventfd_read(w->fd, &value);
+    atomic_store(&w->watching, 1);
+    sem_post(&w->wanted);
+}
+
+void mp_watch_stop(struct mp_queue_view *v, struct mp_watch *w) {
+    atomic_store(&w->stopped, 1);
+    sem_post(&w->wanted);
+    mp_room_ring(v->f, &v->q->getters, true);
+}

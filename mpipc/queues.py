@@ -1,0 +1,383 @@
+"""Queue, SimpleQueue and JoinableQueue on System V message queues, and PriorityQueue, which multiprocessing has not.
+
+The classes have the names, signatures and errors of multiprocessing.queues. What is different:
+
+* put() sends the message itself, there is no feeder thread: when it has returned, the object is in the queue for all
+  processes to see, empty() and qsize() count it, and it stays there whatever happens to the process that put it;
+* put() into a queue without maxsize never waits: what the kernel has no room for waits in shared memory;
+* a process that is killed takes with it what it had in its hands, and nothing else: nobody hangs, no message is torn or
+  delivered twice;
+* large objects travel through shared memory, which is used again and again and returned when idle;
+* no queue needs a file descriptor, until somebody asks for one (`queue.fileno()`).
+"""
+
+import os
+import threading
+import traceback
+import weakref
+from multiprocessing import context as _context
+from multiprocessing.util import debug
+from queue import Empty, Full
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from mpipc._queues import LEVELS, MessageQueue, Watch
+from mpipc.sysv import IPC_STAT, msgctl
+
+__all__ = ["Empty", "Full", "JoinableQueue", "PriorityQueue", "Queue", "SimpleQueue"]
+
+T = TypeVar("T")
+
+
+class Statistics(NamedTuple):
+    """What statistics() of a queue returns."""
+
+    messages: int
+    """Objects in the queue."""
+    kernel_messages: int
+    """Those of them in the kernel's message queue."""
+    kernel_bytes: int
+    """Their size there (descriptors only, of those that travel through shared memory)."""
+    overflow: int
+    """Objects in shared memory because the kernel's queue had no room for them."""
+    shared_bytes: int
+    """Memory of the queue's shared blocks."""
+    shared_bytes_in_use: int
+    """Part of it that holds objects."""
+    segments: int
+    """Shared memory segments of the queue."""
+    waiting_readers: int
+    """Threads that wait in a get() with a timeout, poll() or for the file descriptor; those in a get() without one wait in
+    the kernel, which does not count them."""
+    waiting_writers: int
+    """Threads that wait in put() of a bounded queue."""
+    unfinished: int
+    """Of a JoinableQueue, objects that were taken and for which task_done() has not been called."""
+    last_sender: int
+    """Pid of the process that last sent to the kernel's queue, 0 if none has."""
+    last_receiver: int
+    """Pid of the process that last received from it, 0 if none has."""
+
+
+def _statistics(messages: MessageQueue) -> Statistics:
+    spilled, shared, in_use, segments, readers, writers, _joiners, pending = messages.usage()
+    kernel = msgctl(messages.block.id, IPC_STAT)
+    size = messages.size()
+    return Statistics(
+        size,
+        max(size - spilled, 0),
+        kernel.msg_cbytes,
+        spilled,
+        shared,
+        in_use,
+        segments,
+        readers,
+        writers,
+        pending,
+        kernel.msg_lspid,
+        kernel.msg_lrpid,
+    )
+
+
+# ---- the ends of a queue, as multiprocessing's queues have them ------------------------------------------------------
+
+
+class _End:
+    """What code that uses `queue._reader` or `queue._writer` expects of a multiprocessing.connection.Connection."""
+
+    def __init__(self, messages: MessageQueue) -> None:
+        self._messages = messages
+        self.closed = False
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise OSError("handle is closed")
+
+    def close(self) -> None:
+        """Makes further calls fail in this process. The queue itself stays."""
+        self.closed = True
+
+    def __enter__(self) -> "_End":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Reader(_End):
+    """The receiving end of a queue: readable, for select and the like, while the queue is not empty.
+
+    With several consumers it may be empty again by the time one of them calls recv() or get(): use get_nowait(), or
+    poll().
+    """
+
+    readable = True
+    writable = False
+
+    def __init__(self, messages: MessageQueue) -> None:
+        super().__init__(messages)
+        self._watch: Watch | None = None
+        self._stop: Any = None
+
+    def fileno(self) -> int:
+        """A file descriptor that is readable while the queue is not empty; only for waiting.
+
+        The first call in a process starts a thread, which sleeps until there is something in the queue.
+        """
+        self._check_open()
+        if self._watch is not None and self._watch.pid != os.getpid():
+            os.close(self._watch.fd)  # inherited from the parent by fork, without the thread behind it
+            self._watch = None
+        if self._watch is None:
+            self._watch = watch = Watch(self._messages)
+            self._messages.watched_by(watch)
+            threading.Thread(target=_watch, args=(watch,), name="QueueWatcherThread", daemon=True).start()
+            self._stop = weakref.finalize(self, watch.stop)
+        return self._watch.fd
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether there is something to receive, waited for at most `timeout` seconds (None: without a limit)."""
+        self._check_open()
+        return self._messages.poll(timeout)
+
+    def recv(self) -> Any:
+        """The next object, waited for; EOFError if the queue was removed."""
+        self._check_open()
+        return self._messages.get()
+
+    def close(self) -> None:
+        super().close()
+        self._messages.watched_by(None)
+        if self._stop is not None:
+            self._stop()
+        self._watch = None
+
+
+def _watch(watch: Watch) -> None:
+    watch.run()
+    os.close(watch.fd)  # not before: the thread might write to somebody else's file
+
+
+class Writer(_End):
+    """The sending end of a queue."""
+
+    readable = False
+    writable = True
+
+    def send(self, obj: Any) -> None:
+        """Puts obj into the queue; raises what pickling it raises."""
+        self._check_open()
+        self._messages.put(obj)
+
+
+# ---- the queues ------------------------------------------------------------------------------------------------------
+
+
+class _Base:
+    """What all queues have in common."""
+
+    _messages: MessageQueue
+    _reader: Reader
+    _writer: Writer
+
+    def _open(self, messages: MessageQueue) -> None:
+        self._messages = messages
+        self._reader = Reader(messages)
+        self._writer = Writer(messages)
+
+    def fileno(self) -> int:
+        """A file descriptor that is readable while the queue is not empty: for select, selectors, asyncio's add_reader()
+        and multiprocessing.connection.wait(). See Reader."""
+        return self._reader.fileno()
+
+    def statistics(self) -> Statistics:
+        """What is in the queue, what memory it has, and who waits for it."""
+        return _statistics(self._messages)
+
+    def trim(self) -> int:
+        """Returns all shared memory that holds no object to the system now; how many bytes that were."""
+        return self._messages.trim()
+
+
+class Queue(_Base, Generic[T]):
+    """A queue of objects between processes: multiprocessing.Queue.
+
+    `maxsize` limits the number of objects, without a limit if it is 0 or less. With `raise_on_pickle_error`, put() raises
+    what pickling an object raises, instead of telling `_on_queue_feeder_error()`.
+    """
+
+    def __init__(
+        self, maxsize: int = 0, *, ctx: _context.BaseContext | None = None, raise_on_pickle_error: bool = False
+    ) -> None:
+        self._raise_on_pickle_error = raise_on_pickle_error
+        self._ignore_epipe = False  # concurrent.futures sets it
+        self._reset(self._make(max(maxsize, 0)))
+
+    def _make(self, maxsize: int) -> MessageQueue:
+        return MessageQueue(maxsize)
+
+    def _reset(self, messages: MessageQueue) -> None:
+        self._open(messages)
+        self._maxsize = messages.maxsize or LIMIT
+        self._closed = False
+
+    def __getstate__(self) -> Any:
+        _context.assert_spawning(self)
+        return (self._ignore_epipe, self._raise_on_pickle_error, self._messages.block)
+
+    def __setstate__(self, state: Any) -> None:
+        self._ignore_epipe, self._raise_on_pickle_error, block = state
+        self._reset(MessageQueue(block=block))
+
+    def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
+        """Puts obj into the queue.
+
+        If the queue is full, waits for room, at most `timeout` seconds if that is not None, and not at all without
+        `block`; then raises queue.Full. ValueError: the queue is closed; BrokenPipeError: it was removed; MemoryError:
+        there is no memory for it. An object that cannot be pickled is reported, and not put (see the class).
+        """
+        self._put(obj, block, timeout, 0)
+
+    def _put(self, obj: Any, block: bool, timeout: float | None, level: int) -> None:
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        try:
+            if not self._messages.put(obj, block, timeout, None if self._raise_on_pickle_error else self, level):
+                raise Full
+        except BrokenPipeError:
+            if not self._ignore_epipe:
+                raise
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Removes the next object from the queue and returns it.
+
+        If the queue is empty, waits for one, at most `timeout` seconds if that is not None, and not at all without
+        `block`; then raises queue.Empty. ValueError: the queue is closed; EOFError: it was removed. What unpickling
+        raises is raised here; the object is gone then.
+        """
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        return self._messages.get(block, timeout)  # type: ignore[no-any-return]
+
+    def put_nowait(self, obj: T) -> None:
+        """put(obj, block=False)."""
+        return self.put(obj, False)
+
+    def get_nowait(self) -> T:
+        """get(block=False)."""
+        return self.get(False)
+
+    def qsize(self) -> int:
+        """The number of objects in the queue."""
+        return self._messages.size()
+
+    def empty(self) -> bool:
+        """Whether there is nothing in the queue."""
+        return self._messages.size() == 0
+
+    def full(self) -> bool:
+        """Whether there are maxsize objects in the queue."""
+        return self._messages.size() >= self._maxsize
+
+    def close(self) -> None:
+        """This process will use the queue no more. What it has put stays there for the others."""
+        self._closed = True
+        self._reader.close()
+        self._writer.close()
+
+    def join_thread(self) -> None:
+        """Returns at once: what was put has been sent. For programs written for multiprocessing; after close() only."""
+        debug("Queue.join_thread()")
+        assert self._closed, f"Queue {self!r} not closed"
+
+    def cancel_join_thread(self) -> None:
+        """Does nothing: there is no thread to be waited for."""
+        debug("Queue.cancel_join_thread()")
+
+    def _terminate_broken(self) -> None:
+        # concurrent.futures (from Python 3.12 on) calls it when its workers are gone.
+        self.close()
+
+    @staticmethod
+    def _on_queue_feeder_error(e: Exception, obj: Any) -> None:
+        """Called by put() when obj could not be pickled, while e is being handled. Prints the traceback; subclasses do
+        other things."""
+        traceback.print_exc()
+
+
+LIMIT = 0x7FFFFFFF  # what multiprocessing's queues have as _maxsize when there is none
+
+
+class JoinableQueue(Queue[T]):
+    """A Queue that knows when all that was put has been dealt with: multiprocessing.JoinableQueue.
+
+    An object that a consumer took counts as unfinished until task_done() is called for it, also if the consumer is killed:
+    nobody knows how far it had come. Any process may call task_done() for it.
+    """
+
+    def _make(self, maxsize: int) -> MessageQueue:
+        return MessageQueue(maxsize, counted=True)
+
+    def task_done(self) -> None:
+        """One of the objects taken has been dealt with. ValueError if none is unfinished."""
+        self._messages.task_done()
+
+    def join(self) -> None:
+        """Waits until no object is unfinished."""
+        self._messages.join()
+
+
+class PriorityQueue(Queue[T]):
+    """A Queue whose objects have priorities, as mq_send(3) has them: the highest comes first, of the same the first one put.
+
+    Priorities are integers from 0, the default, to 32767.
+    """
+
+    def _make(self, maxsize: int) -> MessageQueue:
+        return MessageQueue(maxsize, priority=True)
+
+    def put(self, obj: T, block: bool = True, timeout: float | None = None, *, priority: int = 0) -> None:
+        """As Queue.put(). ValueError also if the priority is not one."""
+        if not 0 <= priority < LEVELS:
+            raise ValueError(f"priority must be from 0 to {LEVELS - 1}, got {priority}")
+        self._put(obj, block, timeout, LEVELS - 1 - priority)
+
+    def put_nowait(self, obj: T, *, priority: int = 0) -> None:
+        """put(obj, block=False, priority=priority)."""
+        self.put(obj, False, priority=priority)
+
+
+class SimpleQueue(_Base, Generic[T]):
+    """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue."""
+
+    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+        self._open(MessageQueue())
+
+    def __getstate__(self) -> Any:
+        _context.assert_spawning(self)
+        return self._messages.block
+
+    def __setstate__(self, state: Any) -> None:
+        self._open(MessageQueue(block=state))
+
+    def put(self, obj: T) -> None:
+        """Puts obj into the queue; raises what pickling it raises. OSError: the queue is closed."""
+        self._writer._check_open()
+        self._messages.put(obj)
+
+    def get(self) -> T:
+        """Removes the next object from the queue and returns it, waiting for one. OSError: the queue is closed."""
+        self._reader._check_open()
+        return self._messages.get()  # type: ignore[no-any-return]
+
+    def empty(self) -> bool:
+        """Whether there is nothing in the queue. OSError: the queue is closed."""
+        self._reader._check_open()
+        return self._messages.size() == 0
+
+    def close(self) -> None:
+        """This process will use the queue no more."""
+        self._reader.close()
+        self._writer.close()

@@ -1,0 +1,568 @@
+"""What programs do with queues: multiprocessing's API, over the three start methods."""
+
+import os
+import queue as stdlib_queue
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+from helpers import kernel_objects, kernel_rows, run_script, wait_until
+
+import mpipc
+from mpipc._queues import INLINE
+from mpipc.queues import JoinableQueue, PriorityQueue, Queue, SimpleQueue
+
+
+@pytest.fixture
+def fork() -> Any:
+    """For what does not depend on the start method."""
+    return mpipc.get_context("fork")
+
+
+def _put_all(queue: Any, objects: Any) -> None:
+    for obj in objects:
+        queue.put(obj)
+
+
+def _put_and_vanish(queue: Any, count: int) -> None:
+    for i in range(count):
+        queue.put(i)
+    os._exit(0)
+
+
+def _echo(requests: Any, replies: Any) -> None:
+    for obj in iter(requests.get, None):
+        replies.put(obj)
+
+
+# ---- one process -----------------------------------------------------------------------------------------------------
+
+
+def test_a_put_is_visible_when_it_returns() -> None:
+    queue: Queue[int] = Queue()
+    for i in range(1000):
+        queue.put(i)
+        assert queue.empty() is False
+        assert queue.qsize() == 1
+        assert queue.get_nowait() == i
+    assert queue.empty()
+
+
+@pytest.mark.parametrize("make", [Queue, JoinableQueue, PriorityQueue])
+def test_full_and_empty(make: Any) -> None:
+    queue = make(3)
+    for call in (queue.get_nowait, lambda: queue.get(False), lambda: queue.get(timeout=0.01), lambda: queue.get(True, -1)):
+        with pytest.raises(stdlib_queue.Empty):
+            call()
+    for i in range(3):
+        assert not queue.full()
+        queue.put(i)
+    assert queue.full()
+    for call in (
+        lambda: queue.put_nowait(3),
+        lambda: queue.put(3, False),
+        lambda: queue.put(3, timeout=0.01),
+        lambda: queue.put(3, True, -1),
+        lambda: queue.put(3, False, 100),
+    ):
+        with pytest.raises(stdlib_queue.Full):
+            call()
+    assert [queue.get() for _ in range(3)] == [0, 1, 2]
+
+
+def test_closed() -> None:
+    for queue in (Queue(), JoinableQueue(), PriorityQueue()):
+        with pytest.raises(AssertionError):
+            queue.join_thread()
+        queue.cancel_join_thread()
+        queue.close()
+        queue.close()
+        queue.join_thread()
+        with pytest.raises(ValueError, match="is closed"):
+            queue.put(1)
+        with pytest.raises(ValueError, match="is closed"):
+            queue.get()
+    simple: SimpleQueue[int] = SimpleQueue()
+    simple.close()
+    simple.close()
+    assert simple._reader.closed and simple._writer.closed
+    for call in (simple.get, simple.empty, lambda: simple.put(1)):
+        with pytest.raises(OSError, match="handle is closed"):
+            call()
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise AttributeError("on purpose")
+
+
+class HalfPicklable:
+    """Fails when much has been written already."""
+
+    def __reduce__(self) -> Any:
+        return list, (), None, iter([bytes(100_000), Unpicklable()])
+
+
+def _fail() -> None:
+    raise ArithmeticError("on purpose")
+
+
+class NotUnpicklable:
+    def __reduce__(self) -> Any:
+        return _fail, ()
+
+
+@pytest.mark.parametrize("bad", [Unpicklable, HalfPicklable])
+def test_what_cannot_be_pickled(bad: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    queue: Queue[Any] = Queue(1)
+    queue.put(bad())
+    assert "on purpose" in capfd.readouterr().err
+    assert queue.empty()
+    queue.put(True)
+    assert queue.qsize() == 1
+    assert queue.get(timeout=60) is True
+
+    heard = []
+
+    class SafeQueue(Queue[Any]):
+        def _on_queue_feeder_error(self, e: Exception, obj: Any) -> None:  # type: ignore[override]
+            heard.append((type(e), type(obj)))
+
+    safe = SafeQueue(ctx=mpipc.get_context())
+    safe.put(bad())
+    assert heard == [(AttributeError, bad)]
+    strict: Queue[Any] = Queue(raise_on_pickle_error=True)
+    simple: SimpleQueue[Any] = SimpleQueue()
+    for put in (strict.put, simple.put):
+        with pytest.raises(AttributeError, match="on purpose"):
+            put(bad())
+    strict.put(1)
+    assert strict.get() == 1
+
+
+@pytest.mark.parametrize("ballast", [b"", bytes(100_000)])
+def test_what_cannot_be_unpickled_is_gone(ballast: bytes) -> None:
+    queue: Queue[Any] = Queue()
+    queue.put((ballast, NotUnpicklable()))
+    queue.put("next")
+    with pytest.raises(ArithmeticError):
+        queue.get()
+    assert queue.qsize() == 1
+    assert queue.get() == "next"
+    assert queue.statistics().shared_bytes_in_use == 0
+
+
+def test_queues_travel_to_children_only() -> None:
+    queue: Queue[Any] = Queue(raise_on_pickle_error=True)
+    with pytest.raises(RuntimeError, match="inheritance"):
+        queue.put(queue)
+    with pytest.raises(RuntimeError, match="inheritance"):
+        queue.put(SimpleQueue())
+
+
+SIZES = [0, 1, 100, INLINE - 100, *range(INLINE - 12, INLINE + 13), 4000, 8191, 8192, 8193, 16384, 1 << 20, 5 << 20]
+
+
+@pytest.mark.parametrize("make", [Queue, JoinableQueue, SimpleQueue, PriorityQueue])
+def test_messages_of_all_sizes(make: Any) -> None:
+    queue = make()
+    for size in SIZES:
+        queue.put(os.urandom(16) * (size // 16) + bytes(size % 16))
+    for size in SIZES:
+        assert len(queue.get()) == size
+    for size in SIZES:
+        original = {"bytes": os.urandom(size), "bytearray": bytearray(os.urandom(size)), "text": "x" * size}
+        queue.put(original)
+        assert queue.get() == original
+
+
+def test_buffers_in_any_object() -> None:
+    numpy = pytest.importorskip("numpy")
+    queue: Queue[Any] = Queue()
+    numbers = numpy.arange(300_000).reshape(300, 1000)
+    for value in (numbers, numbers.T, numbers[::2, ::3], numbers[:0], numpy.array(["a", None], dtype=object)):
+        queue.put({"nested": [value, (value,)]})
+        got = queue.get()["nested"]
+        assert (got[0] == value).all() and got[0].dtype == value.dtype and got[0].shape == value.shape
+        assert got[0] is got[1][0]
+    queue.put(numbers)
+    got = queue.get()
+    got[0, 0] = 99  # writable, and nobody else's
+    queue.put(numbers)
+    assert queue.get()[0, 0] == 0
+    assert got[0, 0] == 99
+    frozen = numpy.arange(100_000)
+    frozen.flags.writeable = False
+    queue.put(frozen)
+    assert not queue.get().flags.writeable
+
+
+def test_registered_reducers() -> None:
+    import copyreg
+
+    from mpipc.reduction import ForkingPickler
+
+    class Local:  # cannot be pickled by name
+        pass
+
+    queue: Queue[Any] = Queue(raise_on_pickle_error=True)
+    with pytest.raises((AttributeError, TypeError)):
+        queue.put(Local())
+    ForkingPickler.register(Local, lambda local: (str, ("forking",)))
+    try:
+        queue.put(Local())
+        assert queue.get() == "forking"
+        copyreg.pickle(Local, lambda local: (str, ("copyreg",)))  # type: ignore[arg-type]
+        queue.put([Local()])
+        assert queue.get() == ["forking"]
+    finally:
+        del ForkingPickler._extra_reducers[Local]
+    queue.put([Local()])
+    assert queue.get() == ["copyreg"]
+    del copyreg.dispatch_table[Local]
+
+
+def test_pickling_may_use_queues() -> None:
+    inner: Queue[Any] = Queue()
+    outer: Queue[Any] = Queue()
+    _Chatty.queue = inner
+    outer.put([_Chatty(), _Chatty()])
+    assert outer.get() == ["made", "made"]
+    assert [inner.get() for _ in range(2)] == ["making", "making"]
+    _Chatty.queue = None
+
+
+class _Chatty:
+    queue: Any = None
+
+    def __reduce__(self) -> Any:
+        _Chatty.queue.put("making")
+        return str, ("made",)
+
+
+def test_priorities() -> None:
+    queue: PriorityQueue[Any] = PriorityQueue()
+    sent = [(priority, number) for number in range(2000) for priority in (3, 32767, 0, 3)]
+    for priority, number in sent:
+        queue.put((priority, number, bytes(number)), priority=priority)
+    assert queue.statistics().overflow > 0
+    queue.put_nowait("last", priority=0)
+    received = [queue.get()[:2] for _ in sent]
+    assert received == sorted(sent, key=lambda item: -item[0])
+    assert queue.get(timeout=60) == "last"
+    for wrong in (-1, 32768):
+        with pytest.raises(ValueError, match="priority"):
+            queue.put(1, priority=wrong)
+
+
+def test_fifo_across_the_overflow() -> None:
+    queue: Queue[Any] = Queue()
+    expected = 0
+    sent = 0
+    for wave in (10, 5000, 1, 300, 20_000, 7):  # never emptied in between
+        for _ in range(wave):
+            queue.put((sent, bytes(sent % 3000)))
+            sent += 1
+        for _ in range(wave - 1):
+            assert queue.get()[0] == expected
+            expected += 1
+        assert queue.qsize() == sent - expected
+    assert [queue.get()[0] for _ in range(sent - expected)] == list(range(expected, sent))
+    assert queue.empty()
+
+
+def test_memory_is_used_again_and_returned() -> None:
+    queue: Queue[Any] = Queue()
+    for _ in range(50):
+        queue.put(bytes(3_000_000))
+        queue.get()
+    usage = queue.statistics()
+    assert usage.shared_bytes < 8_000_000
+    assert usage.shared_bytes_in_use == 0
+    rss = kernel_rows("shm")
+    resident = sum(row["rss"] for row in rss.values())
+    assert queue.trim() == usage.shared_bytes
+    assert queue.statistics().shared_bytes == 0
+    assert sum(row["rss"] for row in kernel_rows("shm").values()) <= resident - 3_000_000
+
+
+def test_dropped_queues_leave_nothing() -> None:
+    Queue()
+    before = kernel_objects()
+    for _ in range(300):
+        queue: Queue[Any] = Queue(10)
+        queue.put(bytes(100_000))
+    del queue
+    assert kernel_objects().minus(before).count == 0
+
+
+def test_statistics() -> None:
+    queue: Queue[Any] = Queue()
+    queue.put("x")
+    statistics = queue.statistics()
+    assert statistics.messages == statistics.kernel_messages == 1
+    assert 0 < statistics.kernel_bytes < 100
+    assert statistics.last_sender == os.getpid()
+    for _ in range(10_000):
+        queue.put("x" * 100)
+    statistics = queue.statistics()
+    assert statistics.messages == 10_001 == statistics.kernel_messages + statistics.overflow
+    with pytest.raises(stdlib_queue.Empty):
+        Queue().get(timeout=0)
+    assert queue.statistics().waiting_readers == 0
+
+
+# ---- several ---------------------------------------------------------------------------------------------------------
+
+
+def test_echo(ctx: Any) -> None:
+    requests, replies = ctx.Queue(), ctx.SimpleQueue()
+    process = ctx.Process(target=_echo, args=(requests, replies))
+    process.start()
+    for size in (10, 2000, 100_000, 3_000_000):
+        requests.put(bytes(size))
+        assert replies.get() == bytes(size)
+    for i in range(2000):
+        requests.put(i)
+    assert [replies.get() for _ in range(2000)] == list(range(2000))
+    requests.put(None)
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_what_was_put_survives_its_process(ctx: Any) -> None:
+    queue = ctx.Queue()
+    process = ctx.Process(target=_put_and_vanish, args=(queue, 20_000))
+    process.start()
+    process.join()
+    assert queue.qsize() == 20_000
+    assert [queue.get() for _ in range(20_000)] == list(range(20_000))
+
+
+def test_the_queue_lives_as_long_as_a_child_uses_it(ctx: Any) -> None:
+    requests, replies, permission = ctx.Queue(), ctx.Queue(), ctx.Queue()
+    process = ctx.Process(target=_relay_later, args=(requests, replies, permission))
+    process.start()
+    assert replies.get() == "ready"
+    number = requests._messages.block.id
+    requests.put("work")
+    del requests
+    assert number in kernel_rows("msg")
+    permission.put("go")
+    assert replies.get() == "work"
+    process.join()
+    wait_until(lambda: number not in kernel_rows("msg"))
+
+
+def _relay_later(requests: Any, replies: Any, permission: Any) -> None:
+    replies.put("ready")
+    permission.get()
+    replies.put(requests.get())
+
+
+def test_maxsize_under_many_producers(ctx: Any) -> None:
+    queue = ctx.Queue(7)
+    processes = [ctx.Process(target=_put_all, args=(queue, [(n, i) for i in range(300)])) for n in range(4)]
+    for process in processes:
+        process.start()
+    got: dict[int, list[int]] = {n: [] for n in range(4)}
+    for _ in range(1200):
+        assert queue.qsize() <= 7
+        number, i = queue.get(timeout=60)
+        got[number].append(i)
+    assert all(numbers == list(range(300)) for numbers in got.values())
+    assert queue.empty()
+    for process in processes:
+        process.join()
+
+
+def _work(tasks: Any) -> None:
+    for _ in iter(tasks.get, None):
+        tasks.task_done()
+    tasks.task_done()
+
+
+def test_join(ctx: Any) -> None:
+    tasks = ctx.JoinableQueue()
+    tasks.join()
+    processes = [ctx.Process(target=_work, args=(tasks,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for i in range(3000):
+        tasks.put(i)
+    tasks.join()
+    for _ in processes:
+        tasks.put(None)
+    for process in processes:
+        process.join()
+    tasks.join()
+    with pytest.raises(ValueError, match="too many times"):
+        tasks.task_done()
+
+
+def test_a_million_tasks(fork: Any) -> None:
+    tasks = fork.JoinableQueue()
+    for _ in range(1_000_000):
+        tasks.put(0)
+    for _ in range(1_000_000):
+        tasks.get()
+    joined = threading.Thread(target=tasks.join)
+    joined.start()
+    for _ in range(999_999):
+        tasks.task_done()
+    assert joined.is_alive()
+    tasks.task_done()
+    joined.join(60)
+    assert not joined.is_alive()
+
+
+def _get_one(queue: Any, timed: bool, ready: Any, replies: Any) -> None:
+    ready.put(os.getpid())
+    replies.put((os.getpid(), queue.get(timeout=60) if timed else queue.get()))
+
+
+def _sleeps_in(pid: int, *calls: str) -> bool:
+    with open(f"/proc/{pid}/wchan") as file:
+        return file.read() in calls
+
+
+@pytest.mark.parametrize("timed", [True, False, None], ids=["timed", "untimed", "mixed"])
+def test_a_killed_waiter_takes_nothing_along(fork: Any, timed: bool | None) -> None:
+    queue, ready, replies = fork.Queue(), fork.Queue(), fork.Queue()
+    processes = [
+        fork.Process(target=_get_one, args=(queue, bool(n % 2) if timed is None else timed, ready, replies))
+        for n in range(6)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        ready.get()
+        wait_until(lambda process=process: _state(process.pid) == "S")  # type: ignore[misc]
+    for process in processes[::2]:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    for i in range(3):
+        queue.put(i)
+    received = dict(replies.get(timeout=60) for _ in range(3))
+    assert sorted(received.values()) == [0, 1, 2]
+    assert set(received) == {process.pid for process in processes[1::2]}
+    for process in processes:
+        process.join()
+
+
+def _state(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def test_waiting_costs_nothing(fork: Any) -> None:
+    queue = fork.Queue()
+    before = time.process_time()
+    with pytest.raises(stdlib_queue.Empty):
+        queue.get(timeout=3)
+    assert time.process_time() - before < 0.1  # 3 s if it were busy
+
+
+# ---- a queue that is removed -----------------------------------------------------------------------------------------
+
+
+def _remove(queue: Any) -> None:
+    os.spawnlp(os.P_WAIT, "ipcrm", "ipcrm", "-q", str(queue._messages.block.id))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_removed_under_a_reader(fork: Any, timed: bool) -> None:
+    queue = fork.Queue()
+    raised: list[type[BaseException]] = []
+
+    def read() -> None:
+        try:
+            queue.get(timeout=60 if timed else None)
+        except BaseException as e:
+            raised.append(type(e))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    if timed:
+        wait_until(lambda: queue.statistics().waiting_readers == 1)
+    _remove(queue)
+    reader.join(60)
+    assert raised == [EOFError]
+    with pytest.raises(EOFError):
+        queue.get()
+    with pytest.raises(EOFError):
+        queue.get_nowait()
+    with pytest.raises(BrokenPipeError):
+        queue.put(1)
+
+
+def test_removed_under_a_writer(fork: Any) -> None:
+    queue = fork.Queue(1)
+    queue.put(1)
+    raised: list[type[BaseException]] = []
+
+    def write() -> None:
+        try:
+            queue.put(2)
+        except BaseException as e:
+            raised.append(type(e))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    wait_until(lambda: queue.statistics().waiting_writers == 1)
+    _remove(queue)
+    writer.join(60)
+    assert raised == [BrokenPipeError]
+
+
+def test_out_of_memory_sends_nothing() -> None:
+    run_script(
+        """
+        import resource
+        from mpipc.queues import Queue
+
+        queue = Queue()
+        queue.put(1)
+        data = bytes(300 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+        try:
+            queue.put([data, data])
+        except MemoryError:
+            pass
+        else:
+            raise SystemExit("no MemoryError")
+        queue.put(2)
+        assert [queue.get(), queue.get()] == [1, 2] and queue.empty()
+        """
+    )
+
+
+def test_two_thousand_queues_with_256_descriptors() -> None:
+    run_script(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        from mpipc.queues import Queue
+
+        queues = [Queue() for _ in range(2000)]
+        for i, queue in enumerate(queues):
+            queue.put(i)
+        assert [queue.get() for queue in queues] == list(range(2000))
+        """
+    )
+
+
+def test_ctrl_c(fork: Any) -> None:
+    queue = fork.Queue(1)
+    queue.put(0)
+    empty = fork.Queue()
+    for call in (empty.get, lambda: empty.get(timeout=60), lambda: queue.put(1), lambda: empty._reader.poll(60)):
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        timer.join()
+    queue.get()
+    assert queue.empty()
