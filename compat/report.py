@@ -77,7 +77,9 @@ def judge(outcomes: Outcomes, expected: list[Entry], complete: bool) -> tuple[li
     A test that multiprocessing does not pass either speaks against nobody. One that is skipped on mpipc only is as bad
     as one that fails. If the run was not complete, entries of the list that no test matched are nothing to complain of.
     """
-    against, notes = [], []
+    against: list[str] = []
+    notes: list[str] = []
+    failed: dict[tuple[str, str], list[str]] = {}  # (outcome, detail) -> tests: what broke them all is told once
     for unit, by_side in outcomes.items():
         standard, ours = by_side.get("multiprocessing", {}), by_side.get("mpipc", {})
         for test, outcome in ours.items():
@@ -97,7 +99,10 @@ def judge(outcomes: Outcomes, expected: list[Entry], complete: bool) -> tuple[li
             elif entries:
                 notes.append(f"expected: {name}: {entries[0].private_detail}")
             else:
-                against.append(f"{outcome['outcome']}: {name}\n{outcome.get('detail', '')}".rstrip())
+                failed.setdefault((outcome["outcome"], outcome.get("detail", "")), []).append(name)
+    for (what, detail), names in failed.items():
+        against += [f"{what}: {name}" for name in names]
+        against[-1] += f"\n{detail}".rstrip()
     for entry in expected:
         if entry.passed:
             against.append(f"expected to fail, and passed: {', '.join(entry.passed)}")

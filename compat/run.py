@@ -72,7 +72,9 @@ def main() -> int:
     for line in notes:
         print(line)
     for text in against:
-        print(f"\n{text}")
+        print(text)
+        if "\n" in text:
+            print()
     print(f"\n{time.monotonic() - began:.0f} s; {len(expected)} entries in {options.expected.name}; ", end="")
     print(f"{len(against)} findings against mpipc" if against else "mpipc passes")
     if options.json:

@@ -20,6 +20,9 @@ from mpipc._synchronize import BarrierState, EventBase, LockBase, SemaphoreBase,
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 
+SEM_VALUE_MAX = 0x7FFFFFFF
+"""The highest value that a Semaphore can have; multiprocessing's on Linux, too."""
+
 
 class Statistics(NamedTuple):
     """What statistics() of a primitive returns."""

@@ -8,6 +8,7 @@ import atexit
 import os
 import sys
 from multiprocessing import context as _mp_context
+from multiprocessing import process as _mp_process
 
 from cpython.mem cimport PyMem_Malloc
 from libc.errno cimport EINVAL, ESTALE, errno
@@ -243,8 +244,8 @@ def _found():
 def current():
     """The family that new objects of this process belong to, joined or founded on first use.
 
-    A process whose environment names a living family of the same user joins that one: children of every start method,
-    and subprocesses, share the family and its reaper with the program that started them.
+    A child that multiprocessing started joins the family that its environment names, its parent's. Any other program that
+    was started from here is on its own: what it leaves when it is dead need not wait for the end of this one.
     """
     global _current
     if _current is not None:
@@ -262,7 +263,8 @@ def current():
 
 def _join_by_environment():
     shmid, colon, nonce = os.environ.get(ENVIRONMENT, "").partition(":")
-    if not colon:
+    importing_main = getattr(_mp_process.current_process(), "_inheriting", False)
+    if not colon or not (importing_main or _mp_process.parent_process() is not None):
         return None
     try:
         return _attach(int(shmid), int(nonce, 16))
