@@ -124,6 +124,7 @@ cdef class Family:
         self.f.next = families
         families = self.f
         _families.append(self)
+        _tell_util()
         if not mp_reaper_present(self.f):
             mp_launch_reaper(self.f)
         return self
