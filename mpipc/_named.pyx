@@ -22,7 +22,7 @@ from mpipc.family._core cimport (
     seal,
 )
 
-from mpipc.family._core import current, families_of_this_process
+from mpipc.family._core import ENVIRONMENT, current, families_of_this_process
 from mpipc.sysv.errors import from_errno
 from mpipc.sysv.listing import shared_memory_segments
 
@@ -236,6 +236,8 @@ def unlink(bytes name, uint32_t hash, int shmid):
         error = mp_named_unlink(&c_name, shmid, &nonce, &index, &serial)
     if error != 0:
         raise failure(error, name, hash)
+    if os.environ.get(ENVIRONMENT, "").endswith(f":{nonce:x}"):
+        current()  # a spawned child, say, that has not used its family yet
     for family in families_of_this_process():
         if nonce != 0 and family.f.nonce == nonce:
             mp_named_release(family.f, index, serial, family.f.slot)
