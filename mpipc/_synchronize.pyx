@@ -167,6 +167,43 @@ cdef class LockBase(Shared):
         if error != MP_OK:
             fail_bell(error)
 
+    def _release_save(self):
+        """Frees the lock however often its owner has acquired it; returns how often. For Condition.wait()."""
+        cdef Block handle = self.block
+        cdef uint32_t depth = handle.b.lock.depth
+        mp_lock_set_thread(handle.b, 0)
+        if mp_lock_release(handle.f, handle.index) != MP_OK:
+            fail_bell(errno)
+        return depth
+
+    def _acquire_restore(self, uint32_t depth):
+        """Takes the lock back. An exception of a signal handler waits until the lock is held, so that `with condition`
+        can be left; a second one does not."""
+        cdef Block handle = self.block
+        cdef mp_family *f = handle.f
+        cdef uint32_t index = handle.index
+        cdef int error
+        pending = None
+        if f.slot < 0:
+            handle.ensure()
+        while True:
+            with nogil:
+                error = mp_lock_wait(f, index, -1)
+            if error == MP_OK:
+                break
+            if error != EINTR and error != EAGAIN:
+                fail_bell(error)
+            try:
+                PyErr_CheckSignals()
+            except BaseException as exception:
+                if pending is not None:
+                    raise
+                pending = exception
+        self.taken()
+        handle.b.lock.depth = depth
+        if pending is not None:
+            raise pending
+
     def __enter__(self):
         return self.acquire()
 
@@ -357,6 +394,51 @@ cdef class EventBase(Shared):
 
 
 @cython.final
+@cython.no_gc_clear
+cdef class Cell:
+    """The place of one waiting thread. It is given back when it is left, or when the last reference goes: an exception
+    of a signal handler may come between any two steps of the methods that use it."""
+
+    cdef mp_family *f
+    cdef Block block
+    cdef uint32_t number
+    cdef uint64_t generation
+    cdef bint taken
+
+    def __dealloc__(self):
+        self.give_back(True)
+
+    def leave(self):
+        """Gives it back. A notification that has reached it, and was not reported by wait(), goes to the next waiter."""
+        self.give_back(True)
+
+    cdef void give_back(self, bint pass_on) noexcept:
+        cdef uint32_t state
+        if not self.taken:
+            return
+        self.taken = False
+        if mp_cell_cancel(self.f, self.number):
+            return
+        state = mp_cell_state(self.f.seg.cells[self.number].word)
+        if pass_on and state == MP_CELL_NOTIFIED and self.block.b.kind == MP_KIND_CONDITION:
+            mp_cells_notify(self.f, self.block.index, 1)
+        mp_cell_leave(self.f, self.number)
+
+
+cdef Cell enter_cell(Block block, uint64_t generation, uint32_t place):
+    cdef Cell cell = Cell.__new__(Cell)
+    cdef int64_t number = mp_cell_enter(block.f, block.index, generation, place)
+    if number < 0:
+        fail(errno, "waiting for a condition or at a barrier")
+    cell.f = block.f
+    cell.block = block
+    cell.number = <uint32_t> number
+    cell.generation = generation
+    cell.taken = True
+    return cell
+
+
+@cython.final
 cdef class Waiters(Shared):
     """The waiters of a Condition: wait cells that are exact about who is there (family/src/cells.c)."""
 
@@ -365,37 +447,28 @@ cdef class Waiters(Shared):
 
     def enter(self):
         """Registers this thread as a waiter and returns its cell. To be called with the condition's lock held."""
-        cdef int64_t cell = mp_cell_enter(self.block.f, self.block.index, 0, 0)
-        if cell < 0:
-            fail(errno, "waiting for a condition")
-        return cell
+        return enter_cell(self.block, 0, 0)
 
-    def wait(self, uint32_t cell, timeout=None):
-        """Waits for the notification. The cell is given back, whatever happens. Returns whether it was notified."""
+    def wait(self, Cell cell not None, timeout=None):
+        """Waits for the notification and gives the cell back. Returns whether it was notified."""
         cdef mp_family *f = self.block.f
         cdef int64_t deadline = deadline_after(timeout)
-        cdef bint notified = False
         cdef int error = MP_OK
-        try:
-            while mp_cell_state(f.seg.cells[cell].word) == MP_CELL_WAITING:
-                with nogil:
-                    error = mp_cell_wait(f, cell, deadline)
-                if error == ETIMEDOUT:
-                    break
-                if error == EINTR or error == EAGAIN:
-                    PyErr_CheckSignals()
-                elif error != MP_OK:
-                    fail_bell(error)
-            notified = not mp_cell_cancel(f, cell)
-            return notified
-        except BaseException:
-            if not mp_cell_cancel(f, cell):
-                notified = True
-                mp_cells_notify(f, self.block.index, 1)  # it was meant for a waiter, and this one is leaving
-            raise
-        finally:
-            if notified:
-                mp_cell_leave(f, cell)
+        cdef bint notified
+        while mp_cell_state(f.seg.cells[cell.number].word) == MP_CELL_WAITING:
+            with nogil:
+                error = mp_cell_wait(f, cell.number, deadline)
+            if error == ETIMEDOUT:
+                break
+            if error == EINTR or error == EAGAIN:
+                PyErr_CheckSignals()
+            elif error != MP_OK:
+                fail_bell(error)
+        notified = not mp_cell_cancel(f, cell.number)
+        if notified:
+            mp_cell_leave(f, cell.number)
+        cell.taken = False
+        return notified
 
     def notify(self, int64_t n):
         """Wakes the n waiters that came first, all of them if n < 0. Returns how many there were."""
@@ -408,12 +481,13 @@ cdef class Waiters(Shared):
 
 @cython.final
 cdef class BarrierState(LockBase):
-    """The shared state of a Barrier, guarded by a lock of its own.
+    """The shared state of a Barrier, guarded by a lock of its own, which is recursive as multiprocessing's is.
 
     A waiter is a cell that carries the number of the cycle ("generation") it waits in, so the count of those who have
     arrived is exact however many were killed. A cycle ends by one store, `generation += 1`; whether it ended broken is
-    written before, in bit 0 of broken_generations, which is shifted along with it. What comes after (ending the cells,
-    ringing) can be lost: a waiter that looks at `generation` knows.
+    written before, in bit `generation % 64` of broken_generations. What comes after (ending the cells, ringing) can be
+    lost with whoever does it: a waiter that looks at `generation` knows. The flag `broken` comes before all, so one who
+    dies while breaking the barrier has broken it or has done nothing.
     """
 
     def __init__(self, uint32_t parties, Block block=None):
@@ -422,7 +496,7 @@ cdef class BarrierState(LockBase):
             handle = new_block(MP_KIND_BARRIER)
             handle.b.condition.parties = parties
             block = seal(handle)
-        LockBase.__init__(self, False, block)
+        LockBase.__init__(self, True, block)
 
     @property
     def parties(self):
@@ -442,6 +516,7 @@ cdef class BarrierState(LockBase):
         cdef mp_family *f = self.block.f
         cdef uint64_t word
         cdef uint64_t generation = self.block.b.condition.generation
+        cdef uint32_t i
         found = set()
         for i in range(f.h.cell_high):
             word = f.seg.cells[i].word
@@ -451,50 +526,59 @@ cdef class BarrierState(LockBase):
         return found
 
     def enter(self, uint32_t place):
-        """Registers this thread in the present cycle. Returns (cell, generation). Lock held."""
-        cdef uint64_t generation = self.block.b.condition.generation
-        cdef int64_t cell = mp_cell_enter(self.block.f, self.block.index, generation, place)
-        if cell < 0:
-            fail(errno, "waiting at a barrier")
-        return cell, generation
+        """Registers this thread in the present cycle. Lock held."""
+        return enter_cell(self.block, self.block.b.condition.generation, place)
 
     def end_cycle(self, bint broken_now, bint stay_broken):
         """Ends the present cycle, broken or not, and wakes its waiters. Lock held."""
         cdef mp_family *f = self.block.f
+        cdef uint64_t generation = self.block.b.condition.generation
+        cdef uint64_t bit = <uint64_t> 1 << generation % 64
         cdef uint64_t history = self.block.b.condition.broken_generations
+        cdef uint32_t i
         self.block.b.condition.broken = stay_broken
-        self.block.b.condition.broken_generations = history << 1 | broken_now
-        self.block.b.condition.generation = self.block.b.condition.generation + 1
+        self.block.b.condition.broken_generations = history | bit if broken_now else history & ~bit
+        self.block.b.condition.generation = generation + 1
         for i in range(f.h.cell_high):
             mp_cell_end(f, i, self.block.index, MP_CELL_BROKEN if broken_now else MP_CELL_NOTIFIED)
 
-    def wait(self, uint32_t cell, uint64_t generation, timeout=None):
-        """Waits for the end of the cycle. "passed", "broken" or "timeout"; the cell is given back, whatever happens."""
+    cdef str outcome(self, Cell cell):
+        cdef uint32_t state = mp_cell_state(self.block.f.seg.cells[cell.number].word)
+        cdef uint64_t generation = self.block.b.condition.generation
+        if state == MP_CELL_NOTIFIED:
+            return "passed"
+        if state == MP_CELL_BROKEN:
+            return "broken"
+        if generation != cell.generation:
+            # Whoever ended the cycle died before it had told this cell. 64 cycles later nobody knows any more how it
+            # ended.
+            if generation - cell.generation > 64:
+                return "broken"
+            return "broken" if self.block.b.condition.broken_generations >> cell.generation % 64 & 1 else "passed"
+        return "broken" if self.block.b.condition.broken else None
+
+    def wait(self, Cell cell not None, timeout=None):
+        """Waits for the end of the cycle. "passed", "broken" or "timeout"."""
         cdef mp_family *f = self.block.f
         cdef int64_t deadline = deadline_after(timeout)
-        cdef uint32_t state
         cdef int error = MP_OK
-        try:
-            while True:
-                state = mp_cell_state(f.seg.cells[cell].word)
-                if state == MP_CELL_NOTIFIED:
-                    return "passed"
-                if state == MP_CELL_BROKEN:
-                    return "broken"
-                if self.block.b.condition.generation != generation:
-                    return self._fate(generation)
-                if error == ETIMEDOUT:
-                    return "timeout"
-                with nogil:
-                    error = mp_cell_wait(f, cell, deadline)
-                if error == EINTR or error == EAGAIN:
-                    PyErr_CheckSignals()
-                elif error != MP_OK and error != ETIMEDOUT:
-                    fail_bell(error)
-        finally:
-            mp_cell_leave(f, cell)
+        while True:
+            outcome = self.outcome(cell)
+            if outcome is not None:
+                return outcome
+            if error == ETIMEDOUT:
+                return "timeout"
+            with nogil:
+                error = mp_cell_wait(f, cell.number, deadline)
+            if error == EINTR or error == EAGAIN:
+                PyErr_CheckSignals()
+            elif error != MP_OK and error != ETIMEDOUT:
+                fail_bell(error)
 
-    def _fate(self, uint64_t generation):
-        # Whoever ended the cycle died before it had told this cell. 64 cycles later nobody knows any more how it ended.
-        cdef uint64_t ago = self.block.b.condition.generation - generation - 1
-        return "broken" if ago > 63 or self.block.b.condition.broken_generations >> ago & 1 else "passed"
+    def give_up(self, Cell cell not None):
+        """After a timeout: breaks the barrier, unless the cycle has just ended. "passed" or "broken". Lock held."""
+        outcome = self.outcome(cell)
+        if outcome is None:
+            self.end_cycle(True, True)
+            outcome = "broken"
+        return outcome

@@ -162,14 +162,12 @@ class Condition:
         if not self._lock._is_mine():
             raise AssertionError("must acquire() condition before using wait()")
         cell = self._waiters.enter()
-        depth = self._lock._count()
-        for _ in range(depth):
-            self._lock.release()
+        depth = self._lock._release_save()
         try:
             return self._waiters.wait(cell, timeout)
         finally:
-            for _ in range(depth):
-                self._lock.acquire()
+            cell.leave()
+            self._lock._acquire_restore(depth)
 
     def notify(self, n: int = 1) -> None:
         """Wakes up to n of the waiters, those who came first. The lock must be held (AssertionError)."""
@@ -292,31 +290,34 @@ class Barrier(threading.Barrier):
                 raise threading.BrokenBarrierError
             places = shared.places()
             place = next(i for i in range(len(places) + 1) if i not in places)
-            if len(places) + 1 == shared.parties:
+            if len(places) + 1 >= shared.parties:
                 self._open()
                 return place
-            cell, generation = shared.enter(place)
+            cell = shared.enter(place)
         try:
-            outcome = shared.wait(cell, generation, timeout)
-        except BaseException:
-            self.abort()
-            raise
-        if outcome == "timeout":
-            with shared:
-                if shared.generation == generation:  # else it has just ended, and those who wait now are others
-                    shared.end_cycle(True, True)
+            outcome = shared.wait(cell, timeout)
+            if outcome == "timeout":
+                with shared:
+                    outcome = shared.give_up(cell)
+        finally:
+            cell.leave()
         if outcome != "passed":
             raise threading.BrokenBarrierError
         return place
 
     def _open(self) -> None:
+        shared = self._shared
+        generation = shared.generation
         try:
             if self._action is not None:
                 self._action()
         except BaseException:
-            self._shared.end_cycle(True, True)
+            if shared.generation == generation:
+                shared.end_cycle(True, True)
             raise
-        self._shared.end_cycle(False, False)
+        if shared.generation != generation:  # the action has reset or aborted the barrier
+            raise threading.BrokenBarrierError
+        shared.end_cycle(False, False)
 
     def reset(self) -> None:
         """Makes the barrier whole again. Those who wait get BrokenBarrierError."""

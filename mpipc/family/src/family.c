@@ -465,7 +465,8 @@ bool mp_slot_lives(struct mp_family *f, int slot) {
     uint64_t word = atomic_load(&f->seg->slots[slot].word);
     if (mp_slot_state_of(word) != MP_SLOT_ALIVE)
         return mp_slot_state_of(word) == MP_SLOT_JOINING;
-    return semctl(f->semid, MP_SEM_ALIVE + slot, GETVAL) != 0;
+    struct sembuf is_zero = {MP_SEM_ALIVE + slot, 0, IPC_NOWAIT}; /* semctl(2) visits the whole set; see event.c */
+    return semop(f->semid, &is_zero, 1) != 0;
 }
 
 int mp_family_wake_reaper(struct mp_family *f) {
