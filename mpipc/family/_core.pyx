@@ -293,12 +293,18 @@ def _leave_when_finalized(_):
     sys.modules["multiprocessing.util"].Finalize(None, leaving, exitpriority=-sys.maxsize)
 
 
-def _before_fork():
-    global _told_util, mp_fork_by_python
-    if families != NULL and not _told_util and "multiprocessing.util" in sys.modules:
+def _tell_util():
+    global _told_util
+    if not _told_util and "multiprocessing.util" in sys.modules:
         # Not imported for this: without it nobody is about to start a Process.
         sys.modules["multiprocessing.util"].register_after_fork(_leave_when_finalized, _leave_when_finalized)
         _told_util = True
+
+
+def _before_fork():
+    global mp_fork_by_python
+    if families != NULL:
+        _tell_util()
     mp_fork_by_python = 1
 
 
