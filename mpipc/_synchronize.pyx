@@ -7,6 +7,7 @@ every interrupted sleep and on every tick: one that came just before the sleep b
 
 import threading
 from multiprocessing import process as _process
+from operator import index as index_of
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -252,6 +253,7 @@ cdef class SemaphoreBase(Shared):
             self.block = block
             self._maximum = block.b.semaphore.maximum
             return
+        value, maximum = index_of(value), index_of(maximum)
         if not 0 <= value <= SEM_VALUE_MAX:
             raise ValueError(f"semaphore value must be between 0 and {SEM_VALUE_MAX}, got {value}")
         handle = new_block(MP_KIND_SEMAPHORE)
