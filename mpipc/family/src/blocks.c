@@ -34,29 +34,44 @@ static bool take(struct mp_family *f, uint32_t index) {
     return atomic_compare_exchange_strong(&b->word, &word, mp_block_word(MP_BLOCK_MAKING, f->slot, mp_block_serial(word)));
 }
 
+/* With 100,000 blocks in use, a program that drops one and makes one would search the whole table each time, but for
+ * `recent`. Its entries are only hints, so it does not matter that threads without the GIL may spoil one. */
+static int64_t take_any(struct mp_family *f) {
+    while (f->recent_count != 0) {
+        f->recent_count--;
+        uint32_t index = f->recent[--f->recent_top % MP_RECENT];
+        if (take(f, index))
+            return index;
+    }
+    uint32_t start = atomic_load_explicit(&f->h->block_hint, memory_order_relaxed) % MP_BLOCKS;
+    for (uint32_t n = 0; n < MP_BLOCKS; n++) {
+        uint32_t index = (start + n) % MP_BLOCKS;
+        if (take(f, index)) {
+            atomic_store_explicit(&f->h->block_hint, index + 1, memory_order_relaxed);
+            return index;
+        }
+    }
+    errno = ENOSPC;
+    return MP_FAILED;
+}
+
 /* Returns the index of a block in MAKING with this process as its holder, or -1 with errno. */
 int64_t mp_block_new(struct mp_family *f, uint32_t kind) {
     if (mp_family_join(f) != MP_OK)
         return MP_FAILED;
-    uint32_t start = atomic_load_explicit(&f->h->block_hint, memory_order_relaxed) % MP_BLOCKS;
-    for (uint32_t n = 0; n < MP_BLOCKS; n++) {
-        uint32_t index = (start + n) % MP_BLOCKS;
-        if (!take(f, index))
-            continue;
-        atomic_store_explicit(&f->h->block_hint, index + 1, memory_order_relaxed);
-        struct mp_block *b = mp_block_at(f, index);
-        memset(b->bytes, 0, sizeof b->bytes);
-        memset(b->extra, 0, sizeof b->extra);
-        b->kind = kind;
-        b->key = 0;
-        b->size = 0;
-        atomic_store(&b->pinned, 0);
-        atomic_store(&b->id, -1);
-        mp_block_hold(f, index, f->slot);
-        return index;
-    }
-    errno = ENOSPC;
-    return MP_FAILED;
+    int64_t index = take_any(f);
+    if (index < 0)
+        return MP_FAILED;
+    struct mp_block *b = mp_block_at(f, index);
+    memset(b->bytes, 0, sizeof b->bytes);
+    memset(b->extra, 0, sizeof b->extra);
+    b->kind = kind;
+    b->key = 0;
+    b->size = 0;
+    atomic_store(&b->pinned, 0);
+    atomic_store(&b->id, -1);
+    mp_block_hold(f, index, f->slot);
+    return index;
 }
 
 int mp_block_ready(struct mp_family *f, uint32_t index) {
@@ -74,6 +89,9 @@ static void clear(struct mp_family *f, uint32_t index) {
     atomic_store(&b->word, mp_block_word(MP_BLOCK_FREE, -1, mp_block_serial(atomic_load(&b->word)) + 1));
     if (index < atomic_load_explicit(&f->h->block_hint, memory_order_relaxed))
         atomic_store_explicit(&f->h->block_hint, index, memory_order_relaxed);
+    f->recent[f->recent_top++ % MP_RECENT] = index;
+    if (f->recent_count < MP_RECENT)
+        f->recent_count++;
 }
 
 /* Takes down a block in MAKING or DYING: by the process in its word, or by recovery after it. */

@@ -40,6 +40,7 @@
 #define MP_BLOCKS (1u << 18)   /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_RECORDS (1u << 16)  /* (process, semaphore) pairs in use */
 #define MP_CELLS (1u << 14)    /* threads waiting in a Condition or Barrier */
+#define MP_RECENT 256u
 #define MP_BELLS_PER_SET 1024u /* semaphores of a pooled set, without the one that carries the mark */
 #define MP_BELL_SETS ((MP_BLOCKS + MP_CELLS) / MP_BELLS_PER_SET)
 
@@ -239,6 +240,9 @@ struct mp_family {
     char *reaper_path;
     struct mp_family *next;
     bool outsider; /* attached without being a member or the reaper: the sweep */
+    uint32_t recent[MP_RECENT]; /* blocks freed by this process: where a free one is looked for first */
+    uint32_t recent_top;
+    uint32_t recent_count;
 };
 
 /* Where a wait ended. Positive values are errno. */
