@@ -1,21 +1,22 @@
 # distutils: language = c
 """What a pool knows about a worker without being told: a ledger in shared memory, and the watch over the parent's life.
 
-A worker numbers its tasks as the parent did (1, 2, 3 ...). It writes `started` before it runs one and `finished` before it
-sends the result, one store each; it writes nothing else on its way. The parent reads:
+A worker numbers its tasks as the parent did (1, 2, 3 ...). It writes `started` before it runs one and `finished` before
+it sends the result, one store each. The parent reads:
 
     number <= finished             the task has run to its end
     finished < number == started   it is running, or was when the worker died
     number > started               it was never begun: it may be given to another worker
 
-All three words only grow. A task that the parent wants to end early is condemned: the parent writes the number and then
-reads `finished`, the worker writes `finished` and then reads the number. As both are sequentially consistent, at least one
-of them sees the other. So either the task counts as finished and its result will be sent, or the worker stops before it
-sends and can be killed: a result is never sent for a task that was condemned, and no other task is hit by the kill.
+Both words only grow. A task that the parent wants to end early is condemned: the parent writes the number and then
+reads `finished`, the worker writes `finished` and then reads the number. As both are sequentially consistent, at least
+one of them sees the other. So either the task counts as finished and its result will be sent, or the worker stops
+before it sends and can be killed: a result is never sent for a task that was condemned, and no other task is hit by
+the kill.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 
 from mpipc.family import new_data
@@ -52,6 +53,7 @@ cdef enum:
     SINCE        # when the task was started, CLOCK_MONOTONIC in ns
     BUSY         # ns spent in tasks that have ended
     READY        # when the initializer had returned, CLOCK_MONOTONIC in ns; 0 before
+    ARRIVED      # when the process had started and was about to run the initializer; 0 before
 
 
 cdef uint64_t now() noexcept nogil:
@@ -74,6 +76,10 @@ cdef class Ledger:
         return Ledger, (self.block,)
 
     # ---- the worker's side
+
+    def arrive(self):
+        """The next thing this process does is to run the initializer."""
+        store(&self.words[ARRIVED], now())
 
     def ready(self):
         """The initializer has returned."""
@@ -105,12 +111,17 @@ cdef class Ledger:
     # ---- the parent's side
 
     def condemn(self, uint64_t number):
-        """Try to end the task early. True: no result will be sent, kill the worker. False: it is not running any more."""
+        """Try to end a task early. True: its result will not be sent, kill the worker. False: it has finished."""
         store(&self.words[CONDEMNED], number)
         if load(&self.words[FINISHED]) < number:
             return True
         store(&self.words[CONDEMNED], 0)
         return False
+
+    @property
+    def has_arrived(self):
+        """Whether the initializer was about to run."""
+        return load(&self.words[ARRIVED]) != 0
 
     @property
     def is_ready(self):
@@ -156,9 +167,9 @@ cdef class Ledger:
 def exit_with_parent(int semid, int slot):
     """End this process as soon as the family's member in `slot` has ended; returns only if it cannot tell.
 
-    The kernel sets a member's semaphore back to 0 when it dies, however it dies. This thread sleeps until then and needs
-    neither the GIL nor a descriptor, so it works while the main thread is busy in C, after fork, spawn and forkserver, and
-    whatever pipes other children have inherited.
+    The kernel sets a member's semaphore back to 0 when it dies, however it dies. This thread sleeps until then and
+    needs neither the GIL nor a descriptor, so it works while the main thread is busy in C, after fork, spawn and
+    forkserver, and whatever pipes other children have inherited.
     """
     cdef sembuf gone
     cdef int result

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -114,6 +115,10 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
     _length: int | None
     _unsorted: dict[int, Any]
 
+    def _set_length(self, length: int) -> None:
+        if self._job in self._cache:  # else it was aborted
+            super()._set_length(length)  # type: ignore[misc]
+
     def _abort(self, error: BaseException, *, callback: bool) -> None:
         """The next item is the error, and there is none after it."""
         with self._cond:
@@ -144,8 +149,10 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """So many items are done."""
-        self._bar.update(count)
+        with contextlib.suppress(OSError, ValueError):  # the terminal, or the file, is gone
+            self._bar.update(count)
 
     def finish(self) -> None:
         """Nothing more will come."""
-        self._bar.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._bar.close()

@@ -76,6 +76,7 @@ class Worker:
 
     def initialize(self, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
         """Run the pool's initializer. If it raises, tell the parent why, and go down with it."""
+        self._ledger.arrive()
         if initializer is not None:
             try:
                 initializer(*initargs)

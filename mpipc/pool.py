@@ -125,7 +125,7 @@ class Pool(_base.Pool):
         self._initargs = initargs
         self._retries = retries
         self._engine = Engine(self.Process, self._ctx, processes, initializer, initargs, maxtasksperchild)
-        self._pool = self._engine.processes
+        self._pool = self._engine.supervisor.processes
         self._cache = self._engine.cache
         self._engine.start()
         self._terminate = util.Finalize(self, self._engine.terminate, exitpriority=15)
@@ -352,7 +352,8 @@ class Pool(_base.Pool):
         """End the workers at once (SIGTERM, and SIGKILL if that does not help within 5 seconds)."""
         util.debug("terminating pool")
         self._state = TERMINATE
-        self._terminate()
+        self._terminate()  # does nothing if it has run before, perhaps in a callback, where it does not wait
+        self._engine.terminate()
 
     def join(self) -> None:
         """Wait until the workers have ended, after close() or terminate()."""
@@ -370,7 +371,7 @@ class Pool(_base.Pool):
         engine = self._engine
         workers = []
         with engine.lock:
-            for worker in engine.workers.values():
+            for worker in engine.members.values():
                 ledger = worker.ledger
                 running_for = ledger.running_for
                 task = worker.window.get(ledger.started) if running_for is not None else None
@@ -388,7 +389,7 @@ class Pool(_base.Pool):
                         _resident_memory(pid),
                     )
                 )
-            return PoolStatistics(workers, engine.restarts, len(engine.cache))
+            return PoolStatistics(workers, engine.replaced, len(engine.cache))
 
     def _check_running(self) -> None:
         if self._state != RUN:
@@ -402,7 +403,7 @@ class Pool(_base.Pool):
         return {"retries": self._retries, "timeout": timeout}
 
     def _repopulate_pool(self) -> None:
-        self._engine.populate()
+        self._engine.supervisor.populate()
 
 
 def _default_context() -> Any:
@@ -475,6 +476,9 @@ class _ThreadContext:
         return _Notifier()
 
 
+_StandardThreadPool: Any = _base.ThreadPool
+
+
 class ThreadPool(_base.ThreadPool):
     """multiprocessing.pool.ThreadPool, which needs no semaphore in /dev/shm here."""
 
@@ -484,7 +488,9 @@ class ThreadPool(_base.ThreadPool):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
     ) -> None:
-        _base.Pool.__init__(self, processes, initializer, initargs, context=_ThreadContext())
+        # Past the standard ThreadPool.__init__(), which knows no context.
+        initialize: Any = super(_StandardThreadPool, self).__init__
+        initialize(processes, initializer, initargs, context=_ThreadContext())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,279 @@
+"""The supervisor of a pool: a thread that starts the workers, notices their deaths, and ends them.
+
+It owns the processes; tasks are the engine's (_pool_engine.py), of which it calls what is public. Its lock `_starting`
+is taken before the engine's lock, never after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from multiprocessing import util
+from multiprocessing.connection import wait
+from multiprocessing.pool import CLOSE, TERMINATE
+from typing import TYPE_CHECKING, Any
+
+from mpipc import family
+from mpipc._pool_member import Member
+from mpipc._pool_worker import work
+from mpipc.exceptions import exit_reason
+
+if TYPE_CHECKING:
+    from mpipc._pool_engine import Engine
+
+__all__ = ["Supervisor"]
+
+GRACE = 5.0
+"""Seconds that terminated workers have to end after SIGTERM before they get SIGKILL."""
+
+# How often in a row, besides once for each worker, a worker may die before its initializer has returned.
+FAILED_STARTS = 3  # by an exception or an exit
+KILLED_STARTS = 30  # by a signal in the initializer
+EARLY_KILLS = 1000  # by a signal before that: it came from outside, and the next may be luckier
+
+RETRY_START = 1.0
+"""Seconds after which it is tried again to start a worker if the system had no process for it."""
+
+
+class Supervisor:
+    """The processes of one pool.
+
+    `processes` changes with both `_starting` and the engine's lock held. `_winding_down` is set once, by the
+    supervisor; after that no worker is started or replaced.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        make_process: Callable[..., Any],
+        context: Any,
+        size: int,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        maxtasksperchild: int | None,
+    ) -> None:
+        self._engine = engine
+        self._make_process = make_process
+        self._context = context
+        self._size = size
+        self._initializer = initializer
+        self._initargs = initargs
+        self._quota = maxtasksperchild
+        member = family.current()
+        self._parent = (member.semid, member.slot)
+        self._tags = itertools.count(1)
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wakeup).atexit = False
+        self.processes: list[Any] = []
+        """The Process objects of the workers that are to be there; what Pool._pool is."""
+        self._starting = threading.RLock()
+        self._winding_down = False
+        self.start_error: BaseException | None = None
+        """Why the last start failed, as far as known."""
+        self._failed_starts = 0
+        self._first_failed = 0
+        self._due: float | None = None
+        self.thread = threading.Thread(target=self._run, name="mpipc-pool-supervisor", daemon=True)
+
+    # --- for any thread -----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have the supervisor look at the state of things."""
+        with contextlib.suppress(BlockingIOError):  # it has been told 2**64 times
+            os.eventfd_write(self._wakeup, 1)
+
+    def expect(self, timeout: float) -> None:
+        """A task that may run so many seconds was sent."""
+        due = self._due
+        if due is None or time.monotonic() + timeout < due:
+            self.wake()
+
+    def populate(self) -> None:
+        """Start as many workers as are missing."""
+        started = False
+        with self._starting:
+            while len(self.processes) < self._size and not self._winding_down and self._engine.state != TERMINATE:
+                self._start_worker()
+                started = True
+        if started:
+            self.wake()
+
+    def abandon(self) -> None:
+        """End the workers after the pool could not be started."""
+        for process in self.processes:
+            if process.exitcode is None:
+                process.terminate()
+        for process in self.processes:
+            process.join()
+
+    def _start_worker(self) -> None:
+        engine = self._engine
+        member = Member(next(self._tags), self._quota)
+        member.process = self._make_process(
+            self._context,
+            target=work,
+            args=(
+                member.tag,
+                member.tasks,
+                engine.results,
+                member.ledger,
+                self._parent,
+                self._initializer,
+                self._initargs,
+                self._quota,
+            ),
+        )
+        member.process.name = member.process.name.replace("Process", "PoolWorker")
+        member.process.daemon = True
+        engine.enroll(member)
+        try:
+            member.process.start()
+        except BaseException:
+            engine.strike_off(member)
+            raise
+        member.watch()
+        with engine.lock:
+            self.processes.append(member.process)
+        util.debug("added worker")
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        engine = self._engine
+        try:
+            while True:
+                with engine.lock:
+                    if engine.state == TERMINATE or (engine.state == CLOSE and not engine.cache):
+                        break
+                self._look_after_workers()
+        except BaseException as error:
+            engine.fail_all(f"the pool's supervisor failed: {error!r}", error)
+        self._wind_down()
+
+    def _look_after_workers(self) -> None:
+        try:
+            self.populate()
+        except Exception as error:
+            self.start_error = error
+            self._count_failed_start(None, None)
+        with self._starting, self._engine.lock:
+            watched = [member for member in self._engine.members.values() if member.process in self.processes]
+            # Before it is looked for what is due: a task that is sent from now on wakes the supervisor.
+            self._due = None
+        timeout = self._enforce_timeouts()
+        if timeout is not None:
+            self._due = time.monotonic() + timeout
+        if len(watched) < self._size:
+            timeout = RETRY_START if timeout is None else min(timeout, RETRY_START)
+        for member in self._wait(watched, timeout):
+            self._report_death(member)
+
+    def _wait(self, members: Iterable[Member], timeout: float | None) -> list[Member]:
+        """Wait for something to happen; return those of the workers that are dead."""
+        handles = {}
+        for member in members:
+            handles[member.process.sentinel] = member
+            if member.pidfd >= 0:
+                handles[member.pidfd] = member
+        found = wait([*handles, self._wakeup], timeout)
+        if self._wakeup in found:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wakeup)
+        return list({handles[handle]: None for handle in found if handle in handles})
+
+    def _report_death(self, member: Member) -> None:
+        exitcode = member.exitcode()
+        util.debug("worker %s %s", member.process.pid, exit_reason(exitcode))
+        with self._starting, self._engine.lock:
+            self.processes.remove(member.process)
+            member.unwatch()
+        if not member.ledger.is_ready:
+            self._count_failed_start(member, exitcode)
+        while not self._engine.announce_death(member, exitcode) and self._engine.state != TERMINATE:
+            time.sleep(0.005)  # the queue is full: the result thread makes room, unless it is in a callback of the user
+
+    def _count_failed_start(self, member: Member | None, exitcode: int | None) -> None:
+        """A worker could not be started, or died before it was ready. Too many such in a row end the pool."""
+        engine = self._engine
+        with engine.lock:
+            if any(other.tag > self._first_failed and other.ledger.is_ready for other in engine.members.values()):
+                self._failed_starts = 0
+        if not self._failed_starts:
+            self._first_failed = member.tag if member is not None else 0
+        self._failed_starts += 1
+        count = self._failed_starts
+        if member is None:
+            if count < FAILED_STARTS + self._size and self.processes:
+                return
+            reason = f"a worker could not be started: {self.start_error!r}"
+        else:
+            limit = FAILED_STARTS
+            if exitcode is not None and exitcode < 0:
+                limit = KILLED_STARTS if member.ledger.has_arrived else EARLY_KILLS
+            if count < self._size + limit:
+                return
+            what = "" if self._initializer is None else f", which means that {self._initializer!r} has returned"
+            reason = f"{count} workers in a row were not ready{what}; the last one {exit_reason(exitcode)}"
+        engine.fail_all(reason, self.start_error)
+
+    def _enforce_timeouts(self) -> float | None:
+        """Kill the workers whose tasks have run too long; return in how many seconds the next one may be due."""
+        due: float | None = None
+        with self._engine.lock:
+            for member in self._engine.members.values():
+                if member.condemned:
+                    continue
+                started = member.ledger.started
+                running = member.ledger.running_for
+                for number, task in member.window.items():
+                    if task.timeout is None:
+                        continue
+                    left = task.timeout
+                    if number == started and running is not None:
+                        left -= running
+                    if left <= 0 and member.ledger.condemn(number):
+                        member.condemned = number
+                        member.process.kill()
+                        break
+                    due = max(min(due or left, left), 0.01)
+        return due
+
+    def _wind_down(self) -> None:
+        """No more work: end the workers, gently if all is done, then the result thread."""
+        engine = self._engine
+        with self._starting, engine.lock:
+            self._winding_down = True
+            processes = list(self.processes)
+            members = [member for member in engine.members.values() if member.process in processes]
+        left = set(members)
+        if engine.state != TERMINATE:
+            engine.quit_all()
+        while left and engine.state != TERMINATE:
+            for member in self._wait(left, None):
+                left.discard(member)
+                member.exitcode()
+        if left:
+            _kill(processes)
+        for member in members:
+            member.exitcode()
+            member.unwatch()
+        engine.end()
+        util.debug("supervisor exiting")
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        if process.exitcode is None:
+            process.terminate()
+    deadline = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(deadline - time.monotonic(), 0))
+    for process in processes:
+        if process.exitcode is None:
+            process.kill()
+            process.join()
