@@ -40,7 +40,7 @@ cdef extern from "queue.h" nogil:
         uint64_t size
 
     cdef struct mp_watch:
-        int watching
+        pass
 
     cdef struct mp_queue_view:
         mp_family *f
@@ -76,7 +76,7 @@ cdef extern from "queue.h" nogil:
 
     int mp_watch_start(mp_watch *w, int fd)
     void mp_watch_run(mp_queue_view *v, mp_watch *w)
-    void mp_watch_look_again(mp_watch *w)
+    void mp_watch_look_again(mp_queue_view *v, mp_watch *w)
     void mp_watch_stop(mp_queue_view *v, mp_watch *w)
 
 

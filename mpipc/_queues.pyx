@@ -455,8 +455,8 @@ cdef class Watch:
             mp_watch_run(&queue.v, &self.w)
 
     cdef int look_again(self) except -1:
-        if self.w.watching == 0 and self.pid == os.getpid() and mp_queue_size(&self.queue.v) == 0:
-            mp_watch_look_again(&self.w)
+        if self.pid == os.getpid():
+            mp_watch_look_again(&self.queue.v, &self.w)
         return 0
 
     def stop(self):

@@ -177,6 +177,7 @@ static inline uint64_t mp_piece_sequence_of(uint64_t word) { return word >> 24; 
 /* A thread that makes `fd` readable when the queue is not empty. */
 struct mp_watch {
     int fd;
+    pthread_mutex_t lock; /* of the fd's state, which is always known together with the queue's */
     _Atomic int watching; /* 1: the fd is not readable, and the thread looks after it */
     _Atomic int stopped;
     sem_t wanted;
@@ -188,7 +189,7 @@ void mp_room_leave(struct mp_room *room, uint32_t epoch);
 uint32_t mp_room_stay(struct mp_room *room, uint32_t epoch);
 void mp_room_ring(struct mp_family *f, struct mp_room *room, bool all);
 void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w);
-void mp_watch_look_again(struct mp_watch *w);
+void mp_watch_look_again(struct mp_queue_view *v, struct mp_watch *w);
 int mp_watch_start(struct mp_watch *w, int fd);
 void mp_watch_stop(struct mp_queue_view *v, struct mp_watch *w);
 int mp_room_wait(struct mp_family *f, struct mp_room *room, int64_t deadline_ns);

@@ -85,11 +85,12 @@ void mp_room_heal(struct mp_family *f, struct mp_room *room) {
 /* ---- watching: a file descriptor that tells whether the queue is empty ----------------------------------------------------
  *
  * The watcher is a waiter among the getters, but it takes nothing: having heard a ring it rings on, for one who does. While
- * its descriptor is readable it is in no room. Somebody of its own process who finds the queue empty clears the descriptor
- * and sends the watcher back (mp_watch_look_again). */
+ * its descriptor is readable it is in no room. Whoever of its own process takes the last message, or finds none, clears the
+ * descriptor and sends the watcher back (mp_watch_look_again). */
 
 int mp_watch_start(struct mp_watch *w, int fd) {
     w->fd = fd;
+    pthread_mutex_init(&w->lock, NULL);
     atomic_store(&w->watching, 1);
     atomic_store(&w->stopped, 0);
     return sem_init(&w->wanted, 0, 0) == 0 ? MP_OK : errno;
@@ -112,27 +113,31 @@ static void watch_until_not_empty(struct mp_queue_view *v, struct mp_watch *w) {
 void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w) {
     while (!atomic_load(&w->stopped)) {
         watch_until_not_empty(v, w);
-        eventfd_write(w->fd, 1);
-        atomic_store(&w->watching, 0);
+        pthread_mutex_lock(&w->lock);
         int64_t size = mp_queue_size(v);
+        if (size != 0) { /* else it was taken meanwhile */
+            eventfd_write(w->fd, 1);
+            atomic_store(&w->watching, 0);
+        }
+        pthread_mutex_unlock(&w->lock);
         if (size < 0)
             return;
-        if (size == 0) /* taken before we said that there was something to clear */
-            mp_watch_look_again(w);
         while (!atomic_load(&w->stopped) && atomic_load(&w->watching) != 1)
             sem_wait(&w->wanted);
     }
 }
 
-/* The queue was empty a moment ago. */
-void mp_watch_look_again(struct mp_watch *w) {
-    int readable = 0;
+/* After a message was taken, or none was found. When this returns, an empty queue's descriptor is not readable: a lone
+ * consumer that waits for the descriptor and then receives without a timeout must not be called for nothing. */
+void mp_watch_look_again(struct mp_queue_view *v, struct mp_watch *w) {
     eventfd_t value;
-    if (!atomic_compare_exchange_strong(&w->watching, &readable, -1))
-        return;
-    eventfd_read(w->fd, &value);
-    atomic_store(&w->watching, 1);
-    sem_post(&w->wanted);
+    pthread_mutex_lock(&w->lock);
+    if (atomic_load(&w->watching) == 0 && mp_queue_size(v) == 0) {
+        eventfd_read(w->fd, &value);
+        atomic_store(&w->watching, 1);
+        sem_post(&w->wanted);
+    }
+    pthread_mutex_unlock(&w->lock);
 }
 
 void mp_watch_stop(struct mp_queue_view *v, struct mp_watch *w) {
