@@ -262,12 +262,23 @@ def current():
     return _current
 
 
+def _forget_exec(int shmid, uint64_t nonce):
+    # This program may have been executed by a member, which keeps its pid, and to the kernel is alive.
+    cdef mp_family old
+    if mp_family_attach(&old, shmid, nonce) == MP_OK:
+        mp_family_forget_exec(&old)
+        mp_family_detach(&old)
+
+
 def _join_by_environment():
     shmid, colon, nonce = os.environ.get(ENVIRONMENT, "").partition(":")
     importing_main = getattr(_mp_process.current_process(), "_inheriting", False)
-    if not colon or not (importing_main or _mp_process.parent_process() is not None):
+    if not colon:
         return None
     try:
+        if not importing_main and _mp_process.parent_process() is None:
+            _forget_exec(int(shmid), int(nonce, 16))
+            return None
         return _attach(int(shmid), int(nonce, 16))
     except (OSError, ValueError, OverflowError):
         return None  # it is gone, or another user's: nothing of ours is in it

@@ -1,0 +1,549 @@
+"""The family: who is a member, who holds what, who cleans up, and what the program sees of it (nothing)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from multiprocessing import context as mp_context
+from typing import Any
+
+import pytest
+from helpers import (
+    NOBODY,
+    can_become,
+    kernel_objects,
+    kernel_rows,
+    package_folder,
+    processes,
+    run_script,
+    start_script,
+    wait_until,
+)
+
+import mpipc
+from mpipc import family
+
+def members() -> list[int]:
+    return sorted(pid for _, state, pid in family.current().processes() if state == "alive")
+
+
+def only_me() -> bool:
+    return [(state, pid) for _, state, pid in family.current().processes()] == [("alive", os.getpid())]
+
+
+def reaper_pid(shmid: int | None = None) -> int:
+    wanted = family.current().shmid if shmid is None else shmid
+    for process in processes().values():
+        if process.name == "mpipc-reaper" and process.command().split()[1:2] == [str(wanted)]:
+            return process.pid
+    return 0
+
+
+def wait_for_reaper() -> int:
+    return wait_until(reaper_pid, timeout=30)
+
+
+# --- membership -------------------------------------------------------------------------------------------------------
+
+
+def tell_membership(lock: Any, pids: Any) -> None:
+    assert family.current().shmid == lock.block.family.shmid
+    assert os.getpid() in lock.block.holders()
+    assert os.getpid() in members()
+    assert os.getppid() in members() or pids is None
+    assert mpipc.Lock().block.family is lock.block.family
+
+
+def test_children_are_members_and_holders(ctx: Any) -> None:
+    lock = ctx.Lock()
+    process = ctx.Process(target=tell_membership, args=(lock, None))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    wait_until(only_me)
+    assert lock.block.holders() == [os.getpid()]
+
+
+def grandparent(ctx: Any, lock: Any) -> None:
+    process = ctx.Process(target=tell_membership, args=(lock, None))
+    process.start()
+    process.join(60)
+    sys.exit(process.exitcode)
+
+
+def test_grandchildren(ctx: Any) -> None:
+    lock = ctx.Lock()
+    process = ctx.Process(target=grandparent, args=(ctx, lock))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    wait_until(only_me)
+
+
+def test_a_child_forked_by_hand() -> None:
+    lock = mpipc.Lock()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b"1" if lock.block.holders()[-1] == os.getpid() and lock.acquire(False) else b"0")
+        os._exit(0)
+    assert os.read(read, 1) == b"1"
+    os.waitpid(child, 0)
+    assert lock.acquire(timeout=60), "it ended with the lock in its hands"
+    assert lock.owner_died
+    lock.release()
+    wait_until(only_me)
+    os.close(read), os.close(write)
+
+
+@pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/true', ['true'])"])
+def test_children_that_go_at_once(ending: str) -> None:
+    lock = mpipc.Lock()
+    for _ in range(30):
+        child = os.fork()
+        if child == 0:
+            eval(ending)
+        os.waitpid(child, 0)
+    wait_until(only_me)
+    assert lock.block.holders() == [os.getpid()]
+
+
+def test_fork_fails() -> None:
+    """The reservation for a child that never was is given back."""
+    result = run_script(
+        """
+        import os, resource
+        import mpipc
+        from mpipc import family
+        from helpers import become, wait_until
+        become(54321)
+        lock = mpipc.Lock()
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        wait_until(lambda: family.current().has_reaper() or True)
+        for _ in range(5):
+            try:
+                if os.fork() == 0:
+                    os._exit(0)
+            except BlockingIOError:
+                print("refused")
+        wait_until(lambda: [s for _, s, _ in family.current().processes()] == ["alive"])
+        print(len(lock.block.holders()))
+        """
+    ) if can_become(54321) else pytest.skip("not permitted to change the user")
+    assert result.stdout.split() == ["refused"] * 5 + ["1"]
+
+
+def test_exec_of_a_member_lets_go_of_what_it_held() -> None:
+    """The new image uses mpipc too, and cancels what the old one is remembered for."""
+    lock = mpipc.Lock()
+    program = "import mpipc, sys; mpipc.Lock(); print('up', flush=True); sys.stdin.read()"
+    read, write = os.pipe()
+    read2, write2 = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lock.acquire()
+        os.dup2(write, 1), os.dup2(read2, 0)
+        os.close(write2)
+        os.execve(sys.executable, [sys.executable, "-c", program], {**os.environ, family.ENVIRONMENT: family.current().ticket,
+                  "PYTHONPATH": str(package_folder().parent)})  # type: ignore[union-attr]  # fmt: skip
+    os.close(read2)
+    assert os.read(read, 2) == b"up"
+    assert lock.acquire(timeout=30)
+    assert lock.owner_died
+    lock.release()
+    assert lock.block.holders() == [os.getpid()]
+    os.close(write2)
+    os.waitpid(child, 0)
+    os.close(read), os.close(write)
+
+
+def test_threads_that_fork_while_others_make_and_drop() -> None:
+    run_script(
+        """
+        import os, threading
+        import mpipc
+        from mpipc import family
+        from helpers import wait_until
+        kept = mpipc.Lock()
+        stop = False
+
+        def churn():
+            while not stop:
+                locks = [mpipc.Lock() for _ in range(10)]
+                with locks[3]:
+                    pass
+
+        failures = []
+
+        def fork():
+            for _ in range(60):
+                mine = mpipc.Lock()
+                child = os.fork()
+                if child == 0:
+                    ok = False
+                    try:
+                        ok = os.getpid() in mine.block.holders() and os.getpid() in kept.block.holders() and mine.acquire(False)
+                    finally:
+                        os._exit(0 if ok else 1)
+                if os.waitpid(child, 0)[1]:
+                    failures.append(child)
+
+        threads = [threading.Thread(target=churn)] + [threading.Thread(target=fork) for _ in range(3)]
+        for t in threads: t.start()
+        for t in threads[1:]: t.join()
+        stop = True
+        threads[0].join()
+        assert not failures, failures
+        del threads
+        wait_until(lambda: [s for _, s, _ in family.current().processes()] == ["alive"])
+        wait_until(lambda: len(family.current().blocks()) == 1)
+        """
+    )
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_locks() -> None:
+    before = len(family.current().blocks()), kernel_objects().count
+    locks = [mpipc.Lock() for _ in range(10000)]
+    assert len(family.current().blocks()) == before[0] + 10000
+    for lock in locks[::999]:
+        with lock:
+            assert lock.statistics().holder == os.getpid()
+    assert len({lock.block.index for lock in locks}) == 10000
+    assert kernel_objects().count <= before[1] + 11, "they share pooled sets"
+    del locks, lock
+    assert len(family.current().blocks()) == before[0]
+
+
+def test_kernel_objects_go_with_their_last_handle() -> None:
+    before = kernel_objects()
+    queues = [family.new_queue() for _ in range(20)]
+    segments = [family.new_segment(5000) for _ in range(5)]
+    now = kernel_objects().minus(before)
+    assert {block.id for block in queues} == now.msg
+    assert {block.id for block in segments} == now.shm
+    for kind, ids in (("msg", now.msg), ("shm", now.shm)):
+        for number in ids:
+            assert kernel_rows(kind)[number]["perms"] & 0o777 == 0o600
+    del queues
+    assert kernel_objects().minus(before).msg == frozenset()
+    del segments
+    assert kernel_objects() == before
+
+
+def test_a_block_is_another_one_when_it_is_used_again() -> None:
+    first = family.new_data()
+    index, serial = first.index, first.serial
+    family.payload(first)[:4] = b"left"
+    del first
+    second = family.new_data()
+    assert (second.index, second.serial) == (index, serial + 1)
+    assert bytes(family.payload(second)) == bytes(64)
+
+
+class _Popen:
+    """As much of a Popen as pickling for a child asks for."""
+
+
+def pickle_for_child(*objects: Any) -> tuple[bytes, Any]:
+    popen = _Popen()
+    mp_context.set_spawning_popen(popen)
+    try:
+        return bytes(mp_context.reduction.ForkingPickler.dumps(objects)), popen
+    finally:
+        mp_context.set_spawning_popen(None)
+
+
+def test_a_full_process_table_says_so() -> None:
+    lock = mpipc.Lock()
+    journeys = []
+    with pytest.raises(OSError, match=r"process table of the family is full: it has 1024 slots"):
+        for _ in range(1025):
+            journeys.append(pickle_for_child(lock)[1])
+    assert len(journeys) == 1023
+    child = os.fork()  # a child needs no slot until it uses the family
+    if child == 0:
+        try:
+            lock.acquire(False)
+            os._exit(2)
+        except OSError as error:
+            os._exit(0 if "1024" in str(error) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    for popen in journeys:
+        family.cancel_transit(popen)
+    wait_until(only_me)
+
+
+def test_what_was_pickled_can_be_too_old() -> None:
+    data, popen = pickle_for_child(family.new_data())
+    gc.collect()
+    wait_until(lambda: "transit" in [state for _, state, _ in family.current().processes()])
+    block = pickle.loads(data)[0]
+    del block
+    family.arrived()
+    wait_until(only_me)
+    with pytest.raises(OSError, match="it is gone"):
+        pickle.loads(data)
+    family.arrived()
+    wait_until(only_me)
+    del popen
+
+
+# --- the reaper -------------------------------------------------------------------------------------------------------
+
+
+def test_the_reaper_is_nobodys_and_holds_nothing() -> None:
+    mpipc.Lock()
+    pid = wait_for_reaper()
+    wait_until(lambda: os.getsid(pid) == pid)
+    process = processes()[pid]
+    assert process.ppid != os.getpid()
+    assert process.session == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    descriptors = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+    assert descriptors == {"/dev/null"}
+    status = dict(line.split(":\t", 1) for line in open(f"/proc/{pid}/status").read().splitlines())
+    ignored = int(status["SigIgn"], 16)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGUSR1):
+        assert ignored >> (number - 1) & 1, number
+    assert int(status["SigBlk"], 16) == 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, number)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    wait_until(only_me)
+    assert reaper_pid() == pid
+
+
+SEES_NO_CHILD = """
+import os, signal, sys, threading
+signals = []
+signal.signal(signal.SIGCHLD, lambda *_: signals.append(1))
+{before}
+import mpipc
+from mpipc import family
+from helpers import wait_until
+lock = mpipc.Lock()
+wait_until(lambda: family.current().has_reaper())
+try:
+    print("waitpid", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child")
+try:
+    print("wait", os.wait())
+except ChildProcessError:
+    print("no child")
+child = os.fork()
+if child == 0:
+    lock.acquire()
+    os._exit(7)
+assert os.wait() == (child, 7 << 8)
+assert lock.acquire(timeout=60) and lock.owner_died
+print(len(signals))
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", id="ordinary"),
+        pytest.param("import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)", id="subreaper"),
+        pytest.param("signal.signal(signal.SIGCHLD, lambda *_: signals.append(1)); signal.set_wakeup_fd(-1)", id="again"),
+    ],
+)
+def test_the_program_sees_only_its_own_children(before: str) -> None:
+    assert run_script(SEES_NO_CHILD.format(before=before)).stdout.split("\n") == ["no child", "no child", "1", ""]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_program_is_init_of_a_pid_namespace(tmp_path: Any) -> None:
+    before = objects_but_ours()
+    script = tmp_path / "init.py"
+    script.write_text("import os; assert os.getpid() == 1\n" + SEES_NO_CHILD.format(before=""))
+    environment = {**os.environ, "PYTHONPATH": f"{package_folder().parent}:{os.path.dirname(__file__)}"}  # type: ignore[union-attr]
+    result = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, script],
+        capture_output=True, text=True, env=environment, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    if "Operation not permitted" in result.stderr and "unshare" in result.stderr:
+        pytest.skip("no PID namespaces here")
+    assert result.stdout.split("\n") == ["no child", "no child", "1", ""], result.stderr
+    # The kernel has killed the reaper together with its init. The next program that uses mpipc sweeps.
+    wait_until(lambda: (family.sweep(), objects_but_ours() == before)[1])
+
+
+def test_a_killed_reaper_is_replaced_by_a_waiter() -> None:
+    lock = mpipc.Lock()
+    first = wait_for_reaper()
+    child = os.fork()
+    if child == 0:
+        lock.acquire()
+        signal.pause()
+        os._exit(0)
+    wait_until(lambda: lock.statistics().holder == child)
+    os.kill(first, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert lock.acquire(timeout=60) and lock.owner_died
+    lock.release()
+    second = wait_until(lambda: family.current().tick() or reaper_pid(), timeout=30)
+    assert second != first
+    wait_until(only_me)
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+EVERYTHING = """
+import os, signal, sys
+import mpipc
+from mpipc import family
+locks = [mpipc.Lock() for _ in range(50)]
+queues = [family.new_queue() for _ in range(5)]
+segment = family.new_segment(1 << 20)
+for lock in locks: lock.acquire()
+child = os.fork()
+if child == 0:
+    signal.pause()
+from helpers import wait_until
+wait_until(lambda: family.current().has_reaper())
+print(child, family.current().shmid, flush=True)
+signal.pause()
+"""
+
+
+def objects_but_ours() -> int:
+    return kernel_objects().minus(family.infrastructure()).count
+
+
+def test_the_next_program_sweeps_a_family_that_died_with_its_reaper() -> None:
+    mpipc.Lock()
+    before = objects_but_ours()
+    with start_script(EVERYTHING) as script:
+        assert script.stdout is not None
+        child, shmid = map(int, script.stdout.readline().split())
+        reaper = wait_until(lambda: reaper_pid(shmid))
+        assert objects_but_ours() >= before + 8
+        for pid in (reaper, child, script.pid):
+            os.kill(pid, signal.SIGKILL)
+        script.wait()
+    assert objects_but_ours() >= before + 8, "nobody was there to clean up"
+    wait_until(lambda: (run_script("import mpipc; mpipc.Lock()"), objects_but_ours() == before)[1], timeout=30)
+
+
+def test_a_family_is_gone_when_its_last_process_is() -> None:
+    mpipc.Lock()
+    before = objects_but_ours()
+    with start_script(EVERYTHING) as script:
+        assert script.stdout is not None
+        child, _ = map(int, script.stdout.readline().split())
+        os.kill(script.pid, signal.SIGKILL)
+        script.wait()
+        assert objects_but_ours() >= before + 8, "the child lives"
+        os.kill(child, signal.SIGKILL)
+        wait_until(lambda: objects_but_ours() == before)
+
+
+def test_two_programs_that_start_at_once() -> None:
+    mpipc.Lock()
+    before = objects_but_ours()
+    source = """
+        import sys, mpipc
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for _ in range(20):
+            assert mpipc.Lock().acquire(False)
+        from mpipc import family
+        print(family.current().shmid, flush=True)
+        sys.stdin.readline()
+    """
+    with start_script(source) as one, start_script(source) as other:
+        for script in (one, other):
+            assert script.stdout is not None and script.stdin is not None
+            assert script.stdout.readline() == "ready\n"
+        for script in (one, other):
+            script.stdin.write("\n")  # type: ignore[union-attr]
+            script.stdin.flush()  # type: ignore[union-attr]
+        assert one.stdout.readline() != other.stdout.readline()  # type: ignore[union-attr]
+        assert (one.finish("\n").returncode, other.finish("\n").returncode) == (0, 0)
+    wait_until(lambda: objects_but_ours() == before)
+
+
+def test_dev_shm_is_not_touched() -> None:
+    result = run_script(
+        """
+        import os, mpipc
+        before = sorted(os.listdir("/dev/shm"))
+        kept = [mpipc.Lock(), mpipc.Semaphore(3), mpipc.Event(), mpipc.Condition(), mpipc.Barrier(2)]
+        print(sorted(os.listdir("/dev/shm")) == before, len(os.listdir("/proc/self/fd")) <= 5)
+        """
+    )
+    assert result.stdout.split() == ["True", "True"]
+
+
+# --- permissions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
+def test_another_user_cannot_join() -> None:
+    family.current()
+    result = run_script(
+        """
+        import sys
+        from mpipc.family import _core
+        shmid, _, nonce = sys.argv[1].partition(":")
+        try:
+            _core._attach(int(shmid), int(nonce, 16))
+        except OSError as error:
+            print(type(error).__name__, error)
+        """,
+        user=NOBODY,
+        arguments=[family.current().ticket],
+    )
+    assert result.stdout.startswith("PermissionError")
+
+
+@pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
+def test_root_does_not_join_the_family_of_another_user() -> None:
+    with start_script(
+        "import mpipc, sys; from mpipc import family; print(family.current().ticket, flush=True); sys.stdin.read()", user=NOBODY
+    ) as script:
+        assert script.stdout is not None
+        shmid, _, nonce = script.stdout.readline().strip().partition(":")
+        from mpipc.family import _core
+
+        with pytest.raises(PermissionError):
+            _core._attach(int(shmid), int(nonce, 16))  # type: ignore[attr-defined]
+        script.finish("")
+    wait_until(lambda: int(shmid) not in kernel_rows("shm"))
+
+
+@pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
+def test_a_child_that_gave_up_its_user_gets_an_error() -> None:
+    """What it inherited belongs to the other user. It is told, and does not hang."""
+    result = run_script(
+        """
+        import os, mpipc
+        from helpers import become
+        lock, event = mpipc.Lock(), mpipc.Event()
+        lock.acquire()
+        child = os.fork()
+        if child == 0:
+            become(65534)
+            for call in (lock.acquire, event.wait, event.set):
+                try:
+                    print(call())
+                except PermissionError as error:
+                    print("PermissionError", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        """
+    )
+    assert result.stdout.split() == ["PermissionError"] * 3
