@@ -54,6 +54,7 @@ cdef extern from "queue.h" nogil:
     void mp_queue_close(mp_queue_view *v)
     int mp_queue_try_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level)
     int mp_queue_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level)
+    int mp_queue_try_take(mp_queue_view *v, mp_item *item)
     int mp_queue_take(mp_queue_view *v, mp_item *item)
     int mp_queue_await(mp_queue_view *v, mp_item *item)
     int64_t mp_queue_size(mp_queue_view *v)

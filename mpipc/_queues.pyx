@@ -332,9 +332,8 @@ cdef class MessageQueue:
 
     cdef int take(self, mp_item *item) except -1:
         cdef int error
-        if self.v.q.spilled == 0 and not self.v.flags & MP_QUEUE_COUNTED:
-            error = mp_queue_take(&self.v, item)
-        else:
+        error = mp_queue_try_take(&self.v, item)
+        if error == EAGAIN:
             with nogil:
                 error = mp_queue_take(&self.v, item)
         if error == ENOMSG and self.watch is not None:

@@ -15,12 +15,12 @@ import os
 import threading
 import traceback
 import weakref
-from multiprocessing import context as _context
 from multiprocessing.util import debug
 from queue import Empty, Full
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from mpipc import context as _context
 from mpipc._queues import LEVELS, MessageQueue, Watch
 from mpipc.sysv import IPC_STAT, msgctl
 
@@ -181,6 +181,7 @@ class _Base:
     _messages: MessageQueue
     _reader: Reader
     _writer: Writer
+    _is_fork_ctx = False
 
     def _open(self, messages: MessageQueue) -> None:
         self._messages = messages
@@ -211,6 +212,7 @@ class Queue(_Base, Generic[T]):
     def __init__(
         self, maxsize: int = 0, *, ctx: _context.BaseContext | None = None, raise_on_pickle_error: bool = False
     ) -> None:
+        self._is_fork_ctx = _context.is_fork(ctx)
         self._raise_on_pickle_error = raise_on_pickle_error
         self._ignore_epipe = False  # concurrent.futures sets it
         self._reset(self._make(max(maxsize, 0)))
@@ -224,7 +226,7 @@ class Queue(_Base, Generic[T]):
         self._closed = False
 
     def __getstate__(self) -> Any:
-        _context.assert_spawning(self)
+        _context.assert_shareable(self)
         return (self._ignore_epipe, self._raise_on_pickle_error, self._messages.block)
 
     def __setstate__(self, state: Any) -> None:
@@ -353,10 +355,11 @@ class SimpleQueue(_Base, Generic[T]):
     """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue."""
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+        self._is_fork_ctx = _context.is_fork(ctx)
         self._open(MessageQueue())
 
     def __getstate__(self) -> Any:
-        _context.assert_spawning(self)
+        _context.assert_shareable(self)
         return self._messages.block
 
     def __setstate__(self, state: Any) -> None:

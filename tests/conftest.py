@@ -76,6 +76,12 @@ def ctx(start_method: str) -> Any:
     return mpipc.get_context(start_method)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kill-rounds", type=int, default=200, help="rounds of killing in test_queues_killed.py (default: 200)"
+    )
+
+
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,13 @@
  *   FREE -> FILLING -> SPILL, a chunk of the spill (spill.c) -> FREE
  *
  * The descriptor carries the sequence of the life it means. Where a process can die:
- *   FILLING: recovery frees the piece. The sender may have sent the descriptor already, in which case put had not returned;
- *     its receiver finds another sequence or state, and drops it: the message was not sent.
+ *   FILLING: recovery frees the piece. The descriptor may be in the spill already, but put had not returned; who comes to
+ *     it finds another sequence or state, and drops it: the message was not sent.
  *   between FILLING and QUEUED somebody may receive it: that compare-and-swap wins, against the sender's and against
  *     recovery's.
  *   QUEUED: the queue owns the piece; the sender may go.
- *   RECEIVED: recovery frees it; the message was in the receiver's hands.
+ *   RECEIVED: recovery frees it; the message was in the receiver's hands. Descriptors do not go through the kernel queue
+ *     because they would leave it before they say RECEIVED, and the piece of a receiver killed in between would be lost.
  * A segment is made by the holder of the queue's lock, which goes on where another died: either it is in the directory, or
  * it is one that the queue owns and nobody knows, to be removed with the queue. */
 #include "queue.h"

@@ -1,7 +1,7 @@
 /* Sending and receiving.
  *
- * A message goes into the kernel queue if that has room, else into the spill; while there is anything in the spill,
- * everything goes there. So the next message is the first one in the kernel queue, and only if there is none, the first one
+ * A message goes into the kernel queue if it is small and there is room, else into the spill; while there is anything in the
+ * spill, everything goes there. So the next message is the first one in the kernel queue, and only if there is none, the first one
  * in the spill: that is looked at with the lock held, and keeps the order of each sender (between two levels, the lower one
  * comes first, wherever it is).
  *
@@ -169,7 +169,7 @@ static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_
 
 static int send_locked(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
     int error = EAGAIN;
-    if (atomic_load(&v->q->spilled) == 0)
+    if (atomic_load(&v->q->spilled) == 0 && m->kind == MP_BODY_INLINE)
         error = send_to_kernel(v, m, length);
     if (error == EAGAIN) {
         error = mp_spill_append(v, m, length, level);
@@ -198,7 +198,7 @@ static int admit(struct mp_queue_view *v) {
 
 /* Only what needs no lock: one msgsnd(2). EAGAIN: call mp_queue_send(). */
 int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    if (v->b->size != 0 || atomic_load(&v->q->spilled) != 0)
+    if (v->b->size != 0 || atomic_load(&v->q->spilled) != 0 || m->kind != MP_BODY_INLINE)
         return EAGAIN;
     m->type = MP_TYPE_LEVEL + level;
     int error = send_to_kernel(v, m, length);
@@ -210,17 +210,13 @@ int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t le
 /* Never waits. 0; EAGAIN: a bounded queue is full; EIDRM: the queue was removed; or an errno for want of memory. */
 int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
     m->type = MP_TYPE_LEVEL + level;
-    int error = EAGAIN;
-    if (v->b->size == 0 && atomic_load(&v->q->spilled) == 0)
-        error = send_to_kernel(v, m, length);
-    if (error == EAGAIN) {
-        if ((error = mp_queue_lock(v)) != MP_OK)
-            return error;
-        error = admit(v);
-        if (error == MP_OK)
-            error = send_locked(v, m, length, level);
-        mp_queue_unlock(v);
-    }
+    int error = mp_queue_lock(v);
+    if (error != MP_OK)
+        return error;
+    error = admit(v);
+    if (error == MP_OK)
+        error = send_locked(v, m, length, level);
+    mp_queue_unlock(v);
     if (error == MP_OK)
         mp_room_ring(v->f, &v->q->getters, false);
     return error;
@@ -228,27 +224,17 @@ int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length
 
 /* ---- receiving -------------------------------------------------------------------------------------------------------------- */
 
-/* A message has arrived in item->message. 0, or EAGAIN if it was none: never sent (see mp_piece_receive), or an errno. */
-static int unpack(struct mp_queue_view *v, struct mp_item *item) {
-    if (item->message.kind == MP_BODY_INLINE) {
-        item->data = item->message.data;
-        item->size = item->length;
-        return MP_OK;
-    }
-    memcpy(&item->piece, item->message.data, sizeof item->piece);
-    item->data = mp_piece_receive(v, &item->piece);
-    item->size = item->piece.length;
-    if (item->data == NULL)
-        return errno == 0 ? EAGAIN : errno;
-    return MP_OK;
-}
-
 static bool is_token(long type) { return type < MP_TYPE_LEVEL; }
 
-/* As received by msgrcv(2), with the lock held or not. */
+/* As received by msgrcv(2). Needs the lock. */
 static void forget_token(struct mp_queue_view *v, long type) {
     if (type - MP_TYPE_TOKEN == generation(atomic_load(&v->q->token)))
         atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_OUT);
+}
+
+static void inline_message(struct mp_item *item, ssize_t n) {
+    item->data = item->message.data;
+    item->size = (uint64_t)n - 1;
 }
 
 /* The next message of all, or ENOMSG. */
@@ -260,35 +246,14 @@ static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
             selector = level < 0 ? v->selector : -(MP_TYPE_LEVEL + level);
         }
         ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, selector, IPC_NOWAIT);
-        if (n < 0 && errno != ENOMSG)
-            return removed(errno);
-        if (n >= 0 && is_token(item->message.type)) {
-            forget_token(v, item->message.type);
-            continue;
+        if (n < 0)
+            return errno == ENOMSG ? mp_spill_pop(v, item) : removed(errno);
+        if (!is_token(item->message.type)) {
+            inline_message(item, n);
+            return MP_OK;
         }
-        item->length = (uint32_t)n - 1;
-        int error = n >= 0 ? MP_OK : mp_spill_pop(v, &item->message, &item->length);
-        if (error == MP_OK)
-            error = unpack(v, item);
-        if (error == EAGAIN)
-            continue;
-        if (error == MP_OK && v->flags & MP_QUEUE_COUNTED)
-            atomic_fetch_add(&v->q->pending, 1);
-        return error;
+        forget_token(v, item->message.type);
     }
-}
-
-/* type: of the token in our hand, 0 if none. */
-static int take_with_lock(struct mp_queue_view *v, struct mp_item *item, long type) {
-    int error = mp_queue_lock(v);
-    if (error != MP_OK)
-        return error;
-    if (type != 0)
-        forget_token(v, type);
-    error = take_locked(v, item);
-    ensure_token(v);
-    mp_queue_unlock(v);
-    return error;
 }
 
 /* What is due when a message has been taken: the putters' ring, and a token if it could not be sent. */
@@ -302,47 +267,48 @@ static int taken(struct mp_queue_view *v) {
 }
 
 static int received(struct mp_queue_view *v, struct mp_item *item, ssize_t n) {
-    int error;
-    if (is_token(item->message.type)) {
-        error = take_with_lock(v, item, item->message.type);
-    } else {
-        item->length = (uint32_t)n - 1;
-        error = unpack(v, item);
-    }
-    return error == MP_OK ? taken(v) : error;
+    item->token = is_token(item->message.type) ? item->message.type : 0;
+    if (item->token != 0)
+        return EAGAIN;
+    inline_message(item, n);
+    return taken(v);
 }
 
-/* Takes the next message without waiting. ENOMSG: there is none; EIDRM: the queue was removed. If item->message.kind is
+/* Takes the next message without waiting, if that can be done with one msgrcv(2) and no lock. ENOMSG: there is none; EIDRM:
+ * the queue was removed; EAGAIN: call mp_queue_take() with this item, there may be one. */
+int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item) {
+    item->token = 0;
+    if (v->flags & MP_QUEUE_COUNTED)
+        return EAGAIN;
+    ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, IPC_NOWAIT);
+    if (n >= 0)
+        return received(v, item, n);
+    if (errno == ENOMSG)
+        return atomic_load(&v->q->spilled) == 0 ? ENOMSG : EAGAIN;
+    return removed(errno);
+}
+
+/* As mp_queue_try_take(), with the lock; item->token is the token in our hand, or 0. If item->message.kind then is
  * MP_BODY_PIECE, the caller frees item->piece. */
 int mp_queue_take(struct mp_queue_view *v, struct mp_item *item) {
-    int error = EAGAIN;
-    while (error == EAGAIN && !(v->flags & MP_QUEUE_COUNTED)) {
-        ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, IPC_NOWAIT);
-        if (n >= 0) {
-            error = received(v, item, n);
-        } else if (errno != ENOMSG) {
-            return removed(errno);
-        } else if (atomic_load(&v->q->spilled) == 0) {
-            return ENOMSG;
-        } else {
-            break;
-        }
-    }
-    if (error == EAGAIN) {
-        error = take_with_lock(v, item, 0);
-        if (error == MP_OK)
-            taken(v);
-    }
-    return error;
+    int error = mp_queue_lock(v);
+    if (error != MP_OK)
+        return error;
+    if (item->token != 0)
+        forget_token(v, item->token);
+    error = take_locked(v, item);
+    if (error == MP_OK && v->flags & MP_QUEUE_COUNTED)
+        atomic_fetch_add(&v->q->pending, 1);
+    ensure_token(v);
+    mp_queue_unlock(v);
+    return error == MP_OK ? taken(v) : error;
 }
 
 /* Sleeps in msgrcv(2). As mp_queue_take(), and EINTR; ENOMSG here means: sleep again. Not for counted queues. */
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item) {
     ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, 0);
-    if (n < 0)
-        return removed(errno);
-    int error = received(v, item, n);
-    return error == EAGAIN ? ENOMSG : error;
+    int error = n < 0 ? removed(errno) : received(v, item, n);
+    return error == EAGAIN ? mp_queue_take(v, item) : error;
 }
 
 /* ---- tasks -------------------------------------------------------------------------------------------------------------------- */

@@ -56,7 +56,7 @@ enum {
 
 enum { MP_BODY_INLINE, MP_BODY_PIECE };
 
-/* What is larger goes through the arena: with 4 KiB a message the default queue of 16 KiB holds only four. */
+/* What is larger goes through shared memory: with 4 KiB a message the default queue of 16 KiB would hold only four. */
 #define MP_QUEUE_INLINE 2048u
 
 struct mp_message {
@@ -76,9 +76,9 @@ struct mp_piece {
 
 struct mp_item {
     struct mp_message message;
-    uint32_t length;     /* of message.data, for MP_BODY_INLINE */
+    long token; /* the type of the token in our hand, 0: none */
     struct mp_piece piece;
-    unsigned char *data; /* the message */
+    unsigned char *data; /* of the message: in `message`, or in the piece */
     uint64_t size;
 };
 
@@ -130,6 +130,7 @@ void mp_queue_close(struct mp_queue_view *v);
 int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
 int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
 int64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level);
+int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_take(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_lock(struct mp_queue_view *v);
@@ -142,10 +143,10 @@ void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead)
 void mp_queue_heal(struct mp_family *f, uint32_t index);
 uint64_t mp_queue_name(struct mp_family *f, uint32_t index);
 
-/* spill.c; all but mp_spill_levels need the queue's lock */
+/* spill.c; all need the queue's lock */
 int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_t length, uint32_t level);
 int64_t mp_spill_first_level(struct mp_queue_view *v);
-int mp_spill_pop(struct mp_queue_view *v, struct mp_message *m, uint32_t *length);
+int mp_spill_pop(struct mp_queue_view *v, struct mp_item *item);
 int mp_spill_repair(struct mp_queue_view *v);
 
 /* arena.c */

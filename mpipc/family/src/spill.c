@@ -130,8 +130,22 @@ static int advance(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) 
     return MP_OK;
 }
 
+/* Makes the record the item. A large message passes to this process before it leaves the spill: should we die in between,
+ * recovery frees the piece, and the next one finds a record whose piece is gone. ENOMSG: we have found such a one. */
+static int open_record(struct mp_queue_view *v, const struct record *r, struct mp_item *item) {
+    memcpy(&item->message.kind, r->body, r->length);
+    item->data = item->message.data;
+    item->size = r->length - 1;
+    if (item->message.kind == MP_BODY_INLINE)
+        return MP_OK;
+    memcpy(&item->piece, item->message.data, sizeof item->piece);
+    item->size = item->piece.length;
+    item->data = mp_piece_receive(v, &item->piece);
+    return item->data != NULL ? MP_OK : errno == 0 ? ENOMSG : errno;
+}
+
 /* The first message of the lowest level. 0, ENOMSG, or an errno: then nothing was taken. */
-int mp_spill_pop(struct mp_queue_view *v, struct mp_message *m, uint32_t *length) {
+int mp_spill_pop(struct mp_queue_view *v, struct mp_item *item) {
     int64_t level;
     while ((level = mp_spill_first_level(v)) >= 0) {
         struct mp_arena *a = atomic_load(&v->arena);
@@ -144,13 +158,14 @@ int mp_spill_pop(struct mp_queue_view *v, struct mp_message *m, uint32_t *length
             continue; /* it was about to get its first chunk, and there was no memory for one */
         struct chunk *c = chunk_at(v, head >> 32);
         struct record *r = (struct record *)((unsigned char *)c + (uint32_t)head);
-        m->type = MP_TYPE_LEVEL + level;
-        memcpy(&m->kind, r->body, r->length);
-        *length = r->length - 1;
+        error = open_record(v, r, item);
+        if (error != MP_OK && error != ENOMSG)
+            return error;
         atomic_store(&lane->head, position(head >> 32, (uint32_t)head + record_size(r->length)));
         atomic_fetch_sub(&v->q->spilled, 1);
         advance(v, a, (uint32_t)level); /* if it fails, the next one has to */
-        return MP_OK;
+        if (error == MP_OK)
+            return MP_OK;
     }
     return ENOMSG;
 }
