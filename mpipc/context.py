@@ -162,6 +162,25 @@ class BaseContext(_base.BaseContext):
         return context
 
 
+def is_fork(context: _base.BaseContext | None) -> bool:
+    """Whether a context, by default the settled one, starts processes by fork."""
+    return (context or _default_context.get_context()).get_start_method() == "fork"
+
+
+def assert_shareable(obj: Any) -> None:
+    """RuntimeError unless `obj` is being pickled for a child, and was not made by a context of fork (`_is_fork_ctx`).
+
+    mpipc could pass it on all the same; multiprocessing cannot, and CPython's tests hold it to the error.
+    """
+    assert_spawning(obj)
+    if obj._is_fork_ctx:
+        raise RuntimeError(
+            "A SemLock created in a fork context is being shared with a process in a spawn context. This is not"
+            f" supported, as in multiprocessing: make the {type(obj).__name__} with get_context('spawn') or"
+            " get_context('forkserver'), and it can be shared with processes of every start method."
+        )
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 

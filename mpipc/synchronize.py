@@ -12,10 +12,10 @@ The classes have the names, signatures, errors and reprs of multiprocessing.sync
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import context as _context
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from mpipc import context as _context
 from mpipc._synchronize import BarrierState, EventBase, LockBase, SemaphoreBase, Waiters
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
@@ -43,6 +43,7 @@ class Lock(LockBase):
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
         super().__init__(False)
+        self._is_fork_ctx = _context.is_fork(ctx)
 
     @property
     def _semlock(self) -> "Lock":
@@ -64,6 +65,7 @@ class RLock(LockBase):
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
         super().__init__(True)
+        self._is_fork_ctx = _context.is_fork(ctx)
 
     @property
     def _semlock(self) -> "RLock":
@@ -92,6 +94,7 @@ class Semaphore(SemaphoreBase):
 
     def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
         super().__init__(value)
+        self._is_fork_ctx = _context.is_fork(ctx)
 
     @property
     def _semlock(self) -> "Semaphore":
@@ -113,6 +116,7 @@ class BoundedSemaphore(Semaphore):
 
     def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
         SemaphoreBase.__init__(self, value, value)
+        self._is_fork_ctx = _context.is_fork(ctx)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._maximum})>"
@@ -128,6 +132,7 @@ class Condition:
     def __init__(self, lock: Lock | RLock | None = None, *, ctx: _context.BaseContext | None = None) -> None:
         self._lock = RLock(ctx=ctx) if lock is None else lock
         self._waiters = Waiters()
+        self._is_fork_ctx = _context.is_fork(ctx)
         self._make_methods()
 
     def _make_methods(self) -> None:
@@ -135,12 +140,13 @@ class Condition:
         self.release = self._lock.release
 
     def __getstate__(self) -> tuple[Any, ...]:
-        _context.assert_spawning(self)
+        _context.assert_shareable(self)
         return self._lock, self._waiters.block
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._lock, block = state
         self._waiters = Waiters(block)
+        self._is_fork_ctx = False
         self._make_methods()
 
     def __enter__(self) -> bool:
@@ -229,6 +235,7 @@ class Event(EventBase):
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
         super().__init__()
+        self._is_fork_ctx = _context.is_fork(ctx)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
@@ -259,16 +266,18 @@ class Barrier(threading.Barrier):
         if parties < 1:  # threading.Barrier checks this from 3.13 on
             raise ValueError(f"parties must be at least 1, got {parties}")
         self._shared = BarrierState(parties)
+        self._is_fork_ctx = _context.is_fork(ctx)
         self._action = action
         self._timeout = timeout
 
     def __getstate__(self) -> tuple[Any, ...]:
-        _context.assert_spawning(self)
+        _context.assert_shareable(self)
         return self._shared.block, self._action, self._timeout
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         block, self._action, self._timeout = state
         self._shared = BarrierState(0, block)
+        self._is_fork_ctx = False
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -360,7 +369,7 @@ def _owner(lock: LockBase) -> str:
 
 
 def _reduce(primitive: Any) -> tuple[Any, ...]:
-    _context.assert_spawning(primitive)
+    _context.assert_shareable(primitive)
     return _rebuild, (type(primitive), primitive.block, primitive.__dict__)
 
 
