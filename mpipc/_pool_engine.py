@@ -4,9 +4,9 @@ States of the engine: RUN -> CLOSE -> (no result is outstanding) winding down ->
                       RUN or CLOSE -> TERMINATE -> winding down -> ended
 A pool that cannot start workers goes to TERMINATE by itself, with `broken` saying why.
 
-A task is new, in the backlog, in flight (in the hands of a thread that is packing it for a worker, for which a place
-in that worker's window is `reserved`), or in the window of one worker, until its result is set. What happens to those
-in the window of a worker that dies is told by its ledger:
+A task is new, in the backlog, or in the window of one worker, until its result is set. It gets into the window just
+before a thread packs and sends it; if that fails, so does the task. What happens to those in the window of a worker
+that dies is told by its ledger:
 
     result received     done; the message had been in the queue before the death was announced in it
     number > started    back to the front of the backlog: it was not begun
@@ -19,7 +19,7 @@ Threads:
   result; it alone sets results, so that callbacks do not run at the same time. It learns of a death from a message
   that the supervisor puts into the result queue, behind everything that the dead worker had put there.
 - The *supervisor* starts workers, waits for one to die, announces that, starts another one, enforces timeouts, and
-  winds down. It never waits for the result thread, except while the result queue is full.
+  winds down. It never waits for the result thread.
 - A *feeder* for each imap() over an iterator of the user: it alone runs the iterator.
 
 `lock` guards everything below "guarded by lock". It is reentrant because garbage collection, thus a finalizer that
@@ -49,20 +49,18 @@ from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
-from mpipc._pool_channel import WINDOW, Channel, Message, Vanished, unpack
+from mpipc._pool_channel import WINDOW, Channel, Envelope, unpack
 from mpipc._pool_member import Member
 from mpipc._pool_results import Cache
 from mpipc._pool_supervisor import Supervisor
 from mpipc._pool_tasks import Feed, Source, Task
 from mpipc._pool_worker import FAILED, INITIALIZER_FAILED, READY, RETURNED, UNKNOWN_FUNCTION
 from mpipc.exceptions import BrokenPoolError, WorkerLostError
-from mpipc.sysv.errors import RemovedError
 
 __all__ = ["Engine"]
 
 # Kinds of messages to the result thread from this process.
-DIED = 30  # tag: worker; number: exit code + _EXITCODE, 0 if it is not known
-_EXITCODE = 1 << 16
+DIED = 30  # body: the exit code
 LOOK = 31  # there is something in `_failures`
 STOP = 32
 
@@ -80,7 +78,8 @@ class Engine:
         maxtasksperchild: int | None,
     ) -> None:
         self._pid = os.getpid()
-        self._size = size
+        self._low_water = 2 * size
+        """Tasks from one iterator in the backlog when its feeder goes on; twice as many when it stops."""
         self.results = Channel()
         self.lock = threading.RLock()
         # --- guarded by lock
@@ -168,24 +167,21 @@ class Engine:
                 return
             self._send(*match)
 
-    def _match(self) -> tuple[Member, Task] | None:
+    def _match(self) -> tuple[Member, int, Task] | None:
+        """Give a task to a worker; the caller has to send it."""
         if self.state == TERMINATE:
             return None
         worker = next(iter(self._buckets[0]), None)
         if worker is None:
-            if not self._backlog:
-                return None
             worker = next(itertools.chain.from_iterable(self._buckets[1:WINDOW]), None)
-            if worker is None:
-                return None
-            task = self._next_task()
+            task = None if worker is None else self._next_task()
         else:
             task = self._next_task() or self._take_over()
-        if task is None:
+        if worker is None or task is None:
             return None
-        worker.reserved += 1
+        number = worker.assign(task)
         self._place(worker)
-        return worker, task
+        return worker, number, task
 
     def _next_task(self) -> Task | None:
         while self._backlog:
@@ -194,7 +190,8 @@ class Engine:
                 self._backlog.popleft()
                 if head.feed is not None:
                     head.feed.waiting -= 1
-                    self._room.notify_all()
+                    if head.feed.waiting == self._low_water:
+                        self._room.notify_all()
                 return head
             task = head.draw()
             if head.exhausted:
@@ -204,7 +201,6 @@ class Engine:
         return None
 
     def _put_back(self, task: Task) -> None:
-        task.parcel = None
         if task.feed is not None:
             task.feed.waiting += 1
         self._backlog.appendleft(task)
@@ -220,10 +216,7 @@ class Engine:
 
     def _place(self, worker: Member) -> None:
         """Put a worker into the bucket where it belongs now."""
-        bucket = None
-        if worker.ready and not worker.dead and not worker.quitting:
-            used_up = worker.quota is not None and worker.charged + worker.reserved >= worker.quota
-            bucket = WINDOW if used_up else min(worker.load, WINDOW)
+        bucket = worker.place
         if bucket == worker.bucket:
             return
         if worker.bucket is not None:
@@ -232,48 +225,46 @@ class Engine:
             self._buckets[bucket][worker] = None
         worker.bucket = bucket
 
-    def _send(self, worker: Member, task: Task) -> None:
+    def _send(self, worker: Member, number: int, task: Task) -> None:
         try:
-            function, payload = task.pack(worker.tasks)
+            worker.send(task, number)
         except BaseException as error:
             with self.lock:
-                worker.reserved -= 1
+                worker.packing = False
+                mine = worker.withdraw(number) is not None  # else the worker has died, and the task was put back
                 self._place(worker)
                 if not isinstance(error, Exception):
-                    self._put_back(task)
+                    if mine:
+                        self._put_back(task)
                     raise
-            self.fail(task.job, task.index, error)
+            if mine:
+                self.fail(task.job, task.index, error)
             return
-        failure = None
         with self.lock:
-            worker.reserved -= 1
-            if worker.dead or self.state == TERMINATE:
-                self._put_back(task)
-            else:
-                try:
-                    worker.send(task, function, payload)
-                except Exception as error:
-                    failure = error
+            worker.packing = False
             self._place(worker)
-        if failure is not None:
-            self.fail(task.job, task.index, failure)
-        elif task.timeout is not None:
+        if task.timeout is not None:
             self.supervisor.expect(task.timeout)
 
     def fail(self, job: Any, index: int, error: BaseException) -> None:
         """Have the result thread set an error that came up here."""
         self._failures.append((job, index, error))
-        # If the queue is full, the result thread is about to receive from it, and looks afterwards.
-        with contextlib.suppress(RemovedError):
-            self.results.send(LOOK, 0, wait=False)
+        with contextlib.suppress(BrokenPipeError):  # the result thread has noticed that, too
+            self._tell(LOOK, 0)
+
+    def _tell(self, kind: int, tag: int, body: Any = None) -> None:
+        """Send to the result thread."""
+        self.results.send((kind, tag, 0, None, 0, body, None))
 
     def _feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
         count = 0
         try:
             for task in tasks:
                 with self._room:
-                    while feed.waiting >= max(2, self._size) and not self._ended and self.state != TERMINATE:
-                        self._room.wait()
+                    if feed.waiting >= 2 * self._low_water:
+                        # Woken up for each task, this thread would take more time than the tasks do.
+                        while feed.waiting > self._low_water and not self._ended and self.state != TERMINATE:
+                            self._room.wait()
                     if self._ended or self.state == TERMINATE:
                         return  # the result thread aborts what is not complete
                     feed.waiting += 1
@@ -292,7 +283,7 @@ class Engine:
         """The result thread."""
         while True:
             try:
-                message = self.results.receive()
+                message = Envelope._make(self.results.receive())
                 if message.kind == STOP:
                     break
                 self._handle(message)
@@ -304,7 +295,7 @@ class Engine:
                     del job, failure
             except Exception as error:
                 self.fail_all(f"the pool's result thread failed: {error!r}", error)
-                if isinstance(error, RemovedError):
+                if isinstance(error, EOFError):  # somebody has removed the queue
                     break
         with self.lock:
             self._ended = True
@@ -317,78 +308,53 @@ class Engine:
     def _end_error(self) -> BrokenPoolError:
         return self.broken or BrokenPoolError("the pool was terminated before this was done")
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Envelope) -> None:
         kind = message.kind
+        with self.lock:
+            worker = self.members.get(message.tag)
+        if worker is None:
+            return  # LOOK
         if kind in (RETURNED, FAILED):
-            self._take_result(message)
+            self._take_result(worker, message)
         elif kind == READY:
             with self.lock:
-                worker = self.members.get(message.tag)
-                if worker is not None:
-                    worker.ready = True
-                    self._place(worker)
+                worker.ready = True
+                self._place(worker)
             self.dispatch()
         elif kind == UNKNOWN_FUNCTION:
             with self.lock:
-                worker = self.members.get(message.tag)
-                if worker is not None:
-                    task = worker.not_begun(message.number)
-                    worker.known.discard(task.function.id)
+                task = worker.withdraw(message.number)
+                if task is not None:
+                    worker.known.pop(task.function.id, None)
                     self._put_back(task)
                     self._place(worker)
             self.dispatch()
         elif kind == DIED:
-            self._bury(message.tag, message.number - _EXITCODE if message.number else None)
+            self._bury(worker, message.body)
         elif kind == INITIALIZER_FAILED:
-            with contextlib.suppress(Exception):
-                self.supervisor.start_error = unpack(message.second)
-                self._release(message)
+            with contextlib.suppress(Exception):  # the exception can be unpickled in the worker only
+                self.supervisor.start_error = unpack(message.body, message.buffers)
 
-    def _take_result(self, message: Message) -> None:
+    def _take_result(self, worker: Member, message: Envelope) -> None:
         """Give the worker its next task, then the user the result of this one."""
-        with self.lock:
-            worker = self.members.get(message.tag)
-            if worker is None or message.number not in worker.window:
-                return
-        value: Any
-        ok = message.kind == RETURNED
-        if message.second[:1] != b"P":
-            # It lies in the worker's shared memory; if the worker is dead, it is lost like a result that was not sent.
-            try:
-                value = unpack(message.second)
-            except Vanished:
-                return
-            except BaseException as error:
-                ok, value = False, error
-            self._release(message)
-            unpacked = True
-        else:
-            value, unpacked = None, False
         with self.lock:
             task = worker.answered(message.number)
             self._place(worker)
         self.dispatch()
-        if not unpacked:
-            try:
-                value = unpack(message.second)
-            except BaseException as error:
-                ok, value = False, error
-        if self.state != TERMINATE:
-            task.job._set(task.index, (ok, value))
+        if task is None or self.state == TERMINATE:
+            return
+        ok = message.kind == RETURNED
+        try:
+            value = unpack(message.body, message.buffers)
+        except Exception as error:
+            ok, value = False, error
+        task.job._set(task.index, (ok, value))
 
-    def _release(self, message: Message) -> None:
-        with self.lock:
-            worker = self.members.get(message.tag)
-            if worker is not None:
-                worker.release(message.number)
-
-    def _bury(self, tag: int, exitcode: int | None) -> None:
+    def _bury(self, worker: Member, exitcode: int | None) -> None:
         """A worker has died, and all that it had sent has been received."""
         lost: list[tuple[Task, Exception]] = []
         with self.lock:
-            worker = self.members.pop(tag, None)
-            if worker is None:
-                return
+            del self.members[worker.tag]
             self.replaced += 1
             worker.dead = True
             self._place(worker)
@@ -427,9 +393,9 @@ class Engine:
         with self.lock:
             self.members.pop(worker.tag, None)
 
-    def announce_death(self, worker: Member, exitcode: int | None) -> bool:
-        """Tell the result thread, after all that the worker has sent; False if the result queue is full."""
-        return self.results.send(DIED, 0 if exitcode is None else exitcode + _EXITCODE, worker.tag, wait=False)
+    def announce_death(self, worker: Member, exitcode: int | None) -> None:
+        """Tell the result thread, after all that the worker has sent."""
+        self._tell(DIED, worker.tag, exitcode)
 
     def fail_all(self, reason: str, cause: BaseException | None) -> None:
         """The pool cannot go on."""
@@ -450,9 +416,8 @@ class Engine:
 
     def end(self) -> None:
         """No worker is left: end the result thread."""
-        with contextlib.suppress(RemovedError):
-            while not self.results.send(STOP, 0, wait=False):
-                self.results.take()  # nobody wants it any more
+        with contextlib.suppress(BrokenPipeError):
+            self._tell(STOP, 0)
 
     def _on_empty(self) -> None:
         if self.state != RUN:  # else close() is yet to come, and will look

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mpipc._pool_channel import NOTICE, TASK, Channel, Parcel
+from mpipc._pool_channel import WINDOW, Channel
 from mpipc._pool_ledger import Ledger
 from mpipc._pool_tasks import Task
-from mpipc._pool_worker import QUIT, RELEASE
+from mpipc._pool_worker import FUNCTIONS, QUIT
 
 __all__ = ["Member"]
 
@@ -30,15 +30,16 @@ class Member:
         self.process: Any = None
         self.pidfd = -1
         self.window: dict[int, Task] = {}
-        """Tasks sent and not answered, by number, in the order in which they were sent."""
-        self.reserved = 0
-        """Places in the window for tasks that are being packed."""
+        """Tasks given to it and not answered, by number, in the order in which they are sent."""
+        self.packing = False
+        """A thread is about to send it the last one in the window. It gets no other task until that is done, so that
+        the order of the numbers is that of the messages."""
         self.sequence = 0
-        """Number of the task sent last."""
+        """Number of the last task."""
         self.charged = 0
-        """Tasks sent and not taken back."""
-        self.known: set[int] = set()
-        """Functions that it has used, so it has them (unless it has forgotten them, which it will say)."""
+        """Tasks given to it and not taken back."""
+        self.known: dict[int, None] = {}
+        """Functions that it has used last, so it has them (unless it has forgotten them, which it will say)."""
         self.ready = False
         self.quitting = False
         self.dead = False
@@ -49,52 +50,55 @@ class Member:
         """Tasks that it has answered."""
 
     @property
-    def load(self) -> int:
-        """Tasks that it has, and is about to get."""
-        return len(self.window) + self.reserved
+    def place(self) -> int | None:
+        """How full its window is: 0 to WINDOW; None if it must not be given a task for another reason."""
+        if not self.ready or self.dead or self.quitting or self.packing:
+            return None
+        if self.quota is not None and self.charged >= self.quota:
+            return WINDOW
+        return len(self.window)
 
-    def send(self, task: Task, function: Parcel | None, payload: Parcel) -> None:
-        """Send a task; BlockingIOError if the queue is full, which WINDOW and the size of parcels rule out."""
-        number = self.sequence + 1
-        id = task.function.id
-        first = b"" if function is None or id in self.known else function.wire
-        if not self.tasks.send(task.kind, number, id, first, payload.wire, wait=False):
-            raise BlockingIOError("the task queue of a worker is full; was its msg_qbytes changed?")
-        task.parcel = payload if payload.in_shared_memory else None
-        task.attempts += 1
-        self.sequence = number
+    def assign(self, task: Task) -> int:
+        """Put a task into the window, and return its number; `send()` has to follow."""
+        self.packing = True
+        self.sequence += 1
         self.charged += 1
-        self.window[number] = task
+        task.attempts += 1
+        self.window[self.sequence] = task
+        return self.sequence
+
+    def send(self, task: Task, number: int) -> None:
+        """Send a task. Without the lock, because it runs code of the user. Raises what pickling raises, and OSError."""
+        self.tasks.send(task.envelope(self.tag, number, self.known))
+
+    def withdraw(self, number: int) -> Task | None:
+        """Remove a task from the window as if it had not been there; None if it is not there any more."""
+        task = self.window.pop(number, None)
+        if task is not None:
+            task.attempts -= 1
+            self.charged -= 1
+        return task
 
     def take_back(self) -> Task | None:
         """A task that it has not fetched yet, which is then not its task any more."""
-        message = self.tasks.take(TASK)
-        return None if message is None else self.not_begun(message.number)
+        message = self.tasks.take()
+        return None if message is None else self.withdraw(message.number)
 
-    def not_begun(self, number: int) -> Task:
-        """Remove a task from the window as if it had not been sent."""
-        task = self.window.pop(number)
-        task.attempts -= 1
-        task.parcel = None
-        self.charged -= 1
-        return task
-
-    def answered(self, number: int) -> Task:
+    def answered(self, number: int) -> Task | None:
         """Remove a task from the window, whose result was received."""
-        task = self.window.pop(number)
-        task.parcel = None
-        self.known.add(task.function.id)
-        self.done += 1
+        task = self.window.pop(number, None)
+        if task is not None:
+            if task.function.lasting:
+                self.known[task.function.id] = None
+                if len(self.known) > FUNCTIONS:
+                    del self.known[next(iter(self.known))]
+            self.done += 1
         return task
-
-    def release(self, number: int) -> None:
-        """Tell it that the result of this number has been unpacked."""
-        self.tasks.send(RELEASE, number, type=NOTICE, wait=False)
 
     def quit(self) -> None:
         """Tell it that nothing more will come."""
         self.quitting = True
-        self.tasks.send(QUIT, 0, type=NOTICE, wait=False)
+        self.tasks.send((QUIT, self.tag, 0, None, 0, None, None))
 
     def watch(self) -> None:
         """Get a descriptor that tells of its death, besides Process.sentinel.

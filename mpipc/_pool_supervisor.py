@@ -194,8 +194,7 @@ class Supervisor:
             member.unwatch()
         if not member.ledger.is_ready:
             self._count_failed_start(member, exitcode)
-        while not self._engine.announce_death(member, exitcode) and self._engine.state != TERMINATE:
-            time.sleep(0.005)  # the queue is full: the result thread makes room, unless it is in a callback of the user
+        self._engine.announce_death(member, exitcode)
 
     def _count_failed_start(self, member: Member | None, exitcode: int | None) -> None:
         """A worker could not be started, or died before it was ready. Too many such in a row end the pool."""

@@ -6,39 +6,44 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mpipc._pool_channel import Channel, Parcel
+from mpipc._pool_channel import pack
+from mpipc._queues import dumps
 
-__all__ = ["CALL", "CHUNK", "ITEM", "STAR_CHUNK", "Feed", "Function", "Source", "Task"]
+__all__ = ["APPLY", "CALL", "CHUNK", "ITEM", "STAR_CHUNK", "Feed", "Function", "Source", "Task"]
 
 # Kinds of tasks: what the second parcel holds, and what the worker does with it.
-CALL = 1  # (function, args, kwargs): function(*args, **kwargs)
-ITEM = 2  # x: function(x)
-CHUNK = 3  # items: [function(x) for x in items]
-STAR_CHUNK = 4  # items: [function(*x) for x in items]
+CALL = 1  # (args, kwargs): function(*args, **kwargs)
+APPLY = 2  # args: function(*args)
+ITEM = 3  # x: function(x)
+CHUNK = 4  # items: [function(x) for x in items]
+STAR_CHUNK = 5  # items: [function(*x) for x in items]
 
 
 class Function:
-    """The function of a map: pickled once, and sent once to each worker (twice if it has given no answer before)."""
+    """The function of a job: pickled once, and sent once to each worker (twice if it has given no answer before)."""
 
-    __slots__ = ("_error", "_parcel", "call", "id")
+    __slots__ = ("_error", "_pickle", "call", "id", "lasting")
 
-    def __init__(self, call: Callable[..., Any], id: int) -> None:
+    def __init__(self, call: Callable[..., Any], id: int, *, lasting: bool = True) -> None:
         self.call = call
         self.id = id
-        self._parcel: Parcel | None = None
+        """Greater than 0, and of no other function."""
+        self.lasting = lasting
+        """Workers are to remember it: there is more than one task."""
+        self._pickle: bytes | None = None
         self._error: Exception | None = None
 
-    def parcel(self, room: int) -> Parcel:
+    def pickled(self) -> bytes:
         """Pickled. An error is raised again for each task, as multiprocessing does."""
         if self._error is not None:
             raise self._error
-        if self._parcel is None:
+        if self._pickle is None:
             try:
-                self._parcel = Parcel(self.call, room)
+                self._pickle = dumps(self.call)
             except Exception as error:
                 self._error = error
                 raise
-        return self._parcel
+        return self._pickle
 
 
 class Feed:
@@ -54,7 +59,7 @@ class Task:
     """What a worker gets in one message: a call, or a chunk of a map.
 
     It is in one place at a time: in the backlog, in the window of a worker, or in the hands of the one thread that
-    moves it. `parcel` is only there while it is in a window: a worker may have yet to read it.
+    moves it.
     """
 
     __slots__ = (
@@ -65,7 +70,6 @@ class Task:
         "index",
         "job",
         "kind",
-        "parcel",
         "payload",
         "retries",
         "timeout",
@@ -97,12 +101,14 @@ class Task:
         """Seconds that it may run; None for no limit."""
         self.feed = feed
         self.attempts = 0
-        self.parcel: Parcel | None = None
+        """How many workers it has been sent to that may have begun it."""
 
-    def pack(self, channel: Channel) -> tuple[Parcel | None, Parcel]:
-        """Function and payload, pickled. Runs the user's code."""
-        function = None if self.kind == CALL else self.function.parcel(channel.function_room)
-        return function, Parcel(self.payload, channel.room)
+    def envelope(self, tag: int, number: int, known: dict[int, None]) -> tuple[Any, ...]:
+        """The message for a worker that has the functions `known`. Runs the user's code, to pickle."""
+        function = self.function
+        body, buffers = pack(self.payload)
+        code = None if function.id in known else function.pickled()
+        return self.kind, tag, number, code, function.id if function.lasting else 0, body, buffers
 
     @property
     def name(self) -> str:

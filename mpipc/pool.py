@@ -41,7 +41,7 @@ from mpipc._pool_results import (
     MapResult,
     Progress,
 )
-from mpipc._pool_tasks import CALL, CHUNK, ITEM, STAR_CHUNK, Feed, Function, Source, Task, chunks, function_name
+from mpipc._pool_tasks import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Feed, Function, Source, Task, chunks, function_name
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 
@@ -164,9 +164,11 @@ class Pool(_base.Pool):
         """
         self._check_running()
         result = ApplyResult(self, callback, error_callback)
-        payload = (func, tuple(args), kwds)
+        kind, payload = (CALL, (tuple(args), kwds)) if kwds else (APPLY, tuple(args))
         options = self._options(timeout)
-        self._engine.submit(result, Task(result, 0, CALL, Function(func, result._job), payload, **options))
+        self._engine.submit(
+            result, Task(result, 0, kind, Function(func, result._job, lasting=False), payload, **options)
+        )
         return result
 
     # --- maps ---------------------------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ class Pool(_base.Pool):
             return result
         result = MapResult(self, chunksize, length, callback, error_callback, bar)
         if length:
-            function = Function(func, result._job)
+            function = Function(func, result._job + 1)
 
             def make(index: int, first: int, payload: Any) -> Task:
                 return Task(result, index, kind, function, payload, first=first, **options)
@@ -319,7 +321,7 @@ class Pool(_base.Pool):
         options = self._options(timeout)
         bar = Progress(getattr(iterable, "__len__", lambda: None)(), function_name(func)) if progress else None
         result: Any = kind(self)
-        function = Function(func, result._job)
+        function = Function(func, result._job + 1)
         feed: Feed | None = None
 
         def make(index: int, first: int, items: tuple[Any, ...]) -> Task:
@@ -377,6 +379,8 @@ class Pool(_base.Pool):
                 task = worker.window.get(ledger.started) if running_for is not None else None
                 busy = ledger.busy + (running_for or 0.0)
                 pid = worker.process.pid
+                if pid is None:
+                    continue  # about to be started
                 workers.append(
                     WorkerStatistics(
                         pid,
