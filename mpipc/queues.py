@@ -15,6 +15,7 @@ import os
 import threading
 import traceback
 import weakref
+from collections.abc import Iterable
 from multiprocessing.util import debug
 from queue import Empty, Full
 from types import TracebackType
@@ -47,8 +48,8 @@ class Statistics(NamedTuple):
     segments: int
     """Shared memory segments of the queue."""
     waiting_readers: int
-    """Threads that wait in a get() with a timeout, poll() or for the file descriptor; those in a get() without one wait in
-    the kernel, which does not count them."""
+    """Threads that wait in a get() with a timeout, in poll() or for the file descriptor; those in a get() without a timeout
+    wait in the kernel, which does not count them."""
     waiting_writers: int
     """Threads that wait in put() of a bounded queue."""
     unfinished: int
@@ -189,8 +190,10 @@ class _Base:
         self._writer = Writer(messages)
 
     def fileno(self) -> int:
-        """A file descriptor that is readable while the queue is not empty: for select, selectors, asyncio's add_reader()
-        and multiprocessing.connection.wait(). See Reader."""
+        """A file descriptor that is readable while the queue is not empty.
+
+        For select, selectors, asyncio's add_reader() and multiprocessing.connection.wait(); see Reader.
+        """
         return self._reader.fileno()
 
     def statistics(self) -> Statistics:
@@ -205,8 +208,8 @@ class _Base:
 class Queue(_Base, Generic[T]):
     """A queue of objects between processes: multiprocessing.Queue.
 
-    `maxsize` limits the number of objects, without a limit if it is 0 or less. With `raise_on_pickle_error`, put() raises
-    what pickling an object raises, instead of telling `_on_queue_feeder_error()`.
+    `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
+    pickling an object raises, instead of telling `_on_queue_feeder_error()`.
     """
 
     def __init__(
@@ -224,6 +227,7 @@ class Queue(_Base, Generic[T]):
         self._open(messages)
         self._maxsize = messages.maxsize or LIMIT
         self._closed = False
+        self._has_put = False
 
     def __getstate__(self) -> Any:
         _context.assert_shareable(self)
@@ -245,6 +249,7 @@ class Queue(_Base, Generic[T]):
     def _put(self, obj: Any, block: bool, timeout: float | None, level: int) -> None:
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
+        self._has_put = True
         try:
             if not self._messages.put(obj, block, timeout, None if self._raise_on_pickle_error else self, level):
                 raise Full
@@ -263,6 +268,28 @@ class Queue(_Base, Generic[T]):
             raise ValueError(f"Queue {self!r} is closed")
         return self._messages.get(block, timeout)  # type: ignore[no-any-return]
 
+    def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
+        """Puts the objects into the queue in their order, many of them with one system call; returns how many.
+
+        Those are fewer than all if the queue is full: it waits for room as put() does, `timeout` seconds for all of them
+        together. Otherwise as put(); what raises there raises here when the objects before it have been put.
+        """
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        return self._messages.put_many(objects, block, timeout, None if self._raise_on_pickle_error else self)
+
+    def get_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[T]:
+        """Removes up to `max_items` objects from the queue, at least one, and returns them in their order.
+
+        Waits as get() does if there is none; it returns what is there, and never more than 128 objects. If one cannot be
+        unpickled, what that raises is raised, and its attribute `received` has the others.
+        """
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        if max_items < 1:
+            raise ValueError(f"max_items must be at least 1, got {max_items}")
+        return self._messages.get_many(max_items, block, timeout)
+
     def put_nowait(self, obj: T) -> None:
         """put(obj, block=False)."""
         return self.put(obj, False)
@@ -276,7 +303,12 @@ class Queue(_Base, Generic[T]):
         return self._messages.size()
 
     def empty(self) -> bool:
-        """Whether there is nothing in the queue."""
+        """Whether there is nothing in the queue.
+
+        OSError: it is closed here, and this process has put something; so multiprocessing has it.
+        """
+        if self._closed and self._has_put:
+            raise OSError("handle is closed")
         return self._messages.size() == 0
 
     def full(self) -> bool:
@@ -315,8 +347,8 @@ LIMIT = 0x7FFFFFFF  # what multiprocessing's queues have as _maxsize when there 
 class JoinableQueue(Queue[T]):
     """A Queue that knows when all that was put has been dealt with: multiprocessing.JoinableQueue.
 
-    An object that a consumer took counts as unfinished until task_done() is called for it, also if the consumer is killed:
-    nobody knows how far it had come. Any process may call task_done() for it.
+    An object that a consumer took counts as unfinished until task_done() is called for it, also if the consumer is
+    killed: nobody knows how far it had come. Any process may call task_done() for it.
     """
 
     def _make(self, maxsize: int) -> MessageQueue:
@@ -332,9 +364,9 @@ class JoinableQueue(Queue[T]):
 
 
 class PriorityQueue(Queue[T]):
-    """A Queue whose objects have priorities, as mq_send(3) has them: the highest comes first, of the same the first one put.
+    """A Queue whose objects have priorities, as those of mq_send(3) have: the highest comes first.
 
-    Priorities are integers from 0, the default, to 32767.
+    Of the same priority, the first one put comes first. Priorities are integers from 0, the default, to 32767.
     """
 
     def _make(self, maxsize: int) -> MessageQueue:

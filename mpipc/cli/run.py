@@ -72,7 +72,7 @@ def run(program: str, arguments: list[str], *, as_module: bool = False) -> None:
 
 def _run_path(path: str, main: ModuleType) -> None:
     if pkgutil.get_importer(path) is not None:  # a directory or zip file, with a `__main__` of its own
-        _set_first_of_path(path)
+        _set_first_of_path(os.path.abspath(path))
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
         return
     absolute = os.path.abspath(path)
