@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TEST_ID_VARIABLE, kernel_objects, kill_process, processes, run_script, start_script, wait_until
+from helpers import kernel_objects, kill_process, processes, run_script, start_script, wait_until
 
 from mpipc.family import current, infrastructure
 from mpipc.heap import BufferWrapper, Heap
@@ -428,7 +428,7 @@ def test_memory_outlives_its_killed_creator(start_method: str) -> None:
 
 TREE = """
     import signal, sys
-    import mpipc
+    import mpipc, mpipc.family
     from mpipc.heap import BufferWrapper
 
     def child(wrappers, started):
@@ -445,7 +445,7 @@ TREE = """
             process.start()
         for process in children:
             started.acquire()
-        print("ready", flush=True)
+        print("ready", mpipc.family.current().shmid, flush=True)
         signal.pause()
 """
 
@@ -454,7 +454,7 @@ def test_a_killed_tree_leaves_nothing(start_method: str) -> None:
     before = kernel_objects()
     with start_script(TREE, arguments=[start_method], env={"MPIPC_FAMILY": ""}) as script:
         assert script.stdout is not None
-        assert script.stdout.readline() == "ready\n"
+        assert script.stdout.readline().startswith("ready ")
         assert len(kernel_objects().shm - before.shm) >= 4
         script.kill_session()
     wait_until(lambda: kernel_objects().minus(before, infrastructure()).count == 0, message="nothing is left")
@@ -462,19 +462,61 @@ def test_a_killed_tree_leaves_nothing(start_method: str) -> None:
 
 def test_the_kernel_frees_arenas_when_even_the_reaper_is_dead() -> None:
     before = kernel_objects()
-    test_id = os.environ[TEST_ID_VARIABLE]
     with start_script(TREE, arguments=["fork"], env={"MPIPC_FAMILY": ""}) as script:
         assert script.stdout is not None
-        assert script.stdout.readline() == "ready\n"
+        family = int(script.stdout.readline().removeprefix("ready "))
         assert len(kernel_objects().shm - before.shm) >= 4
-        for process in processes().values():
-            if process.name == "mpipc-reaper" and process.environment().get(TEST_ID_VARIABLE) == test_id:
-                kill_process(process)
+        reapers = [
+            process
+            for process in processes().values()
+            if process.name == "mpipc-reaper" and str(family) in process.command().split()
+        ]
+        assert len(reapers) == 1
+        kill_process(reapers[0])
         script.kill_session()
-    wait_until(
-        lambda: len(kernel_objects().minus(before, infrastructure()).shm) <= 1, message="only the family is left"
-    )
+    wait_until(lambda: kernel_objects().minus(before, infrastructure()).shm == {family}, message="the arenas are gone")
     run_script("import mpipc; mpipc.Lock()", env={"MPIPC_FAMILY": ""})  # sweeps
+    wait_until(lambda: kernel_objects().minus(before, infrastructure()).count == 0, message="nothing is left")
+
+
+RELAY = """
+    import os, signal, sys
+    import mpipc
+    from mpipc.heap import BufferWrapper
+
+    def last(wrapper, connection):
+        connection.send(wrapper.create_memoryview()[0])
+
+    def relay(method, wrappers, connection):
+        connection.send("here")
+        connection.recv()                     # until the creator is dead
+        process = mpipc.get_context(method).Process(target=last, args=(wrappers.pop(), connection))
+        process.start()
+        connection.recv()                     # here nobody but the child that is on its way has the piece
+        process.join()
+
+    def creator(method, connection):
+        wrapper = BufferWrapper(3_000_000)
+        wrapper.create_memoryview()[0] = 21
+        mpipc.get_context(method).Process(target=relay, args=(method, [wrapper], connection)).start()
+        signal.pause()
+
+    if __name__ == "__main__":
+        context = mpipc.get_context(sys.argv[1])
+        ours, theirs = context.Pipe()
+        process = context.Process(target=creator, args=(sys.argv[1], theirs))
+        process.start()
+        assert ours.recv() == "here"
+        process.kill()
+        process.join()
+        ours.send("go")
+        assert ours.recv() == 21
+        ours.send("end")
+"""
+
+
+def test_a_piece_is_passed_on_when_its_creator_is_dead(start_method: str) -> None:
+    run_script(RELAY, arguments=[start_method])
 
 
 def test_killed_at_any_moment_of_allocating() -> None:
