@@ -30,6 +30,10 @@ cdef extern from "queue.h" nogil:
         unsigned char kind
         unsigned char[1] data
 
+    cdef struct mp_body:
+        uint32_t length
+        unsigned char[1] body
+
     cdef struct mp_piece:
         uint64_t length
 
@@ -56,6 +60,10 @@ cdef extern from "queue.h" nogil:
     int mp_queue_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level)
     int mp_queue_try_take(mp_queue_view *v, mp_item *item)
     int mp_queue_take(mp_queue_view *v, mp_item *item)
+    int mp_queue_take_many(mp_queue_view *v, mp_item *items, uint32_t most, uint32_t *count)
+    uint64_t mp_queue_send_many(
+        mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int *error)
+    uint32_t mp_body_size(uint32_t length)
     int mp_queue_await(mp_queue_view *v, mp_item *item)
     int64_t mp_queue_size(mp_queue_view *v)
     int mp_queue_task_done(mp_queue_view *v)
@@ -89,7 +97,19 @@ cdef class Serializer:
     cdef Py_ssize_t total
     cdef int pickle(self, object obj) except -1
     cdef int copy_to(self, unsigned char *target) except -1
-    cdef void reset(self) noexcept
+    cdef void reset(self)
+
+
+cdef class Bundle:
+    """Messages that are sent together."""
+
+    cdef unsigned char *bodies
+    cdef size_t used
+    cdef size_t room
+    cdef uint64_t large  # bytes in pieces
+    cdef list pieces  # for each message None, or the piece that it is in
+    cdef int add(self, MessageQueue queue, Serializer serializer) except -1
+    cdef int send(self, MessageQueue queue, uint32_t level) except -1
 
 
 cdef class MessageQueue:
@@ -99,6 +119,7 @@ cdef class MessageQueue:
     cdef Watch watch
     cdef object __weakref__
     cdef int ensure(self) except -1
+    cdef int claim(self, Serializer serializer, mp_piece *piece) except -1
     cdef int send(self, Serializer serializer, uint32_t level) except -1
     cdef object unpack(self, mp_item *item)
     cdef int take(self, mp_item *item) except -1

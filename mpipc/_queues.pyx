@@ -17,7 +17,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EIDRM, EINTR, ENOMEM, ENOMSG, ERANGE, ETIMEDOUT, errno
-from libc.string cimport memcpy
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from libc.string cimport memcpy, memmove
 
 from mpipc.family._core cimport (
     MP_KIND_QUEUE,
@@ -102,7 +103,7 @@ cdef class Serializer:
             PyBuffer_Release(&view)
         return 0
 
-    cdef void reset(self) noexcept:
+    cdef void reset(self):
         self.chunks.clear()
         self.clear_memo()
 
@@ -128,6 +129,94 @@ def dumps(obj):
         return b"".join(serializer.chunks)
     finally:
         give_back(serializer)
+
+
+# ---- several messages ----------------------------------------------------------------------------------------------------
+
+# As many go at once: the lock is held while they are copied.
+cdef Py_ssize_t BATCH = 128
+# And not more than this much shared memory is filled before the first of them is sent.
+cdef uint64_t LARGE_BUNDLE = 8 << 20
+
+
+cdef class Bundle:
+
+    def __cinit__(self):
+        self.pieces = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.bodies)
+
+    def fill(self, MessageQueue queue, Serializer serializer, objects, owner):
+        self.large = 0
+        for obj in objects:
+            try:
+                serializer.pickle(obj)
+                self.add(queue, serializer)
+            except MemoryError:
+                raise
+            except Exception as e:
+                if owner is None:
+                    raise
+                owner._on_queue_feeder_error(e, obj)
+            serializer.reset()
+            if len(self.pieces) == BATCH or self.large > LARGE_BUNDLE:
+                break
+
+    cdef int add(self, MessageQueue queue, Serializer serializer) except -1:
+        cdef mp_piece piece
+        cdef uint32_t length = sizeof(mp_piece)
+        cdef mp_body *body
+        cdef unsigned char *grown
+        if serializer.total <= MP_QUEUE_INLINE:
+            length = <uint32_t> serializer.total
+        if self.used + mp_body_size(1 + length) > self.room:
+            grown = <unsigned char *> PyMem_Realloc(self.bodies, 2 * self.room + 2 * mp_body_size(1 + MP_QUEUE_INLINE))
+            if grown == NULL:
+                raise MemoryError
+            self.bodies = grown
+            self.room = 2 * self.room + 2 * mp_body_size(1 + MP_QUEUE_INLINE)
+        body = <mp_body *> (self.bodies + self.used)
+        body.length = 1 + length
+        if serializer.total <= MP_QUEUE_INLINE:
+            body.body[0] = MP_BODY_INLINE
+            serializer.copy_to(body.body + 1)
+            self.pieces.append(None)
+        else:
+            queue.claim(serializer, &piece)
+            self.large += piece.length
+            body.body[0] = MP_BODY_PIECE
+            memcpy(body.body + 1, &piece, length)
+            self.pieces.append(PyBytes_FromStringAndSize(<char *> &piece, length))
+        self.used += mp_body_size(1 + length)
+        return 0
+
+    cdef int send(self, MessageQueue queue, uint32_t level) except -1:
+        """Sends as many as there is room for, and keeps the others."""
+        cdef uint64_t sent, count = len(self.pieces)
+        cdef size_t offset = 0
+        cdef int error
+        if count == 0:
+            return 0
+        with nogil:
+            sent = mp_queue_send_many(&queue.v, self.bodies, count, level, &error)
+        for piece in self.pieces[:sent]:
+            offset += mp_body_size((<mp_body *> (self.bodies + offset)).length)
+            if piece is not None:
+                mp_piece_sent(&queue.v, <mp_piece *> PyBytes_AS_STRING(piece))
+        del self.pieces[:sent]
+        memmove(self.bodies, self.bodies + offset, self.used - offset)
+        self.used -= offset
+        if error != MP_OK:
+            fail_sending(error)
+        return 0
+
+    def discard(self, MessageQueue queue):
+        for piece in self.pieces:
+            if piece is not None:
+                mp_piece_free(&queue.v, <mp_piece *> PyBytes_AS_STRING(piece))
+        self.pieces.clear()
+        self.used = 0
 
 
 # ---- the queue ---------------------------------------------------------------------------------------------------------
@@ -186,28 +275,33 @@ cdef class MessageQueue:
 
     # ---- sending
 
+    cdef int claim(self, Serializer serializer, mp_piece *piece) except -1:
+        """Copies a large message into a piece, which is the caller's to send or free."""
+        cdef unsigned char *data
+        cdef int error
+        with nogil:
+            error = mp_piece_claim(&self.v, serializer.total, False, piece, &data)
+        if error != MP_OK:
+            fail_sending(error)
+        try:
+            serializer.copy_to(data)
+        except BaseException:
+            mp_piece_free(&self.v, piece)
+            raise
+        return 0
+
     cdef int send(self, Serializer serializer, uint32_t level) except -1:
         """1 if sent, 0 if a bounded queue is full."""
-        cdef mp_message *m
         cdef mp_item item  # for its message
-        cdef unsigned char *data
+        cdef mp_message *m = &item.message
         cdef uint32_t length
         cdef int error
-        m = &item.message
         if serializer.total <= MP_QUEUE_INLINE:
             m.kind = MP_BODY_INLINE
             length = <uint32_t> serializer.total
             serializer.copy_to(m.data)
         else:
-            with nogil:
-                error = mp_piece_claim(&self.v, serializer.total, False, &item.piece, &data)
-            if error != MP_OK:
-                fail_sending(error)
-            try:
-                serializer.copy_to(data)
-            except BaseException:
-                mp_piece_free(&self.v, &item.piece)
-                raise
+            self.claim(serializer, &item.piece)
             m.kind = MP_BODY_PIECE
             length = sizeof(mp_piece)
             memcpy(m.data, &item.piece, sizeof(mp_piece))
@@ -262,6 +356,46 @@ cdef class MessageQueue:
                 mp_room_leave(&self.v.q.putters, epoch)
         finally:
             give_back(serializer)
+
+    def put_many(self, objects, block=True, timeout=None, owner=None, uint32_t level=0):
+        """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are fewer
+        than all if there was not room for all."""
+        cdef Bundle bundle = Bundle()
+        cdef int64_t deadline = deadline_after(timeout) if block else 0
+        cdef Py_ssize_t sent = 0, before
+        cdef uint32_t epoch
+        cdef Serializer serializer
+        self.ensure()
+        objects = iter(objects)
+        while True:
+            serializer = take_serializer()
+            try:
+                bundle.fill(self, serializer, objects, owner)
+            except BaseException:
+                bundle.send(self, level)  # what came before it
+                bundle.discard(self)
+                raise
+            finally:
+                give_back(serializer)
+            before = len(bundle.pieces)
+            if before == 0:
+                return sent
+            bundle.send(self, level)
+            if bundle.pieces and block:
+                epoch = mp_room_enter(&self.v.q.putters)
+                try:
+                    while bundle.pieces and self.await_room(&self.v.q.putters, deadline, &epoch):
+                        bundle.send(self, level)
+                    bundle.send(self, level)
+                except BaseException:
+                    bundle.discard(self)
+                    raise
+                finally:
+                    mp_room_leave(&self.v.q.putters, epoch)
+            sent += before - len(bundle.pieces)
+            if bundle.pieces:
+                bundle.discard(self)
+                return sent
 
     # ---- receiving
 
@@ -329,6 +463,49 @@ cdef class MessageQueue:
         finally:
             if self.watch is not None:
                 self.watch.look_again()
+
+    def get_many(self, uint32_t most, block=True, timeout=None):
+        """The next objects, up to `most` of them: what is there, and if there is nothing, the first that comes. As get().
+
+        If unpickling one fails, what it raised is raised, with the other objects in its attribute `received`.
+        """
+        cdef uint32_t n, i
+        cdef int error
+        if most == 0:
+            return []
+        cdef uint32_t batch = min(most, BATCH)
+        cdef mp_item *items = <mp_item *> PyMem_Malloc(batch * sizeof(mp_item))
+        cdef list objects
+        if items == NULL:
+            raise MemoryError
+        self.ensure()
+        failure = None
+        try:
+            with nogil:
+                error = mp_queue_take_many(&self.v, items, batch, &n)
+            if error == ENOMSG:
+                objects = [self.get(block, timeout)]
+                n = 0
+                if most > 1:
+                    with nogil:
+                        error = mp_queue_take_many(&self.v, items, min(batch, most - 1), &n)
+            else:
+                objects = []
+            if error != MP_OK and error != ENOMSG:
+                fail_receiving(error)
+            for i in range(n):
+                try:
+                    objects.append(self.unpack(&items[i]))
+                except BaseException as e:
+                    failure = failure or e
+        finally:
+            PyMem_Free(items)
+        if self.watch is not None:
+            self.watch.look_again()
+        if failure is not None:
+            failure.received = objects
+            raise failure
+        return objects
 
     cdef int take(self, mp_item *item) except -1:
         cdef int error

@@ -1,10 +1,16 @@
 """What programs do with queues: multiprocessing's API, over the three start methods."""
 
+import asyncio
 import os
 import queue as stdlib_queue
+import random
+import selectors
 import signal
 import threading
 import time
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 from typing import Any
 
 import pytest
@@ -53,7 +59,14 @@ def test_a_put_is_visible_when_it_returns() -> None:
 @pytest.mark.parametrize("make", [Queue, JoinableQueue, PriorityQueue])
 def test_full_and_empty(make: Any) -> None:
     queue = make(3)
-    for call in (queue.get_nowait, lambda: queue.get(False), lambda: queue.get(timeout=0.01), lambda: queue.get(True, -1)):
+    for call in (
+        queue.get_nowait,
+        lambda: queue.get(False),
+        lambda: queue.get(timeout=0.01),
+        lambda: queue.get(True, -1),
+        lambda: queue.get_many(5, False),
+        lambda: queue.get_many(5, timeout=0.01),
+    ):
         with pytest.raises(stdlib_queue.Empty):
             call()
     for i in range(3):
@@ -566,3 +579,209 @@ def test_ctrl_c(fork: Any) -> None:
         timer.join()
     queue.get()
     assert queue.empty()
+
+
+# ---- many at once ----------------------------------------------------------------------------------------------------
+
+
+def test_many_at_once() -> None:
+    queue: Queue[Any] = Queue()
+    count = 0
+    for size in (1, 2, 5, 200, 5000):
+        assert queue.put_many(range(count, count + size)) == size
+        queue.put(count + size)
+        count += size + 1
+    assert queue.qsize() == count
+    queue.put_many(bytes([i]) * 100_000 for i in range(3))
+    received: list[Any] = []
+    while not queue.empty():
+        received += queue.get_many(50)
+    assert received[:-3] == list(range(count))
+    assert received[-3:] == [bytes([i]) * 100_000 for i in range(3)]
+    assert queue.statistics().shared_bytes_in_use == 0
+    with pytest.raises(ValueError, match="max_items"):
+        queue.get_many(0)
+
+
+def test_many_into_a_bounded_queue() -> None:
+    queue: Queue[Any] = Queue(5)
+    assert queue.put_many(range(10), False) == 5
+    assert queue.full()
+    assert queue.put_many(range(10), timeout=0.01) == 0
+    assert queue.get_many(3) == [0, 1, 2]
+    assert queue.put_many([7, 8, 9], False) == 3
+    assert queue.get_many(100) == [3, 4, 7, 8, 9]
+    bodies = [bytes([i]) * 5000 for i in range(100)]
+    putter = threading.Thread(target=queue.put_many, args=(bodies,))
+    putter.start()
+    received: list[Any] = []
+    while len(received) < 100:
+        received += queue.get_many(2)
+        assert queue.qsize() <= 5
+    assert received == bodies
+    putter.join()
+    assert queue.statistics().shared_bytes_in_use == 0
+
+
+def test_many_with_a_bad_one(capfd: pytest.CaptureFixture[str]) -> None:
+    queue: Queue[Any] = Queue()
+    queue.put_many([1, Unpicklable(), 2, HalfPicklable(), bytes(10_000), NotUnpicklable(), 3])
+    assert capfd.readouterr().err.count("AttributeError: on purpose") == 2
+    with pytest.raises(ArithmeticError) as caught:
+        queue.get_many(10)
+    assert caught.value.received == [1, 2, bytes(10_000), 3]  # type: ignore[attr-defined]
+    strict: Queue[Any] = Queue(raise_on_pickle_error=True)
+    with pytest.raises(AttributeError):
+        strict.put_many([1, 2, Unpicklable(), 3])
+    assert strict.get_many(10) == [1, 2]
+
+
+def test_many_tasks() -> None:
+    tasks: JoinableQueue[int] = JoinableQueue()
+    tasks.put_many(range(10))
+    for _ in tasks.get_many(4):
+        tasks.task_done()
+    assert tasks.statistics().unfinished == 0
+    for _ in tasks.get_many(10):
+        tasks.task_done()
+    tasks.join()
+
+
+# ---- mixed sizes, producers and consumers ----------------------------------------------------------------------------
+
+
+def _put_sizes(queue: Any, producer: int, seed: int) -> None:
+    chance = random.Random(seed)
+    for number in range(200):
+        size = chance.choice(SIZES[:-1])
+        queue.put((producer, number, size, zlib.crc32(bytes([number & 255]) * size), bytes([number & 255]) * size))
+
+
+def _check_all(queue: Any, replies: Any) -> None:
+    for producer, number, size, checksum, body in iter(queue.get, None):
+        replies.put((producer, number, len(body) == size and zlib.crc32(body) == checksum))
+
+
+def test_sizes_mixed(ctx: Any) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    queue, replies = ctx.Queue(), ctx.Queue()
+    producers = [ctx.Process(target=_put_sizes, args=(queue, n, seed + n)) for n in range(3)]
+    consumers = [ctx.Process(target=_check_all, args=(queue, replies)) for _ in range(3)]
+    for process in producers + consumers:
+        process.start()
+    for process in producers:
+        process.join()
+    for _ in consumers:
+        queue.put(None)
+    received = [replies.get(timeout=60) for _ in range(600)]
+    assert all(good for _, _, good in received)
+    assert sorted(received) == [(n, i, True) for n in range(3) for i in range(200)]
+    for process in consumers:
+        process.join()
+    assert queue.statistics().shared_bytes_in_use == 0
+
+
+# ---- file descriptors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [Queue, SimpleQueue, JoinableQueue, PriorityQueue])
+def test_descriptor(make: Any) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    queue = make()
+    queue.put(0)
+    queue.get()
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # nothing, until somebody asks
+    for waitable in (queue, queue._reader):
+        for _ in range(3):
+            assert wait([waitable], 0) == []
+            queue.put(1)
+            queue.put(2)
+            assert wait([waitable], 60) == [waitable]
+            assert queue.get() == 1
+            assert wait([waitable], 60) == [waitable]
+            assert queue._reader.recv() == 2
+            wait_until(lambda waitable=waitable: wait([waitable], 0) == [])  # type: ignore[misc]
+    assert queue._reader.poll() is False
+    queue._writer.send("sent")
+    assert queue._reader.poll(60) is True
+    assert queue.get() == "sent"
+    queue.close()
+    with pytest.raises(OSError, match="closed"):
+        queue.fileno()
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == descriptors)
+
+
+def test_descriptor_wakes_a_sleeper(ctx: Any) -> None:
+    requests, replies = ctx.Queue(), ctx.SimpleQueue()
+    process = ctx.Process(target=_echo, args=(requests, replies))
+    process.start()
+    with selectors.DefaultSelector() as selector:
+        selector.register(replies._reader, selectors.EVENT_READ)
+        for i in range(100):
+            requests.put(i)
+            assert selector.select(60)
+            assert replies.get() == i
+    requests.put(None)
+    process.join()
+    replies.close()
+
+
+def _select_and_take(queue: Any, replies: Any) -> None:
+    while True:
+        assert wait([queue], 60)
+        try:
+            obj = queue.get_nowait()
+        except stdlib_queue.Empty:
+            continue  # another consumer was faster
+        if obj is None:
+            return
+        replies.put(obj)
+
+
+def test_descriptors_of_several_consumers(ctx: Any) -> None:
+    queue, replies = ctx.Queue(), ctx.Queue()
+    consumers = [ctx.Process(target=_select_and_take, args=(queue, replies)) for _ in range(3)]
+    for process in consumers:
+        process.start()
+    for i in range(300):
+        queue.put(i)
+    for _ in consumers:
+        queue.put(None)
+    assert sorted(replies.get(timeout=60) for _ in range(300)) == list(range(300))
+    for process in consumers:
+        process.join()
+
+
+def test_asyncio(fork: Any) -> None:
+    queue = fork.Queue()
+    received: list[int] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def ready() -> None:
+            try:
+                while True:
+                    received.append(queue.get_nowait())
+                    if received[-1] == 99:
+                        done.set()
+            except stdlib_queue.Empty:
+                pass
+
+        loop.add_reader(queue, ready)
+        process = fork.Process(target=_put_all, args=(queue, list(range(100))))
+        process.start()
+        await asyncio.wait_for(done.wait(), 60)
+        loop.remove_reader(queue)
+        process.join()
+
+    asyncio.run(main())
+    assert received == list(range(100))
+    queue.close()
+
+
+def test_process_pool_executor(ctx: Any) -> None:
+    with ProcessPoolExecutor(2, mp_context=ctx) as executor:
+        assert list(executor.map(abs, range(-100, 0), chunksize=7)) == list(range(100, 0, -1))

@@ -313,7 +313,8 @@ void mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
         for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
             uint64_t word = atomic_load(&words[n].word);
             int slot = mp_piece_slot_of(word);
-            if (slot < 0 || !(dead[slot / 64] >> slot % 64 & 1))
+            bool trimmed = slot < 0 && mp_piece_state_of(word) == MP_PIECE_FILLING; /* by a reaper that died in it */
+            if (!trimmed && (slot < 0 || !(dead[slot / 64] >> slot % 64 & 1)))
                 continue;
             atomic_store(&words[n].freed_ns, mp_now_ns());
             atomic_compare_exchange_strong(&words[n].word, &word,

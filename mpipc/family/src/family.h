@@ -324,6 +324,7 @@ uint32_t mp_cell_block(uint64_t word);
 
 /* recovery.c */
 int mp_recover(struct mp_family *f);
+void mp_trim(struct mp_family *f, int64_t idle_ns);
 bool mp_family_pending(struct mp_family *f);
 bool mp_family_populated(struct mp_family *f);
 void mp_family_destroy(struct mp_family *f);

@@ -156,8 +156,13 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     struct sembuf become[] = {{MP_SEM_REAPER, 0, IPC_NOWAIT}, {MP_SEM_REAPER, 1, SEM_UNDO | IPC_NOWAIT}};
     if (semop(f.semid, become, 2) < 0)
         return 0; /* there is one */
+    int64_t trimmed_ns = mp_now_ns();
     for (;;) {
         int recovered = mp_recover(&f);
+        if (mp_now_ns() - trimmed_ns > 10 * MP_TICK_NS) { /* between two timeouts below, or deaths, that is */
+            mp_trim(&f, 5 * MP_TICK_NS);
+            trimmed_ns = mp_now_ns();
+        }
         bool pending = mp_family_pending(&f) || recovered < 0;
         if (!pending && !mp_family_populated(&f)) {
             atomic_store(&f.h->state, MP_CLOSING);

@@ -222,6 +222,32 @@ int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length
     return error;
 }
 
+/* Several messages at once: into the spill, where one lock and one token do for all. Returns how many were sent, fewer than
+ * `count` if a bounded queue is full or *error is set. The bodies follow each other as struct mp_body. */
+uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int *error) {
+    uint64_t sent = 0;
+    if ((*error = mp_queue_lock(v)) != MP_OK)
+        return 0;
+    struct mp_message m = {.type = MP_TYPE_LEVEL + level};
+    for (; sent < count; sent++) {
+        const struct mp_body *body = (const struct mp_body *)bodies;
+        if ((*error = admit(v)) != MP_OK)
+            break;
+        memcpy(&m.kind, body->body, body->length);
+        if ((*error = count == 1 ? send_locked(v, &m, body->length - 1, level)
+                                 : mp_spill_append(v, &m, body->length - 1, level)) != MP_OK)
+            break;
+        bodies += mp_body_size(body->length);
+    }
+    ensure_token(v);
+    mp_queue_unlock(v);
+    if (*error == EAGAIN)
+        *error = MP_OK;
+    for (uint64_t i = 0; i < sent && i < 8; i++)
+        mp_room_ring(v->f, &v->q->getters, sent > 1);
+    return sent;
+}
+
 /* ---- receiving -------------------------------------------------------------------------------------------------------------- */
 
 static bool is_token(long type) { return type < MP_TYPE_LEVEL; }
@@ -246,6 +272,7 @@ static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
             selector = level < 0 ? v->selector : -(MP_TYPE_LEVEL + level);
         }
         ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, selector, IPC_NOWAIT);
+        item->from_spill = n < 0;
         if (n < 0)
             return errno == ENOMSG ? mp_spill_pop(v, item) : removed(errno);
         if (!is_token(item->message.type)) {
@@ -302,6 +329,30 @@ int mp_queue_take(struct mp_queue_view *v, struct mp_item *item) {
     ensure_token(v);
     mp_queue_unlock(v);
     return error == MP_OK ? taken(v) : error;
+}
+
+/* As mp_queue_take(), up to `most` of them. Once the kernel queue is empty, the spill holds no message that another one in the
+ * kernel queue has to precede, for as long as we have the lock: who would put the later one has to wait for it. */
+int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t most, uint32_t *count) {
+    *count = 0;
+    int error = mp_queue_lock(v);
+    if (error != MP_OK)
+        return error;
+    error = take_locked(v, items);
+    while (error == MP_OK && ++*count < most) {
+        struct mp_item *item = &items[*count];
+        bool from_spill = items[*count - 1].from_spill;
+        item->from_spill = from_spill;
+        error = from_spill ? mp_spill_pop(v, item) : take_locked(v, item);
+    }
+    if (v->flags & MP_QUEUE_COUNTED)
+        atomic_fetch_add(&v->q->pending, *count);
+    ensure_token(v);
+    mp_queue_unlock(v);
+    if (*count == 0)
+        return error;
+    mp_room_ring(v->f, &v->q->putters, true);
+    return MP_OK;
 }
 
 /* Sleeps in msgrcv(2). As mp_queue_take(), and EINTR; ENOMSG here means: sleep again. Not for counted queues. */
@@ -379,6 +430,15 @@ void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead)
     if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0 || mp_queue_open(&v, f, index) != MP_OK)
         return;
     mp_arena_recover(&v, dead);
+    mp_queue_close(&v);
+}
+
+/* The reaper, under the recovery lock. */
+void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns) {
+    struct mp_queue_view v;
+    if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0 || mp_queue_open(&v, f, index) != MP_OK)
+        return;
+    mp_arena_trim(&v, idle_ns);
     mp_queue_close(&v);
 }
 

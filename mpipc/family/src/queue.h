@@ -66,6 +66,13 @@ struct mp_message {
 };
 #define MP_BODY_SIZE (1 + MP_QUEUE_INLINE)
 
+/* A message among others in memory. */
+struct mp_body {
+    uint32_t length;
+    unsigned char body[]; /* kind and data as in struct mp_message */
+};
+static inline uint32_t mp_body_size(uint32_t length) { return (uint32_t)(sizeof(struct mp_body) + length + 7) & ~7u; }
+
 /* Where a piece is, and which of its lives is meant. */
 struct mp_piece {
     uint32_t segment;
@@ -76,6 +83,7 @@ struct mp_piece {
 
 struct mp_item {
     struct mp_message message;
+    bool from_spill;
     long token; /* the type of the token in our hand, 0: none */
     struct mp_piece piece;
     unsigned char *data; /* of the message: in `message`, or in the piece */
@@ -129,9 +137,10 @@ int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index);
 void mp_queue_close(struct mp_queue_view *v);
 int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
 int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
-int64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level);
+uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int *error);
 int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_take(struct mp_queue_view *v, struct mp_item *item);
+int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t most, uint32_t *count);
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_lock(struct mp_queue_view *v);
 void mp_queue_unlock(struct mp_queue_view *v);
@@ -140,6 +149,7 @@ int mp_queue_task_done(struct mp_queue_view *v);
 int64_t mp_queue_unfinished(struct mp_queue_view *v);
 void mp_queue_disown(struct mp_family *f, uint32_t index);
 void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead);
+void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns);
 void mp_queue_heal(struct mp_family *f, uint32_t index);
 uint64_t mp_queue_name(struct mp_family *f, uint32_t index);
 

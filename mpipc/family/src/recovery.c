@@ -210,6 +210,18 @@ int mp_recover(struct mp_family *f) {
     return dead.count;
 }
 
+/* Returns the memory that queues have not used for `idle_ns`. */
+void mp_trim(struct mp_family *f, int64_t idle_ns) {
+    if (!recovery_lock(f))
+        return;
+    uint32_t high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high; i++)
+        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) == MP_BLOCK_READY &&
+            mp_block_at(f, i)->kind == MP_KIND_QUEUE)
+            mp_queue_trim(f, i, idle_ns);
+    recovery_unlock(f);
+}
+
 /* Is somebody on the way in or out whom the kernel does not report on? The reaper then looks again soon. */
 bool mp_family_pending(struct mp_family *f) {
     uint32_t high = atomic_load(&f->h->slot_high);

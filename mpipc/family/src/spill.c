@@ -21,11 +21,6 @@ struct chunk {
     uint64_t size;
 };
 
-struct record {
-    uint32_t length; /* of the body, which follows: kind and data as in struct mp_message */
-    unsigned char body[];
-};
-
 #define CHUNK_SMALLEST (16u << 10)
 #define CHUNK_LARGEST (1u << 20)
 #define START ((uint32_t)sizeof(struct chunk))
@@ -46,8 +41,6 @@ static void free_chunk(struct mp_queue_view *v, uint64_t name, uint64_t sequence
     struct mp_piece piece = {name_segment(name), name_number(name), sequence, 0};
     mp_piece_free(v, &piece);
 }
-
-static uint32_t record_size(uint32_t length) { return (uint32_t)(sizeof(struct record) + length + 7) & ~7u; }
 
 /* ---- putting ---------------------------------------------------------------------------------------------------------- */
 
@@ -86,17 +79,17 @@ int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_
     struct chunk *c = NULL;
     if (atomic_load(&lane->head) != 0 && (c = chunk_at(v, atomic_load(&lane->tail))) == NULL)
         return errno;
-    if (c == NULL || filled_bytes(c) + record_size(length + 1) > c->size) {
+    if (c == NULL || filled_bytes(c) + mp_body_size(length + 1) > c->size) {
         atomic_fetch_or(&a->used[level / 64], 1ull << level % 64); /* first: a lane with its bit clear is empty */
         error = new_chunk(v, lane, c, &c);
         if (error != MP_OK)
             return error;
     }
     uint64_t filled = atomic_load(&c->filled);
-    struct record *r = (struct record *)((unsigned char *)c + (uint32_t)filled);
+    struct mp_body *r = (struct mp_body *)((unsigned char *)c + (uint32_t)filled);
     r->length = length + 1;
     memcpy(r->body, &m->kind, length + 1);
-    atomic_store(&c->filled, filled + record_size(length + 1) + (1ull << 32));
+    atomic_store(&c->filled, filled + mp_body_size(length + 1) + (1ull << 32));
     atomic_fetch_add(&v->q->spilled, 1);
     return MP_OK;
 }
@@ -132,7 +125,7 @@ static int advance(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) 
 
 /* Makes the record the item. A large message passes to this process before it leaves the spill: should we die in between,
  * recovery frees the piece, and the next one finds a record whose piece is gone. ENOMSG: we have found such a one. */
-static int open_record(struct mp_queue_view *v, const struct record *r, struct mp_item *item) {
+static int open_record(struct mp_queue_view *v, const struct mp_body *r, struct mp_item *item) {
     memcpy(&item->message.kind, r->body, r->length);
     item->data = item->message.data;
     item->size = r->length - 1;
@@ -157,11 +150,11 @@ int mp_spill_pop(struct mp_queue_view *v, struct mp_item *item) {
         if (head == 0)
             continue; /* it was about to get its first chunk, and there was no memory for one */
         struct chunk *c = chunk_at(v, head >> 32);
-        struct record *r = (struct record *)((unsigned char *)c + (uint32_t)head);
+        struct mp_body *r = (struct mp_body *)((unsigned char *)c + (uint32_t)head);
         error = open_record(v, r, item);
         if (error != MP_OK && error != ENOMSG)
             return error;
-        atomic_store(&lane->head, position(head >> 32, (uint32_t)head + record_size(r->length)));
+        atomic_store(&lane->head, position(head >> 32, (uint32_t)head + mp_body_size(r->length)));
         atomic_fetch_sub(&v->q->spilled, 1);
         advance(v, a, (uint32_t)level); /* if it fails, the next one has to */
         if (error == MP_OK)
@@ -205,7 +198,7 @@ static int repair_lane(struct mp_queue_view *v, struct mp_arena *a, uint32_t lev
         if (c == NULL)
             return errno;
         for (; offset < filled_bytes(c); *count += 1)
-            offset += record_size(((struct record *)((unsigned char *)c + offset))->length);
+            offset += mp_body_size(((struct mp_body *)((unsigned char *)c + offset))->length);
         error = remember(names, name);
         atomic_store(&lane->tail, name);
         name = atomic_load(&c->next);
