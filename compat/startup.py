@@ -16,6 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
+HELPERS = ("from multiprocessing.forkserver import main;", "from multiprocessing.resource_tracker import main;")
+
+
 class Finder(MetaPathFinder):
     """Finds multiprocessing: once, and installed."""
 
@@ -44,7 +47,7 @@ class Present(Loader):
 
 
 def is_child_of_multiprocessing() -> bool:
-    return any("--multiprocessing-fork" in part or "from multiprocessing." in part for part in sys.orig_argv[-3:])
+    return "--multiprocessing-fork" in sys.orig_argv or any(part.startswith(HELPERS) for part in sys.orig_argv)
 
 
 if os.environ.get("MPIPC_COMPAT_STARTUP") and not is_child_of_multiprocessing():

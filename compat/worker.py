@@ -6,12 +6,14 @@ Usage: worker.py RESULTS MODULE CLASS TEST ...
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
 import sys
 import time
 import unittest
+import warnings
 from typing import Any
 
 STARTUP = "MPIPC_COMPAT_STARTUP"
@@ -39,6 +41,11 @@ class Results(unittest.TestResult):
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
         self.write(test=test._testMethodName, seconds=round(time.monotonic() - self._began, 3), **self._outcome)
+        if self._outcome["outcome"] == "failed":
+            # What its frames held is not to go, with a ResourceWarning, in the midst of a test that counts warnings.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                gc.collect()
 
     def _set(self, test: Any, outcome: str, detail: str) -> None:
         if isinstance(test, unittest.TestCase):
