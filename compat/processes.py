@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import venv
 from collections.abc import Iterator
@@ -51,10 +52,21 @@ def interpreter(package_folder: Path) -> Iterator[Path]:
         yield Path(folder, "bin", "python")
 
 
+_leaders: set[int] = set()
+_broken_off = threading.Event()
+
+
+def kill_all() -> None:
+    """Kill all that is running, and start nothing more: the run is broken off."""
+    _broken_off.set()
+    for leader in list(_leaders):
+        _signal(leader, signal.SIGKILL)
+
+
 def run_unit(python: Path, side: str, unit: Unit, timeout: float) -> dict[str, dict[str, Any]]:
     """What became of each test of a unit: {test: {"outcome": "passed" | "failed" | "skipped", "detail", "seconds"}}."""
     outcomes: dict[str, dict[str, Any]] = {}
-    while left := [test for test in unit.tests if test not in outcomes]:
+    while (left := [test for test in unit.tests if test not in outcomes]) and not _broken_off.is_set():
         with tempfile.TemporaryDirectory(prefix="mpipc-compat-") as folder:
             results, output = Path(folder, "results"), Path(folder, "output")
             work = Path(folder, "work")
@@ -84,6 +96,7 @@ def _run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        _leaders.add(process.pid)
         while True:
             began = time.monotonic()
             with contextlib.suppress(FileNotFoundError):
@@ -103,6 +116,7 @@ def _run(
                 break
         _signal(process.pid, signal.SIGKILL)
         process.wait()
+        _leaders.discard(process.pid)
     return ended
 
 

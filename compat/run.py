@@ -14,13 +14,14 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import report
-from processes import HERE, SIDES, interpreter, isolation, run_unit
+from processes import HERE, SIDES, interpreter, isolation, kill_all, run_unit
 from suites import METHODS, Unit, discover
 
 NO_TESTS = 2
@@ -43,6 +44,7 @@ def main() -> int:
         print(f"{sys.executable} does not find mpipc: install it, or run `make compat`.", file=sys.stderr)
         return NO_TESTS
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C ends, this is to end, too
     expected = report.read_expected(options.expected)
     methods = tuple(options.method or METHODS)
     everything = discover(methods, others=not options.method or options.others)
@@ -115,14 +117,19 @@ def _run(
         futures = {
             pool.submit(run_unit, python, side, unit, options.timeout): (unit, side) for unit in units for side in sides
         }
-        for future in as_completed(futures):
-            unit, side = futures[future]
-            outcomes[unit][side] = future.result()
-            done += 1
-            failed = [test for test, outcome in outcomes[unit][side].items() if outcome["outcome"] == "failed"]
-            if failed:
-                _progress(f"{side} {unit.method} {unit.name}: {', '.join(failed)}", keep=True)
-            _progress(f"{done}/{total} {side} {unit.method} {unit.name}")
+        try:
+            for future in as_completed(futures):
+                unit, side = futures[future]
+                outcomes[unit][side] = future.result()
+                done += 1
+                failed = [test for test, outcome in outcomes[unit][side].items() if outcome["outcome"] == "failed"]
+                if failed:
+                    _progress(f"{side} {unit.method} {unit.name}: {', '.join(failed)}", keep=True)
+                _progress(f"{done}/{total} {side} {unit.method} {unit.name}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            kill_all()
+            raise
     _progress("")
     return outcomes
 
