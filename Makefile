@@ -13,13 +13,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-all smoke lint clean distclean
+.PHONY: help preflight build demo test test-all smoke compat compat-all lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
 	@echo 'make test      build, and run all tests (ARGS="-k lock" passes options to pytest)'
 	@echo 'make test-all  make test with each of Python 3.11, 3.12 and 3.13 that is found'
+	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
+	@echo 'make compat-all  make compat with each of Python 3.11, 3.12 and 3.13 that is found'
 	@echo 'make lint      ruff, mypy --strict and cython-lint'
 	@echo 'make build     build and install the package into the virtual environment $(VENV)'
 	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
@@ -83,6 +85,15 @@ smoke: $(VENV)/.built
 		$(BIN)/python examples/wordfreq.py --backend $$backend mpipc tests > $(VENV)/smoke-$$backend.txt || exit 1; \
 	done
 	@diff $(VENV)/smoke-multiprocessing.txt $(VENV)/smoke-mpipc.txt && echo 'Python $(VERSION): the output of both is identical.'
+
+# CPython's tests use little of the processor and sleep a lot: more of them than there are processors run at a time.
+compat: $(VENV)/.built
+	@$(BIN)/python compat/run.py --jobs $$(($(JOBS) * 2)) --json build/compat/$(VERSION).json $(ARGS)
+
+compat-all:
+	@status=0; for python in $$(.ci/interpreters); do \
+		echo "== $$python"; $(MAKE) --no-print-directory compat PYTHON=$$python || status=1; \
+	done; exit $$status
 
 lint: $(VENV)/.dev-tools
 	@status=0; \

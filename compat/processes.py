@@ -1,7 +1,7 @@
-"""One process of tests: started in a session and, where permitted, an IPC namespace of its own, and ended with all it left.
+"""One process of tests: started in a session and, where permitted, an IPC namespace of its own; ended with all it left.
 
-A test that hangs costs itself only. The stacks of all processes of its session are taken, they are killed, and the tests
-that were still to come run in another process.
+A test that hangs costs itself only: the stacks of all processes of its session are taken, they are killed, and the
+tests that were still to come run in another process.
 """
 
 from __future__ import annotations

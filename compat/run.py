@@ -88,7 +88,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--method", action="append", choices=METHODS, help="a start method (default: all)")
     parser.add_argument("--others", action="store_true", help="with --method: the tests that choose by themselves, too")
-    parser.add_argument("--class", dest="classes", action="append", default=[], metavar="PATTERN", help="classes to run")
+    parser.add_argument(
+        "--class", dest="classes", action="append", default=[], metavar="PATTERN", help="classes to run"
+    )
     parser.add_argument("--test", dest="tests", action="append", default=[], metavar="PATTERN", help="tests to run")
     parser.add_argument("--side", choices=SIDES, help="run on one package only")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")

@@ -15,16 +15,13 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-
 HELPERS = ("from multiprocessing.forkserver import main;", "from multiprocessing.resource_tracker import main;")
 
 
 class Finder(MetaPathFinder):
     """Finds multiprocessing: once, and installed."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "multiprocessing":
             return None
         sys.meta_path.remove(self)

@@ -13,8 +13,8 @@ What is in it is replaced, in five places, each for a way in which programs come
 * classes and modules that other modules have got from multiprocessing's submodules (`from multiprocessing.pool import
   ThreadPool`): the same names are given mpipc's. Out of reach is what was derived or made from them before.
 
-All of both packages is loaded first: a module of mpipc that was imported later would look for the module of the standard
-library on which it stands, and find itself.
+All of both packages is loaded first: a module of mpipc that was imported later would look for the standard library's
+module on which it stands, and find itself.
 
 **Children.** One that is forked has all this. One that is started as a fresh interpreter, or by a fork server, is sent
 the text of `child_source()` with its preparation data, which it runs before it imports `__main__`.
@@ -85,7 +85,7 @@ def install() -> None:
         changes = _Changes()
         for name, standard, ours in pairs:
             parent, _, last = f"multiprocessing.{name}".rpartition(".")
-            changes.set(sys.modules, f"multiprocessing.{name}", ours)  # type: ignore[arg-type]
+            changes.set(sys.modules, f"multiprocessing.{name}", ours)
             changes.set(vars(multiprocessing if parent == "multiprocessing" else sys.modules[parent]), last, ours)
             if name == "context":
                 changes.set(vars(standard), "_concrete_contexts", ours._concrete_contexts)
@@ -145,7 +145,7 @@ def _replace_references(pairs: list[tuple[str, ModuleType, ModuleType]], changes
                 changes.set(namespace, name, replacements[id(value)][1])
 
 
-# --- the standard default context ---------------------------------------------------------------------------------------
+# --- the standard default context -------------------------------------------------------------------------------------
 
 _window: tuple[Any, type] | None = None  # the default context, and the class that it had
 
@@ -155,7 +155,7 @@ def _open_window(standard: Any, ours: Any) -> None:
     global _window
     default, actual = ours._default_context, standard._default_context
 
-    class Window(ours.DefaultContext):  # type: ignore[misc, name-defined]
+    class Window(ours.DefaultContext):  # type: ignore[misc]
         _default_context = property(lambda self: default._default_context)
         _actual_context = property(
             lambda self: default._actual_context, lambda self, context: setattr(default, "_actual_context", context)
@@ -175,7 +175,7 @@ def _close_window() -> None:
         _window = None
 
 
-# --- children -----------------------------------------------------------------------------------------------------------
+# --- children ---------------------------------------------------------------------------------------------------------
 
 
 def child_source(function: str = "install") -> str:

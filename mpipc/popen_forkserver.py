@@ -27,7 +27,7 @@ class Popen(_base.Popen):
     """multiprocessing.popen_forkserver.Popen whose child takes over the mpipc objects pickled for it."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+        server: Any = forkserver._forkserver
         modules = server._preload_modules
         if installed():
             server._preload_modules = _Preload(modules)

@@ -464,7 +464,7 @@ def test_run_without_a_program(arguments: list[str]) -> None:
     assert "usage: python -m mpipc run" in result.stderr
 
 
-# --- programs that know nothing of mpipc --------------------------------------------------------------------------------
+# --- programs that know nothing of mpipc ------------------------------------------------------------------------------
 
 
 def test_executor_uses_message_queues(start_method: str) -> None:

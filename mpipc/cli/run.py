@@ -78,12 +78,14 @@ def _run_path(path: str, main: ModuleType) -> None:
     absolute = os.path.abspath(path)
     _set_first_of_path(os.path.dirname(os.path.realpath(path)))
     try:
-        file = io.open_code(absolute)
+        file = io.open_code(absolute)  # noqa: SIM115  (closed below; an error in opening it is told apart)
     except OSError as error:
-        print(f"{sys.executable}: can't open file {absolute!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        print(
+            f"{sys.executable}: can't open file {absolute!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr
+        )
         sys.exit(CANNOT_OPEN)
     with file:
-        code: CodeType | None = pkgutil.read_code(file)  # type: ignore[attr-defined]
+        code: CodeType | None = pkgutil.read_code(file)
         if code is None:
             file.seek(0)
             code = compile(file.read(), absolute, "exec", dont_inherit=True)
@@ -104,7 +106,9 @@ def _set_first_of_path(folder: str) -> None:
         sys.path[0] = folder
 
 
-def _without_our_frames(hook: Any, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _without_our_frames(
+    hook: Any, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """The program's (or python's) sys.excepthook, for a traceback that does not begin with how it was run."""
     ours = {function.__code__ for function in (run, _run_path)}
     while trace is not None and trace.tb_frame.f_code not in ours:
