@@ -22,8 +22,8 @@
  *   after step 3: the segment lives until it is unlinked or, if it is tracked, until the family ends: its block is pinned
  *     from before step 3.
  *
- * An unlink turns LIVE to GONE, which only one process can do, and removes the segment. A search looks at all keys of a name
- * and ends at none, so a key that becomes free hides nothing behind it. */
+ * An unlink removes the segment, which may be done twice, and then turns LIVE to GONE, which only one process can do: that
+ * one has unlinked it. A search looks at all keys of a name, so a key that becomes free hides nothing behind it. */
 #include "named.h"
 
 #include <string.h>
@@ -66,9 +66,12 @@ static enum seen look(const struct mp_name *name, uint32_t position, int flags, 
             seen = state == MP_NAMED_LIVE ? LIVE : CANDIDATE;
     }
     struct shmid_ds ds;
-    if (seen == LIVE &&
-        (shmctl(ref->shmid, IPC_STAT, &ds) < 0 || ds.shm_segsz < MP_NAMED_DATA || ds.shm_segsz - MP_NAMED_DATA < h->size))
-        seen = FOREIGN; /* removed in this moment, or not what it says it is */
+    if (seen == LIVE) {
+        if (shmctl(ref->shmid, IPC_STAT, &ds) < 0 || (ds.shm_perm.mode & SHM_DEST) != 0)
+            seen = ABSENT; /* it was removed in this moment */
+        else if (ds.shm_segsz < MP_NAMED_DATA || ds.shm_segsz - MP_NAMED_DATA < h->size)
+            seen = FOREIGN; /* not what it says it is */
+    }
     if (seen != LIVE && seen != CANDIDATE)
         shmdt(h);
     return seen;
@@ -238,12 +241,12 @@ int mp_named_unlink(const struct mp_name *name, int shmid, uint64_t *family, uin
     *family = ref.header->family;
     *block = ref.header->block;
     *serial = ref.header->serial;
-    if (ref.shmid != shmid || !state_change(ref.header, MP_NAMED_LIVE, MP_NAMED_GONE)) {
+    if (ref.shmid != shmid)
         error = ENOENT;
-    } else if (shmctl(ref.shmid, IPC_RMID, NULL) < 0 && (errno == EPERM || errno == EACCES)) {
-        error = errno;
-        atomic_store(&ref.header->state, MP_NAMED_LIVE);
-    }
+    else if (shmctl(ref.shmid, IPC_RMID, NULL) < 0)
+        error = errno == EINVAL || errno == EIDRM ? ENOENT : errno;
+    else if (!state_change(ref.header, MP_NAMED_LIVE, MP_NAMED_GONE))
+        error = ENOENT; /* another did it at the same time */
     shmdt(ref.header);
     return error;
 }
