@@ -25,6 +25,7 @@ CANNOT_OPEN = 2  # python's exit status when there is no such script
 
 
 def add_parser(commands: Any) -> None:
+    """Declare the command."""
     parser = commands.add_parser(
         "run",
         usage="python -m mpipc run [-h] (SCRIPT | -m MODULE) [ARGUMENT ...]",

@@ -289,6 +289,23 @@ def sweep():
     return mp_sweep()
 
 
+def all_families():
+    """The families of this user, to be looked at: this process does not join them.
+
+    It is attached to them from then on, which delays their sweep; for programs that end soon.
+    """
+    from mpipc.sysv.listing import shared_memory_segments
+
+    cdef Family family
+    found = []
+    for segment in shared_memory_segments():
+        if segment.size == sizeof(mp_segment):
+            family = Family()
+            if mp_family_attach(family.f, segment.shmid, 0) == MP_OK:
+                found.append(family)
+    return found
+
+
 def families_of_this_process():
     """Every family this process has joined."""
     return list(_families)
