@@ -95,7 +95,7 @@ cdef class Serializer:
     cdef object clear_memo
     cdef list chunks
     cdef Py_ssize_t total
-    cdef int pickle(self, object obj) except -1
+    cdef int write_pickle_of(self, object obj) except -1
     cdef int copy_to(self, unsigned char *target) except -1
     cdef void reset(self)
 

@@ -23,7 +23,12 @@ class MessageQueue:
         self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = 0
     ) -> bool: ...
     def put_many(
-        self, objects: Iterable[object], block: bool = True, timeout: float | None = None, owner: Any = None, level: int = 0
+        self,
+        objects: Iterable[object],
+        block: bool = True,
+        timeout: float | None = None,
+        owner: Any = None,
+        level: int = 0,
     ) -> int: ...
     def get_many(self, most: int, block: bool = True, timeout: float | None = None) -> list[Any]: ...
     def get(self, block: bool = True, timeout: float | None = None) -> Any: ...

@@ -1,8 +1,8 @@
 """The compiled half of mpipc.queues: objects in and out of a message queue.
 
 How messages travel, and what happens when a process dies on the way, stands in family/src: queue.c, spill.c, arena.c,
-waiting.c. Here is what those know nothing of: pickling, exceptions, signal handlers and the GIL, which is released where
-a call waits or copies much. Signal handlers run after every interrupted sleep, and on every tick of a timed one.
+waiting.c. Here is what those know nothing of: pickling, exceptions, signal handlers and the GIL, which is released
+where a call waits or copies much. Signal handlers run after every interrupted sleep, and on every tick of a timed one.
 """
 
 import copyreg
@@ -44,7 +44,7 @@ cdef dict extra_reducers = reduction.ForkingPickler._extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
 
 
-# ---- pickling ----------------------------------------------------------------------------------------------------------
+# ---- pickling --------------------------------------------------------------------------------------------------------
 
 cdef class Reducers:
     """The dispatch table of ForkingPickler: its registered reducers, then copyreg's. Both may change at any time."""
@@ -64,8 +64,8 @@ cdef list serializers = []  # that nobody is using
 cdef class Serializer:
     """A reusable C pickler (protocol 5) that does not gather its output.
 
-    A pickler that writes to a file hands over large bytes, bytearrays and the buffers of PickleBuffers (numpy's arrays) as
-    they are, without copying them into the stream. So they are copied once, from where they are to shared memory; and
+    A pickler that writes to a file hands over large bytes, bytearrays and the buffers of PickleBuffers (numpy's arrays)
+    as they are, without copying them into the stream. So they are copied once, to shared memory; and
     reading the stream from there copies them once more, to where they stay.
     """
 
@@ -84,7 +84,7 @@ cdef class Serializer:
             self.total += PyBytes_GET_SIZE(data)
         self.chunks.append(data)
 
-    cdef int pickle(self, object obj) except -1:
+    cdef int write_pickle_of(self, object obj) except -1:
         self.total = 0
         self.dump(obj)
         return 0
@@ -125,13 +125,13 @@ def dumps(obj):
     """The bytes that obj travels as."""
     cdef Serializer serializer = take_serializer()
     try:
-        serializer.pickle(obj)
+        serializer.write_pickle_of(obj)
         return b"".join(serializer.chunks)
     finally:
         give_back(serializer)
 
 
-# ---- several messages ----------------------------------------------------------------------------------------------------
+# ---- several messages ------------------------------------------------------------------------------------------------
 
 # As many go at once: the lock is held while they are copied.
 cdef Py_ssize_t BATCH = 128
@@ -151,7 +151,7 @@ cdef class Bundle:
         self.large = 0
         for obj in objects:
             try:
-                serializer.pickle(obj)
+                serializer.write_pickle_of(obj)
                 self.add(queue, serializer)
             except MemoryError:
                 raise
@@ -219,7 +219,7 @@ cdef class Bundle:
         self.used = 0
 
 
-# ---- the queue ---------------------------------------------------------------------------------------------------------
+# ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef int fail_sending(int error) except -1:
     if error == EIDRM:
@@ -240,8 +240,8 @@ cdef int fail_receiving(int error) except -1:
 cdef class MessageQueue:
     """A queue of pickled objects; what mpipc.queues are made of.
 
-    `maxsize` 0 means without limit. With `priority`, put() takes a level, and lower levels come first. With `counted`, what
-    was taken counts as unfinished until task_done().
+    `maxsize` 0 means without limit. With `priority`, put() takes a level, and lower levels come first. With `counted`,
+    what was taken counts as unfinished until task_done().
     """
 
     def __init__(self, uint64_t maxsize=0, bint priority=False, bint counted=False, Block block=None):
@@ -332,7 +332,7 @@ cdef class MessageQueue:
         cdef Serializer serializer = take_serializer()
         try:
             try:
-                serializer.pickle(obj)
+                serializer.write_pickle_of(obj)
             except MemoryError:
                 raise
             except Exception as e:
@@ -358,8 +358,8 @@ cdef class MessageQueue:
             give_back(serializer)
 
     def put_many(self, objects, block=True, timeout=None, owner=None, uint32_t level=0):
-        """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are fewer
-        than all if there was not room for all."""
+        """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are
+        fewer than all if there was not room for all."""
         cdef Bundle bundle = Bundle()
         cdef int64_t deadline = deadline_after(timeout) if block else 0
         cdef Py_ssize_t sent = 0, before
@@ -424,7 +424,7 @@ cdef class MessageQueue:
         return 1
 
     def get(self, block=True, timeout=None):
-        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty, and EOFError if the queue was
+        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; EOFError if the queue was
         removed. An error in unpickling is raised, too; the message is gone then."""
         cdef mp_item item
         cdef int64_t deadline
@@ -465,7 +465,7 @@ cdef class MessageQueue:
                 self.watch.look_again()
 
     def get_many(self, uint32_t most, block=True, timeout=None):
-        """The next objects, up to `most` of them: what is there, and if there is nothing, the first that comes. As get().
+        """The next objects, up to `most`: what is there, or if there is nothing, the first that comes. As get().
 
         If unpickling one fails, what it raised is raised, with the other objects in its attribute `received`.
         """

@@ -48,8 +48,8 @@ class Statistics(NamedTuple):
     segments: int
     """Shared memory segments of the queue."""
     waiting_readers: int
-    """Threads that wait in a get() with a timeout, in poll() or for the file descriptor; those in a get() without a timeout
-    wait in the kernel, which does not count them."""
+    """Threads that wait in a get() with a timeout, in poll() or for the file descriptor. Those in a get() without a
+    timeout wait in the kernel, which does not count them."""
     waiting_writers: int
     """Threads that wait in put() of a bounded queue."""
     unfinished: int
@@ -271,8 +271,8 @@ class Queue(_Base, Generic[T]):
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Puts the objects into the queue in their order, many of them with one system call; returns how many.
 
-        Those are fewer than all if the queue is full: it waits for room as put() does, `timeout` seconds for all of them
-        together. Otherwise as put(); what raises there raises here when the objects before it have been put.
+        Those are fewer than all if the queue is full: it waits for room as put() does, `timeout` seconds for all of
+        them together. Otherwise as put(); what raises there raises here when the objects before it have been put.
         """
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
@@ -281,8 +281,8 @@ class Queue(_Base, Generic[T]):
     def get_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[T]:
         """Removes up to `max_items` objects from the queue, at least one, and returns them in their order.
 
-        Waits as get() does if there is none; it returns what is there, and never more than 128 objects. If one cannot be
-        unpickled, what that raises is raised, and its attribute `received` has the others.
+        Waits as get() does if there is none; it returns what is there, and never more than 128 objects. If one cannot
+        be unpickled, what that raises is raised, and its attribute `received` has the others.
         """
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")

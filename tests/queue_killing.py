@@ -1,11 +1,11 @@
-"""Processes that put into a queue and take from it, killed at random moments, and a ledger that tells what must be true.
+"""Processes that put into a queue and take from it, killed at random moments, and a ledger of what must be true.
 
-A round: a few producers and consumers are forked, run for a moment, and some are killed; the others finish; what is left
-in the queue is taken by the parent. Then, by the ledger, which lies in memory that all share:
+A round: a few producers and consumers are forked, run for a moment, and some are killed; the others finish; what is
+left in the queue is taken by the parent. Then, by the ledger, which lies in memory that all share:
 
 * nothing was received twice, torn, or in an order other than its producer's;
-* what a producer had put (put() had returned) was received, but for one message for each killed consumer, which that had
-  in its hands;
+* what a producer had put (put() had returned) was received, but for one message for each killed consumer, which that
+  had in its hands;
 * nobody hangs: whoever was not killed ends by itself.
 
 Run with `python -m queue_killing ROUNDS [SEED]` in the folder of the tests, or by test_queues_killed.py.
@@ -27,6 +27,7 @@ from queue import Empty, Full
 from typing import Any
 
 from helpers import dump_stacks
+
 from mpipc.family import current
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue
 
@@ -168,7 +169,8 @@ def one_round(queue: Any, ledger: Ledger, chance: random.Random) -> tuple[int, i
     ledger.clear()
     bursts = chance.random() < 0.3
     producers = [
-        fork(produce, queue, ledger, n, random.Random(chance.random()), bursts) for n in range(chance.randint(1, PRODUCERS))
+        fork(produce, queue, ledger, n, random.Random(chance.random()), bursts)
+        for n in range(chance.randint(1, PRODUCERS))
     ]
     manners = [chance.choice(("untimed", "timed", "nowait")) for _ in range(chance.randint(0, CONSUMERS))]
     consumers = [fork(consume, queue, ledger, manner) for manner in manners]
@@ -256,4 +258,4 @@ def run(rounds: int, seed: int, kinds: tuple[str, ...] = tuple(MAKERS)) -> None:
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32), *map(lambda k: (k,), sys.argv[3:4]))
+    run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32))

@@ -1,4 +1,7 @@
-"""Producers and consumers killed at random moments; see queue_killing.py. `pytest --kill-rounds=10000` for more of them."""
+"""Producers and consumers killed at random moments; see queue_killing.py.
+
+`pytest --kill-rounds=10000` for more of them.
+"""
 
 import random
 
