@@ -1,7 +1,7 @@
 """mpipc in the place of multiprocessing: install(), and uninstall() to take it back.
 
 The package `multiprocessing` stays the module object that it is, so `import multiprocessing as mp` may have run before.
-What is in it is replaced, in five places, each for a way in which programs come by multiprocessing's objects:
+What is in it is replaced, in six places, each for a way in which programs come by multiprocessing's objects:
 
 * the entries `multiprocessing.queues`, ... of sys.modules, and the attributes of that name, for import statements. They
   serve the standard library's own functions too, which import when they are called: `BaseContext.Queue()` begins with
@@ -10,6 +10,8 @@ What is in it is replaced, in five places, each for a way in which programs come
 * the table of contexts, for what calls `get_context()`.
 * the standard default context, which becomes a window on mpipc's. A function like `multiprocessing.Queue` is a method
   bound to it, so whoever ran `from multiprocessing import Queue, set_start_method` before has mpipc's from now on.
+* names of multiprocessing's submodules that mpipc's have not, private ones that some packages use anyway (joblib's
+  loky makes locks of its own from `synchronize.SemLock`): there they are the standard library's.
 * classes and modules that other modules have got from multiprocessing's submodules (`from multiprocessing.pool import
   ThreadPool`): the same names are given mpipc's. Out of reach is what was derived or made from them before.
 
@@ -62,6 +64,7 @@ class _Changes:
 
 
 _lock = threading.RLock()
+_standard: dict[str, ModuleType] = {}  # what _load() found
 _changes: _Changes | None = None  # while installed
 
 
@@ -93,7 +96,12 @@ def install() -> None:
         package = import_module("mpipc")
         for name in package.__all__:
             changes.set(vars(multiprocessing), name, getattr(package, name))
-        _replace_references(pairs, changes)
+        replacements = _replacements(pairs)
+        for _, standard, ours in pairs:
+            for name in vars(standard).keys() - vars(ours).keys():
+                value = vars(standard)[name]
+                changes.set(vars(ours), name, replacements.get(id(value), (value, value))[1])
+        _replace_references(replacements, changes)
         _changes = changes
 
 
@@ -112,6 +120,11 @@ def uninstall() -> None:
         _changes = None
 
 
+def standard_module(name: str) -> ModuleType:
+    """multiprocessing's submodule of this name, also while mpipc's stands in its place."""
+    return _standard.get(name) or import_module(f"multiprocessing.{name}")
+
+
 def _load() -> Iterator[tuple[str, ModuleType, ModuleType]]:
     """The submodules that mpipc has of its own: name, multiprocessing's, mpipc's."""
     submodules = import_module("mpipc")._SUBMODULES
@@ -122,18 +135,24 @@ def _load() -> Iterator[tuple[str, ModuleType, ModuleType]]:
             continue  # it is not for this platform, or this interpreter
         ours = import_module(f"mpipc.{name}")
         if ours is not standard:
+            _standard[name] = standard
             yield name, standard, ours
 
 
-def _replace_references(pairs: list[tuple[str, ModuleType, ModuleType]], changes: _Changes) -> None:
-    """Give all modules mpipc's objects in the place of the standard library's that they imported."""
-    replacements: dict[int, tuple[Any, Any]] = {}  # by id(): what other modules hold need not be hashable
+def _replacements(pairs: list[tuple[str, ModuleType, ModuleType]]) -> dict[int, tuple[Any, Any]]:
+    """By the id() of the standard library's object, since what modules hold need not be hashable: it and mpipc's."""
+    replacements: dict[int, tuple[Any, Any]] = {}
     for _, standard, ours in pairs:
         replacements[id(standard)] = (standard, ours)
         for name, old in vars(standard).items():
             new = vars(ours).get(name, old)
             if new is not old and getattr(old, "__module__", None) == standard.__name__ and not name.startswith("_"):
                 replacements[id(old)] = (old, new)
+    return replacements
+
+
+def _replace_references(replacements: dict[int, tuple[Any, Any]], changes: _Changes) -> None:
+    """Give all modules mpipc's objects in the place of the standard library's that they imported."""
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] in ("multiprocessing", "mpipc"):
             continue

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc import context as _context
+from mpipc._queue_subclasses import settle_base
 from mpipc._queues import LEVELS, MessageQueue, Watch
 from mpipc.sysv import IPC_STAT, msgctl
 
@@ -212,6 +213,10 @@ class Queue(_Base, Generic[T]):
     pickling an object raises, instead of telling `_on_queue_feeder_error()`.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        settle_base(cls, "Queue", Queue)
+
     def __init__(
         self, maxsize: int = 0, *, ctx: _context.BaseContext | None = None, raise_on_pickle_error: bool = False
     ) -> None:
@@ -385,6 +390,10 @@ class PriorityQueue(Queue[T]):
 
 class SimpleQueue(_Base, Generic[T]):
     """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        settle_base(cls, "SimpleQueue", SimpleQueue)
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
         self._is_fork_ctx = _context.is_fork(ctx)
