@@ -373,7 +373,7 @@ def _reduce(primitive: Any) -> tuple[Any, ...]:
     return _rebuild, (type(primitive), primitive.block, primitive.__dict__)
 
 
-def _rebuild(cls: type[Any], block: Any, state: dict[str, Any]) -> Any:
+def _rebuild(cls: Any, block: Any, state: dict[str, Any]) -> Any:
     primitive = cls.__new__(cls)
     if issubclass(cls, LockBase):
         LockBase.__init__(primitive, issubclass(cls, RLock), block)

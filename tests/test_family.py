@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from multiprocessing import context as mp_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from helpers import (
 import mpipc
 from mpipc import family
 
+
 def members() -> list[int]:
     return sorted(pid for _, state, pid in family.current().processes() if state == "alive")
 
@@ -35,10 +37,11 @@ def only_me() -> bool:
     return [(state, pid) for _, state, pid in family.current().processes()] == [("alive", os.getpid())]
 
 
-def reaper_pid(shmid: int | None = None) -> int:
-    wanted = family.current().shmid if shmid is None else shmid
+def reaper_pid(ticket: str | None = None) -> int:
+    """The reaper of a family, by default of our own; 0 if there is none. The nonce tells it from those of others."""
+    shmid, _, nonce = (ticket or family.current().ticket).partition(":")
     for process in processes().values():
-        if process.name == "mpipc-reaper" and process.command().split()[1:2] == [str(wanted)]:
+        if process.name == "mpipc-reaper" and process.command().split()[1:] == [shmid, nonce]:
             return process.pid
     return 0
 
@@ -100,7 +103,9 @@ def test_a_child_forked_by_hand() -> None:
     os.close(read), os.close(write)
 
 
-@pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/true', ['true'])"])
+@pytest.mark.parametrize(
+    "ending", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.execv('/bin/true', ['true'])"]
+)
 def test_children_that_go_at_once(ending: str) -> None:
     lock = mpipc.Lock()
     for _ in range(30):
@@ -114,8 +119,9 @@ def test_children_that_go_at_once(ending: str) -> None:
 
 def test_fork_fails() -> None:
     """The reservation for a child that never was is given back."""
-    result = run_script(
-        """
+    result = (
+        run_script(
+            """
         import os, resource
         import mpipc
         from mpipc import family
@@ -133,7 +139,10 @@ def test_fork_fails() -> None:
         wait_until(lambda: [s for _, s, _ in family.current().processes()] == ["alive"])
         print(len(lock.block.holders()))
         """
-    ) if can_become(54321) else pytest.skip("not permitted to change the user")
+        )
+        if can_become(54321)
+        else pytest.skip("not permitted to change the user")
+    )
     assert result.stdout.split() == ["refused"] * 5 + ["1"]
 
 
@@ -148,8 +157,10 @@ def test_exec_of_a_member_lets_go_of_what_it_held() -> None:
         lock.acquire()
         os.dup2(write, 1), os.dup2(read2, 0)
         os.close(write2)
-        os.execve(sys.executable, [sys.executable, "-c", program], {**os.environ, family.ENVIRONMENT: family.current().ticket,
-                  "PYTHONPATH": str(package_folder().parent)})  # type: ignore[union-attr]  # fmt: skip
+        package = package_folder()
+        assert package is not None
+        environment = {family.ENVIRONMENT: family.current().ticket, "PYTHONPATH": str(package.parent)}
+        os.execve(sys.executable, [sys.executable, "-c", program], {**os.environ, **environment})
     os.close(read2)
     assert os.read(read, 2) == b"up"
     assert lock.acquire(timeout=30)
@@ -186,7 +197,8 @@ def test_threads_that_fork_while_others_make_and_drop() -> None:
                 if child == 0:
                     ok = False
                     try:
-                        ok = os.getpid() in mine.block.holders() and os.getpid() in kept.block.holders() and mine.acquire(False)
+                        holders = set(mine.block.holders()) & set(kept.block.holders())
+                        ok = os.getpid() in holders and mine.acquire(False)
                     finally:
                         os._exit(0 if ok else 1)
                 if os.waitpid(child, 0)[1]:
@@ -308,7 +320,7 @@ def test_the_reaper_is_nobodys_and_holds_nothing() -> None:
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     descriptors = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
     assert descriptors == {"/dev/null"}
-    status = dict(line.split(":\t", 1) for line in open(f"/proc/{pid}/status").read().splitlines())
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     ignored = int(status["SigIgn"], 16)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGUSR1):
         assert ignored >> (number - 1) & 1, number
@@ -356,7 +368,9 @@ print(len(signals))
     [
         pytest.param("", id="ordinary"),
         pytest.param("import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)", id="subreaper"),
-        pytest.param("signal.signal(signal.SIGCHLD, lambda *_: signals.append(1)); signal.set_wakeup_fd(-1)", id="again"),
+        pytest.param(
+            "signal.signal(signal.SIGCHLD, lambda *_: signals.append(1)); signal.set_wakeup_fd(-1)", id="again"
+        ),
     ],
 )
 def test_the_program_sees_only_its_own_children(before: str) -> None:
@@ -414,7 +428,7 @@ if child == 0:
     signal.pause()
 from helpers import wait_until
 wait_until(lambda: family.current().has_reaper())
-print(child, family.current().shmid, flush=True)
+print(child, family.current().ticket, flush=True)
 signal.pause()
 """
 
@@ -428,8 +442,9 @@ def test_the_next_program_sweeps_a_family_that_died_with_its_reaper() -> None:
     before = objects_but_ours()
     with start_script(EVERYTHING) as script:
         assert script.stdout is not None
-        child, shmid = map(int, script.stdout.readline().split())
-        reaper = wait_until(lambda: reaper_pid(shmid))
+        word, ticket = script.stdout.readline().split()
+        child = int(word)
+        reaper = wait_until(lambda: reaper_pid(ticket))
         assert objects_but_ours() >= before + 8
         for pid in (reaper, child, script.pid):
             os.kill(pid, signal.SIGKILL)
@@ -443,7 +458,7 @@ def test_a_family_is_gone_when_its_last_process_is() -> None:
     before = objects_but_ours()
     with start_script(EVERYTHING) as script:
         assert script.stdout is not None
-        child, _ = map(int, script.stdout.readline().split())
+        child = int(script.stdout.readline().split()[0])
         os.kill(script.pid, signal.SIGKILL)
         script.wait()
         assert objects_but_ours() >= before + 8, "the child lives"
@@ -513,7 +528,8 @@ def test_another_user_cannot_join() -> None:
 @pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
 def test_root_does_not_join_the_family_of_another_user() -> None:
     with start_script(
-        "import mpipc, sys; from mpipc import family; print(family.current().ticket, flush=True); sys.stdin.read()", user=NOBODY
+        "import mpipc, sys; from mpipc import family; print(family.current().ticket, flush=True); sys.stdin.read()",
+        user=NOBODY,
     ) as script:
         assert script.stdout is not None
         shmid, _, nonce = script.stdout.readline().strip().partition(":")

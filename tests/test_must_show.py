@@ -75,7 +75,9 @@ if __name__ == "__main__":
     named = SharedMemory(NAME, create=True, size=100000)
     named.buf[0] = 1
     ready = ctx.Semaphore(0)
-    children = [ctx.Process(target=hold, args=((locks[i * 25:], queues, arrays), ready)) for i in range(2)]
+    children = [
+        ctx.Process(target=hold, args=((locks[i * 25 :], queues, arrays), ready), daemon=True) for i in range(2)
+    ]
     for child in children:
         child.start()
         assert ready.acquire(timeout=30)
@@ -84,7 +86,7 @@ if __name__ == "__main__":
         queue.put(b"y" * 100000)
     assert all(not lock.acquire(False) for lock in locks)
     wait_until(lambda: family.current().has_reaper())
-    print("READY", *(pid for _, state, pid in family.current().processes() if state == "alive"), flush=True)
+    print("READY", family.current().ticket, *(pid for _, state, pid in family.current().processes() if state == "alive"), flush=True)
     signal.pause()
 """
 
@@ -111,17 +113,20 @@ def program(source: str, surroundings: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def everything(start_method: str, surroundings: str) -> Iterator[tuple[Script, list[int]]]:
+def everything(start_method: str, surroundings: str) -> Iterator[tuple[Script, list[int], str]]:
     source, options = program(EVERYTHING, surroundings)
     with start_script(source, arguments=[start_method, str(os.getpid())], **options) as script:
         assert script.stdout is not None
-        word, *pids = script.stdout.readline().split()
+        word, *rest = script.stdout.readline().split() or ["(nothing)"]
         if word == "SKIP":
-            pytest.skip(" ".join(pids))
-        assert word == "READY", script.finish().stderr
+            pytest.skip(" ".join(rest))
+        if word != "READY":
+            script.kill_session()
+            pytest.fail(script.finish().stderr)
         members = [process.pid for process in script.members() if process.name != "mpipc-reaper"]
+        ticket, *pids = rest
         assert set(map(int, pids)) <= set(members)
-        yield script, members
+        yield script, members, ticket
 
 
 def kill_all(script: Script, pids: list[int]) -> None:
@@ -131,15 +136,21 @@ def kill_all(script: Script, pids: list[int]) -> None:
     script.wait()
 
 
-def reapers() -> set[int]:
-    return {process.pid for process in processes().values() if process.name == "mpipc-reaper"}
+def reapers(ticket: str) -> list[int]:
+    """Of this family, which its nonce tells from those that other tests are running at the same time."""
+    shmid, _, nonce = ticket.partition(":")
+    return [
+        process.pid
+        for process in processes().values()
+        if process.name == "mpipc-reaper" and process.command().split()[1:] == [shmid, nonce]
+    ]
 
 
 def test_the_whole_tree_killed_leaves_nothing(start_method: str, surroundings: str) -> None:
     """50 locks, 20 queues with messages, arrays and a named segment."""
     mpipc.Lock()
     before = objects_but_ours()
-    with everything(start_method, surroundings) as (script, pids):
+    with everything(start_method, surroundings) as (script, pids, _):
         assert objects_but_ours() >= before + 20 + 3
         begin = time.monotonic()
         kill_all(script, pids)
@@ -149,10 +160,9 @@ def test_the_whole_tree_killed_leaves_nothing(start_method: str, surroundings: s
 
 def test_the_reaper_killed_first_then_the_next_program(start_method: str, surroundings: str) -> None:
     mpipc.Lock()
-    others = reapers()
     before = objects_but_ours()
-    with everything(start_method, surroundings) as (script, pids):
-        ours = wait_until(lambda: reapers() - others)
+    with everything(start_method, surroundings) as (script, pids, ticket):
+        ours = wait_until(lambda: reapers(ticket))
         for pid in ours:
             os.kill(pid, signal.SIGSTOP)  # at once, before the members can notice
         for pid in [*ours, *pids]:
@@ -249,7 +259,7 @@ def test_the_primitives_pass_as_an_unprivileged_user(tmp_path: Path) -> None:
          "-k", "fork-", f"--rootdir={Path(__file__).parent.parent}",
          *(str(Path(__file__).with_name(name)) for name in ("test_synchronize.py", "test_synchronize_kill.py"))],
         capture_output=True, text=True, timeout=110, cwd=tmp_path, preexec_fn=become,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "MPIPC_"))} 
+        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "MPIPC_"))}
         | {"HOME": str(tmp_path), "PYTHONPATH": str(package_folder().parent), "MPIPC_KILL_ROUNDS": "20"},  # type: ignore[union-attr]
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""The primitives of mpipc.synchronize under every start method, compared with multiprocessing's where both can be asked."""
+"""The primitives of mpipc.synchronize under every start method, compared with multiprocessing's where possible."""
 
 from __future__ import annotations
 
@@ -132,9 +132,16 @@ def test_results_and_errors_are_multiprocessings(name: str, situation: str) -> N
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("Semaphore", (-1,)), ("Semaphore", (2**31,)), ("Semaphore", ("x",)), ("Semaphore", (1.5,)), ("BoundedSemaphore", (-1,)),
-     ("Barrier", ("x",)), ("Condition", (5,))],
-)  # fmt: skip
+    [
+        ("Semaphore", (-1,)),
+        ("Semaphore", (2**31,)),
+        ("Semaphore", ("x",)),
+        ("Semaphore", (1.5,)),
+        ("BoundedSemaphore", (-1,)),
+        ("Barrier", ("x",)),
+        ("Condition", (5,)),
+    ],
+)
 def test_impossible_arguments(name: str, arguments: tuple[Any, ...]) -> None:
     blocks = len(family.current().blocks())
     with pytest.raises((ValueError, TypeError, AttributeError, OverflowError)):

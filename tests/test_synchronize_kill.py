@@ -1,7 +1,8 @@
 """SIGKILL at every stage of every primitive: holding, waiting, between; alone, beside others, and at random moments.
 
-What happens between two machine instructions is the subject of test_kill_every_step.py. Here the processes are Python's,
-of every start method, and recovery is the reaper's. `MPIPC_KILL_ROUNDS` sets how many processes the storms kill.
+What happens between two machine instructions is the subject of test_kill_every_step.py. Here the processes are
+Python's, of every start method, and recovery is the reaper's.
+`MPIPC_KILL_ROUNDS` sets how many processes the storms kill.
 """
 
 from __future__ import annotations
