@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,21 @@ def test_comparison_finds_differences() -> None:
     ):
         assert expected in text
     assert not list(complaints("Standard", Standard, type("Sub", (Standard,), {})))
+
+
+# --- what is promised -------------------------------------------------------------------------------------------------
+
+
+def test_document_names_tests_that_exist() -> None:
+    folder = Path(__file__).resolve().parent
+    text = (folder.parent / "docs" / "compatibility.md").read_text()
+    defined = "".join(path.read_text() for path in folder.glob("test_*.py"))
+    listed = (COMPAT / "expected.toml").read_text()
+    for name in re.findall(r"`(?:(\w+)\.)?(test_\w+)`", text):
+        known = ".".join(filter(None, name)) in listed if name[0] else f"def {name[1]}(" in defined
+        assert known or name[1] in ("test_concurrent_futures", "test_multiprocessing_main_handling"), name
+    for entry in re.findall(r'^name = "(.*)"', listed, re.MULTILINE):
+        assert f"`{entry}`" in text
 
 
 # --- the runner -------------------------------------------------------------------------------------------------------

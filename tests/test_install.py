@@ -507,3 +507,76 @@ def test_compileall(tmp_path: Path) -> None:
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
         trees.append(sorted(path.name for path in tree.rglob("*.pyc")))
     assert trees[0] == trees[1] and len(trees[0]) == 30
+
+
+# --- packages that reach into multiprocessing -------------------------------------------------------------------------
+
+
+def test_private_names_are_those_of_the_standard_library() -> None:
+    run_script(
+        script(
+            """
+            import mpipc
+            mpipc.install()
+            from multiprocessing.synchronize import SemLock
+            from multiprocessing.queues import Full, _sentinel
+            assert kind(SemLock.__new__(SemLock)) == "multiprocessing"
+            mpipc.uninstall()
+            assert not hasattr(mpipc.synchronize, "SemLock") and not hasattr(mpipc.queues, "_sentinel")
+            """
+        )
+    )
+
+
+def test_subclass_that_replaces_the_transport() -> None:
+    """As joblib's loky has it: its queues pickle with reducers of their own, over multiprocessing's pipe."""
+    run_script(
+        script(
+            """
+            import mpipc
+            mpipc.install()
+            import multiprocessing
+            from multiprocessing.queues import Queue, SimpleQueue
+
+            class Plain(Queue):
+                def __init__(self, *arguments, **options):
+                    super().__init__(*arguments, **options)
+                    self.extra = 1
+
+            class Own(SimpleQueue):
+                def put(self, obj):
+                    with self._wlock:
+                        self._writer.send_bytes(multiprocessing.reduction.ForkingPickler.dumps(("own", obj)))
+
+            class OwnToo(Queue):
+                def __getstate__(self):
+                    return super().__getstate__() + (self._opid,)
+
+            context = multiprocessing.get_context("fork")
+            plain, own, own_too = (cls(ctx=context) for cls in (Plain, Own, OwnToo))
+            assert isinstance(plain, mpipc.queues.Queue) and plain.extra == 1
+            for queue in (own, own_too):
+                assert not isinstance(queue, (mpipc.queues.Queue, mpipc.queues.SimpleQueue))
+            for queue, expected in ((plain, "sent"), (own, ("own", "sent")), (own_too, "sent")):
+                process = context.Process(target=queue.put, args=("sent",))
+                process.start()
+                assert queue.get() == expected
+                process.join()
+            """
+        )
+    )
+
+
+def test_joblib() -> None:
+    """With multiprocessing's pool, and with loky, which brings its own."""
+    pytest.importorskip("joblib")
+    source = """
+        import math, sys
+        from joblib import Parallel, delayed
+
+        if __name__ == "__main__":
+            for backend in ("multiprocessing", "loky"):
+                print(Parallel(n_jobs=2, backend=backend)(delayed(math.factorial)(n) for n in range(20)))
+        """
+    plain, ours = both(source)
+    assert (ours.returncode, ours.stdout) == (0, plain.stdout), ours.stderr
