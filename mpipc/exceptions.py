@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 from multiprocessing.context import ProcessError
-from typing import Any
+
+TYPE_CHECKING = False  # as type checkers understand it; `import mpipc` need not load typing
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["BrokenPoolError", "WorkerLostError"]
 

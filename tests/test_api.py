@@ -222,7 +222,7 @@ def test_import_loads_nothing_heavy() -> None:
         """
     loaded = set(run_script(script).stdout.split())
     assert loaded <= {
-        *("mpipc", "mpipc._install", "mpipc.context", "mpipc.process", "mpipc.reduction"),
+        *("mpipc", "mpipc._install", "mpipc.context", "mpipc.exceptions", "mpipc.process", "mpipc.reduction"),
         *("__future__", "importlib", "importlib.machinery", "importlib._bootstrap", "importlib._bootstrap_external"),
         *("warnings", "_warnings"),
     }
