@@ -15,12 +15,21 @@ before it sends and can be killed: a result is never sent for a task that was co
 the kill.
 """
 
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint64_t
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 
 from mpipc.family import new_data
-from mpipc.family._core cimport Block
+from mpipc.family._core cimport (
+    MP_SLOT_ALIVE,
+    Block,
+    Family,
+    mp_family,
+    mp_slot_generation,
+    mp_slot_state_of,
+)
+
+from mpipc.family._core import families_of_this_process
 
 cdef extern from "family.h" nogil:
     enum:
@@ -31,7 +40,7 @@ cdef extern from "<sys/sem.h>" nogil:
         unsigned short sem_num
         short sem_op
         short sem_flg
-    int semop(int semid, sembuf *sops, size_t nsops)
+    int semtimedop(int semid, sembuf *sops, size_t nsops, timespec *timeout)
 
 cdef extern from "<unistd.h>" nogil:
     void _exit(int status)
@@ -164,22 +173,36 @@ cdef class Ledger:
         return (now() - ready) / 1e9 if ready else None
 
 
-def exit_with_parent(int semid, int slot):
+def exit_with_parent(int semid, int slot, uint32_t generation):
     """End this process as soon as the family's member in `slot` has ended; returns only if it cannot tell.
 
     The kernel sets a member's semaphore back to 0 when it dies, however it dies. This thread sleeps until then and
     needs neither the GIL nor a descriptor, so it works while the main thread is busy in C, after fork, spawn and
     forkserver, and whatever pipes other children have inherited.
+
+    The slot of a dead parent may have a new owner before this thread sleeps (another worker, for one), so it looks at
+    the slot's generation too, before it sleeps and every second.
     """
     cdef sembuf gone
-    cdef int result
+    cdef timespec second
+    cdef mp_family *f = NULL
+    cdef uint64_t word
+    for family in families_of_this_process():
+        if (<Family> family).f.semid == semid:
+            f = (<Family> family).f
+    if f == NULL:
+        return
     gone.sem_num = <unsigned short> (MP_SEM_ALIVE + slot)
     gone.sem_op = 0
     gone.sem_flg = 0
+    second.tv_sec = 1
+    second.tv_nsec = 0
     with nogil:
         while True:
-            result = semop(semid, &gone, 1)
-            if result == 0:
+            word = f.seg.slots[slot].word
+            if mp_slot_generation(word) != generation or mp_slot_state_of(word) != MP_SLOT_ALIVE:
                 _exit(1)
-            if errno != EINTR:
+            if semtimedop(semid, &gone, 1, &second) == 0:
+                _exit(1)
+            if errno != EINTR and errno != EAGAIN:
                 break

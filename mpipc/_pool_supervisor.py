@@ -65,7 +65,7 @@ class Supervisor:
         self._initargs = initargs
         self._quota = maxtasksperchild
         member = family.current()
-        self._parent = (member.semid, member.slot)
+        self._parent = (member.semid, member.slot, member.generation)
         self._tags = itertools.count(1)
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._wakeup).atexit = False

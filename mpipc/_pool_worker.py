@@ -39,7 +39,7 @@ def work(
     tasks: Channel,
     results: Channel,
     ledger: Ledger,
-    parent: tuple[int, int],
+    parent: tuple[int, int, int],
     initializer: Callable[..., object] | None,
     initargs: Iterable[Any],
     limit: int | None,

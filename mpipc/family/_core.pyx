@@ -149,6 +149,11 @@ cdef class Family:
         return self.f.slot
 
     @property
+    def generation(self):
+        """How often that row has been given out: with it, the slot names this process for good."""
+        return mp_slot_generation(self.f.seg.slots[self.f.slot].word) if self.f.slot >= 0 else -1
+
+    @property
     def ticket(self):
         """What another process of the same user needs to join: "shmid:nonce"."""
         return f"{self.f.shmid}:{self.f.nonce:x}"
