@@ -270,6 +270,20 @@ def test_priorities() -> None:
             queue.put(1, priority=wrong)
 
 
+def test_many_with_priorities() -> None:
+    queue: PriorityQueue[Any] = PriorityQueue()
+    sent = []
+    for priority, count in ((3, 400), (5, 3), (1, 3), (4, 3), (3, 3)):  # those of 3 fill the kernel queue, and more
+        for _ in range(count):
+            sent.append((priority, len(sent), bytes(100)))
+            queue.put(sent[-1], priority=priority)
+    assert queue.statistics().overflow > 12
+    received: list[Any] = []
+    while not queue.empty():
+        received += queue.get_many(4)
+    assert received == sorted(sent, key=lambda item: -item[0])
+
+
 def test_fifo_across_the_overflow() -> None:
     queue: Queue[Any] = Queue()
     expected = 0

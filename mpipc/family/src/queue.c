@@ -263,20 +263,27 @@ static void inline_message(struct mp_item *item, ssize_t n) {
     item->size = (uint64_t)n - 1;
 }
 
-/* The next message of all, or ENOMSG. */
+/* The next message of all, or ENOMSG. Each look into a lane follows a look into the kernel queue for what comes before it: a
+ * lane that turns out to be empty is no reason to go on to the next one. */
 static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
     for (;;) {
-        long selector = 0;
-        if (v->flags & MP_QUEUE_PRIORITY) {
-            int64_t level = mp_spill_first_level(v);
-            selector = level < 0 ? v->selector : -(MP_TYPE_LEVEL + level);
-        }
+        int64_t level = mp_spill_first_level(v);
+        if (level < 0 && errno != 0)
+            return errno;
+        long selector = v->flags & MP_QUEUE_PRIORITY && level >= 0 ? -(MP_TYPE_LEVEL + level) : v->selector;
         ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, selector, IPC_NOWAIT);
-        item->from_spill = n < 0;
-        if (n < 0)
-            return errno == ENOMSG ? mp_spill_pop(v, item) : removed(errno);
+        if (n < 0 && (errno != ENOMSG || level < 0))
+            return removed(errno);
+        if (n < 0) {
+            int error = mp_spill_pop(v, (uint32_t)level, item);
+            if (error == ENOMSG)
+                continue;
+            item->level = level;
+            return error;
+        }
         if (!is_token(item->message.type)) {
             inline_message(item, n);
+            item->level = -1;
             return MP_OK;
         }
         forget_token(v, item->message.type);
@@ -331,8 +338,8 @@ int mp_queue_take(struct mp_queue_view *v, struct mp_item *item) {
     return error == MP_OK ? taken(v) : error;
 }
 
-/* As mp_queue_take(), up to `most` of them. Once the kernel queue is empty, the spill holds no message that another one in the
- * kernel queue has to precede, for as long as we have the lock: who would put the later one has to wait for it. */
+/* As mp_queue_take(), up to `most` of them. Once the kernel queue has nothing that precedes a lane, the lane holds no message
+ * that one in the kernel queue has to precede, for as long as we have the lock: who would put the later one waits for it. */
 int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t most, uint32_t *count) {
     *count = 0;
     int error = mp_queue_lock(v);
@@ -341,9 +348,11 @@ int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t 
     error = take_locked(v, items);
     while (error == MP_OK && ++*count < most) {
         struct mp_item *item = &items[*count];
-        bool from_spill = items[*count - 1].from_spill;
-        item->from_spill = from_spill;
-        error = from_spill ? mp_spill_pop(v, item) : take_locked(v, item);
+        int64_t level = items[*count - 1].level;
+        error = level < 0 ? ENOMSG : mp_spill_pop(v, (uint32_t)level, item);
+        item->level = level;
+        if (error == ENOMSG)
+            error = take_locked(v, item);
     }
     if (v->flags & MP_QUEUE_COUNTED)
         atomic_fetch_add(&v->q->pending, *count);

@@ -83,7 +83,7 @@ struct mp_piece {
 
 struct mp_item {
     struct mp_message message;
-    bool from_spill;
+    int64_t level; /* of the spill's lane that it came from, -1: from the kernel queue */
     long token; /* the type of the token in our hand, 0: none */
     struct mp_piece piece;
     unsigned char *data; /* of the message: in `message`, or in the piece */
@@ -156,7 +156,7 @@ uint64_t mp_queue_name(struct mp_family *f, uint32_t index);
 /* spill.c; all need the queue's lock */
 int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_t length, uint32_t level);
 int64_t mp_spill_first_level(struct mp_queue_view *v);
-int mp_spill_pop(struct mp_queue_view *v, struct mp_item *item);
+int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item);
 int mp_spill_repair(struct mp_queue_view *v);
 
 /* arena.c */

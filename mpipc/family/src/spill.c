@@ -96,9 +96,11 @@ int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_
 
 /* ---- taking ----------------------------------------------------------------------------------------------------------- */
 
-/* The lowest level that has messages, -1 if none has. */
+/* The lowest level that may have messages, -1 if none has. errno is 0, or says why the arena could not be looked at. */
 int64_t mp_spill_first_level(struct mp_queue_view *v) {
     struct mp_arena *a = mp_arena_open(v);
+    if (a != NULL)
+        errno = 0;
     for (uint64_t i = 0; a != NULL && i < (a->levels + 63) / 64; i++)
         if (atomic_load(&a->used[i]) != 0)
             return (int64_t)(i * 64) + __builtin_ctzll(atomic_load(&a->used[i]));
@@ -137,30 +139,28 @@ static int open_record(struct mp_queue_view *v, const struct mp_body *r, struct 
     return item->data != NULL ? MP_OK : errno == 0 ? ENOMSG : errno;
 }
 
-/* The first message of the lowest level. 0, ENOMSG, or an errno: then nothing was taken. */
-int mp_spill_pop(struct mp_queue_view *v, struct mp_item *item) {
-    int64_t level;
-    while ((level = mp_spill_first_level(v)) >= 0) {
-        struct mp_arena *a = atomic_load(&v->arena);
-        struct mp_lane *lane = &a->lanes[level];
-        int error = advance(v, a, (uint32_t)level);
-        if (error != MP_OK)
-            return error;
-        uint64_t head = atomic_load(&lane->head);
-        if (head == 0)
-            continue; /* it was about to get its first chunk, and there was no memory for one */
-        struct chunk *c = chunk_at(v, head >> 32);
-        struct mp_body *r = (struct mp_body *)((unsigned char *)c + (uint32_t)head);
-        error = open_record(v, r, item);
-        if (error != MP_OK && error != ENOMSG)
-            return error;
-        atomic_store(&lane->head, position(head >> 32, (uint32_t)head + mp_body_size(r->length)));
-        atomic_fetch_sub(&v->q->spilled, 1);
-        advance(v, a, (uint32_t)level); /* if it fails, the next one has to */
-        if (error == MP_OK)
-            return MP_OK;
-    }
-    return ENOMSG;
+/* The first message of a level. 0; ENOMSG: there is none, or there was one that was never sent and is gone now; or an errno:
+ * then nothing was taken. */
+int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item) {
+    struct mp_arena *a = mp_arena_open(v);
+    if (a == NULL)
+        return errno == 0 ? ENOMSG : errno;
+    struct mp_lane *lane = &a->lanes[level];
+    int error = advance(v, a, level);
+    if (error != MP_OK)
+        return error;
+    uint64_t head = atomic_load(&lane->head);
+    if (head == 0)
+        return ENOMSG;
+    struct chunk *c = chunk_at(v, head >> 32);
+    struct mp_body *r = (struct mp_body *)((unsigned char *)c + (uint32_t)head);
+    error = open_record(v, r, item);
+    if (error != MP_OK && error != ENOMSG)
+        return error;
+    atomic_store(&lane->head, position(head >> 32, (uint32_t)head + mp_body_size(r->length)));
+    atomic_fetch_sub(&v->q->spilled, 1);
+    advance(v, a, level); /* if it fails, the next one has to */
+    return error;
 }
 
 /* ---- after a death ----------------------------------------------------------------------------------------------------- */
