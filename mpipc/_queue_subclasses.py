@@ -9,7 +9,7 @@ __all__ = ["settle_base"]
 INTERNALS = frozenset(
     ["_buffer", "_feed", "_notempty", "_opid", "_rlock", "_sem", "_start_thread", "_thread", "_wlock"]
 )
-"""What multiprocessing's queues are made of and mpipc's are not: a pipe with locks, a semaphore, and a feeder thread."""
+"""What multiprocessing's queues are made of and mpipc's are not: a pipe with locks, a semaphore, a feeder thread."""
 
 
 def settle_base(subclass: type, name: str, ours: type) -> None:

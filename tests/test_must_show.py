@@ -86,7 +86,8 @@ if __name__ == "__main__":
         queue.put(b"y" * 100000)
     assert all(not lock.acquire(False) for lock in locks)
     wait_until(lambda: family.current().has_reaper())
-    print("READY", family.current().ticket, *(pid for _, state, pid in family.current().processes() if state == "alive"), flush=True)
+    alive = [pid for _, state, pid in family.current().processes() if state == "alive"]
+    print("READY", family.current().ticket, *alive, flush=True)
     signal.pause()
 """
 
