@@ -411,7 +411,7 @@ cdef class Cell:
         self.give_back(True)
 
     def leave(self):
-        """Gives it back. A notification that has reached it, and was not reported by wait(), goes to the next waiter."""
+        """Gives it back. A notification that has reached it and was not reported by wait() goes to the next waiter."""
         self.give_back(True)
 
     cdef void give_back(self, bint pass_on) noexcept:

@@ -250,8 +250,8 @@ def _found():
 def current():
     """The family that new objects of this process belong to, joined or founded on first use.
 
-    A child that multiprocessing started joins the family that its environment names, its parent's. Any other program that
-    was started from here is on its own: what it leaves when it is dead need not wait for the end of this one.
+    A child that multiprocessing started joins the family that its environment names, its parent's. Any other program
+    that was started from here is on its own: what it leaves when it is dead need not wait for the end of this one.
     """
     global _current
     if _current is not None:
