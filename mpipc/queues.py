@@ -122,6 +122,7 @@ class Reader(_End):
         super().__init__(messages)
         self._watch: Watch | None = None
         self._stop: Any = None
+        self._failure: RuntimeError | None = None
 
     def fileno(self) -> int:
         """A file descriptor that is readable while the queue is not empty; only for waiting.
@@ -135,7 +136,13 @@ class Reader(_End):
         if self._watch is None:
             self._watch = watch = Watch(self._messages)
             self._messages.watched_by(watch)
-            threading.Thread(target=_watch, args=(watch,), name="QueueWatcherThread", daemon=True).start()
+            try:
+                threading.Thread(target=_watch, args=(watch,), name="QueueWatcherThread", daemon=True).start()
+            except RuntimeError as error:  # there can be no new one: the interpreter is ending, for instance
+                # Whoever waits expects no error from waiting, and is told when he receives.
+                self._failure = error
+                os.eventfd_write(watch.fd, 1)
+                return watch.fd
             self._stop = weakref.finalize(self, watch.stop)
         return self._watch.fd
 
@@ -145,8 +152,16 @@ class Reader(_End):
         return self._messages.poll(timeout)
 
     def recv(self) -> Any:
-        """The next object, waited for; EOFError if the queue was removed."""
+        """The next object, waited for; EOFError if the queue was removed.
+
+        RuntimeError if the thread that fileno() needs could not be started.
+        """
         self._check_open()
+        if self._failure is not None and self._watch is not None:
+            failure, self._failure = self._failure, None
+            os.close(self._watch.fd)
+            self._watch = None
+            raise failure
         return self._messages.get()
 
     def close(self) -> None:

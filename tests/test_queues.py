@@ -799,3 +799,22 @@ def test_asyncio(fork: Any) -> None:
 def test_process_pool_executor(ctx: Any) -> None:
     with ProcessPoolExecutor(2, mp_context=ctx) as executor:
         assert list(executor.map(abs, range(-100, 0), chunksize=7)) == list(range(100, 0, -1))
+
+
+def test_descriptor_whose_thread_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter ends. Waiting does not raise, nor wait; receiving tells; the next attempt succeeds."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    queue = mpipc.SimpleQueue()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert mpipc.connection.wait([queue._reader], 60) == [queue._reader]
+    with pytest.raises(RuntimeError, match="can't create new thread"):
+        queue._reader.recv()
+    assert mpipc.connection.wait([queue._reader], 0) == []
+    queue.put(1)
+    assert mpipc.connection.wait([queue._reader], 60) == [queue._reader]
+    assert queue._reader.recv() == 1
+    queue.close()
