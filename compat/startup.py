@@ -18,29 +18,21 @@ from types import ModuleType
 HELPERS = ("from multiprocessing.forkserver import main;", "from multiprocessing.resource_tracker import main;")
 
 
-class Finder(MetaPathFinder):
-    """Finds multiprocessing: once, and installed."""
+class Finder(MetaPathFinder, Loader):
+    """Finds multiprocessing, once: loading it is to install mpipc."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "multiprocessing":
-            return None
-        sys.meta_path.remove(self)
-        importlib.import_module("mpipc").install()
-        return ModuleSpec(name, Present(sys.modules[name]), is_package=True)
-
-
-class Present(Loader):
-    """Loads a module that is there already."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self.module = module
-        self.spec = module.__spec__
+        return ModuleSpec(name, self, is_package=True) if name == "multiprocessing" else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self.module
+        sys.meta_path.remove(self)
+        importlib.import_module("mpipc").install()
+        module = sys.modules[spec.name]
+        self._own_spec = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec
+        module.__spec__ = self._own_spec
 
 
 def is_child_of_multiprocessing() -> bool:
