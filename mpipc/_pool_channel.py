@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from queue import Empty
 from typing import Any, NamedTuple
 
@@ -78,6 +79,10 @@ def unpack(body: Any, buffers: Any) -> Any:
     return body if buffers is None else pickle.loads(body, buffers=buffers)
 
 
+def _closed(*arguments: Any) -> Any:
+    raise BrokenPipeError("the pool has ended")
+
+
 class Channel:
     """A message queue. Any number of processes may send to it and receive from it; a message is received once."""
 
@@ -86,10 +91,15 @@ class Channel:
 
     def _open(self, messages: MessageQueue) -> None:
         self._messages = messages
-        self.send = messages.put
+        self.send: Callable[..., object] = messages.put
         """Send an envelope's fields as a tuple. Does not wait. BrokenPipeError if somebody has removed the queue."""
-        self.receive = messages.get
+        self.receive: Callable[..., Any] = messages.get
         """Wait for the next message. EOFError if somebody removes the queue."""
+
+    def close(self) -> None:
+        """Let go of the queue, which is gone when its last user has done so. Nothing can be sent any more."""
+        self.send = self.receive = _closed
+        del self._messages
 
     def __getstate__(self) -> Any:
         return self._messages.block

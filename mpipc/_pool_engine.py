@@ -31,9 +31,9 @@ that adds to the backlog or makes room calls dispatch() afterwards, which goes o
 outstanding" is looked at by the supervisor after every wake-up, and the cache wakes it when its last result is
 complete.
 
-Tasks are only sent to workers that are ready, so a task never waits for a slow initializer. A worker that has nothing
-to do takes over what waits behind a busy one: the parent takes the message out of that worker's queue. The kernel
-gives it to one of the two, so it is not run twice.
+Tasks are only sent to workers that are ready, so a task never waits for a slow initializer. A worker that has room
+takes over what has waited behind a busy one for a while, and one that has nothing to do whatever waits: the parent
+takes the message out of the busy worker's queue. It is given to one of the two, so it is not run twice.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,7 @@ from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
 from mpipc._pool_channel import WINDOW, Channel, Envelope, unpack
-from mpipc._pool_member import Member
+from mpipc._pool_member import SHUT, Member
 from mpipc._pool_results import Cache
 from mpipc._pool_supervisor import Supervisor
 from mpipc._pool_tasks import Feed, Source, Task
@@ -63,6 +64,10 @@ __all__ = ["Engine"]
 DIED = 30  # body: the exit code
 LOOK = 31  # there is something in `_failures`
 STOP = 32
+
+PATIENCE = 0.01
+"""Seconds that a task waits behind another one before any worker that has room takes it over. What takes that long
+is not worth having the next task at hand."""
 
 
 class Engine:
@@ -95,8 +100,10 @@ class Engine:
         """The workers, until all that they have sent was received, by tag."""
         self.replaced = 0
         """How many workers have died."""
-        self._buckets: list[dict[Member, None]] = [{} for _ in range(WINDOW + 1)]
-        """Ready workers by the tasks they have. One whose quota is used up counts as having WINDOW."""
+        self._buckets: list[dict[Member, None]] = [{} for _ in range(SHUT + 1)]
+        """Ready workers by Member.place; in each, the one that has been there longest comes first."""
+        self._unready = 0
+        """Workers that are being started."""
         self._backlog: deque[Task | Source] = deque()
         # --- not guarded: append() and popleft() are atomic
         self._failures: deque[tuple[Any, int, BaseException]] = deque()
@@ -121,13 +128,20 @@ class Engine:
     def submit(self, job: Any, work: Task | Source) -> None:
         """Take on a task or a map's chunks."""
         with self.lock:
-            if not self._ended:
+            ended = self._ended
+            if not ended:
                 self._backlog.append(work)
-                work = None  # type: ignore[assignment]
-        if work is not None:
+        if ended:
+            self._refuse(job)
+        else:
+            self.dispatch()
+
+    def _refuse(self, job: Any) -> None:
+        """Complete a result that came too late, if the result thread has not done so."""
+        if threading.current_thread() is not self._receiver:
+            self._receiver.join()
+        if job._job in self.cache:
             job._abort(self._end_error(), callback=False)
-            return
-        self.dispatch()
 
     def feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
         """Take on the tasks that an iterator of the user gives, a few at a time, in a thread of their own."""
@@ -172,12 +186,16 @@ class Engine:
         if self.state == TERMINATE:
             return None
         worker = next(iter(self._buckets[0]), None)
-        if worker is None:
-            worker = next(itertools.chain.from_iterable(self._buckets[1:WINDOW]), None)
-            task = None if worker is None else self._next_task()
+        if worker is not None:
+            task = self._take_over(PATIENCE) or self._next_task() or self._take_over(0.0)
+        elif self._unready or not self._backlog:
+            return None  # a worker that is about to be ready will run the next task sooner than one that is busy
         else:
-            task = self._next_task() or self._take_over()
-        if worker is None or task is None:
+            worker = next(itertools.chain.from_iterable(self._buckets[1:WINDOW]), None)
+            if worker is None:
+                return None
+            task = self._take_over(PATIENCE) or self._next_task()
+        if task is None:
             return None
         number = worker.assign(task)
         self._place(worker)
@@ -205,11 +223,14 @@ class Engine:
             task.feed.waiting += 1
         self._backlog.appendleft(task)
 
-    def _take_over(self) -> Task | None:
-        """A task that waits behind another one."""
+    def _take_over(self, waiting: float) -> Task | None:
+        """A task that has been waiting so many seconds behind another one, the oldest."""
         for victim in self._buckets[WINDOW]:
-            task = victim.take_back() if len(victim.window) > 1 else None
+            if waiting and time.monotonic() - victim.full_since < waiting:
+                return None
+            task = victim.take_back()
             if task is not None:
+                victim.slow = True
                 self._place(victim)
                 return task
         return None
@@ -223,6 +244,8 @@ class Engine:
             del self._buckets[worker.bucket][worker]
         if bucket is not None:
             self._buckets[bucket][worker] = None
+            if bucket == WINDOW:
+                worker.full_since = time.monotonic()
         worker.bucket = bucket
 
     def _send(self, worker: Member, number: int, task: Task) -> None:
@@ -249,8 +272,10 @@ class Engine:
     def fail(self, job: Any, index: int, error: BaseException) -> None:
         """Have the result thread set an error that came up here."""
         self._failures.append((job, index, error))
-        with contextlib.suppress(BrokenPipeError):  # the result thread has noticed that, too
+        try:
             self._tell(LOOK, 0)
+        except BrokenPipeError:
+            self._refuse(job)
 
     def _tell(self, kind: int, tag: int, body: Any = None) -> None:
         """Send to the result thread."""
@@ -265,12 +290,16 @@ class Engine:
                         # Woken up for each task, this thread would take more time than the tasks do.
                         while feed.waiting > self._low_water and not self._ended and self.state != TERMINATE:
                             self._room.wait()
-                    if self._ended or self.state == TERMINATE:
-                        return  # the result thread aborts what is not complete
-                    feed.waiting += 1
-                    self._backlog.append(task)
-                count += 1
+                    ended = self._ended
+                    if not ended and self.state != TERMINATE:
+                        feed.waiting += 1
+                        self._backlog.append(task)
                 del task
+                if ended:
+                    self._refuse(job)
+                if ended or self.state == TERMINATE:
+                    return  # the result thread completes what is not complete
+                count += 1
                 self.dispatch()
         except BaseException as error:
             self.fail(job, count, error)
@@ -302,8 +331,14 @@ class Engine:
             self._backlog.clear()
             unfinished = list(self.cache.values())
             self._room.notify_all()
+            # Results refer to the cache and so to this engine: the queues do not live as long as they do.
+            for worker in self.members.values():
+                worker.tasks.close()
+            self.members = {}
+            self.results.close()
         for job in unfinished:
-            job._abort(self._end_error(), callback=self.broken is not None)
+            if job._job in self.cache:  # a callback may have submitted something, and been refused
+                job._abort(self._end_error(), callback=self.broken is not None)
 
     def _end_error(self) -> BrokenPoolError:
         return self.broken or BrokenPoolError("the pool was terminated before this was done")
@@ -319,6 +354,7 @@ class Engine:
         elif kind == READY:
             with self.lock:
                 worker.ready = True
+                self._unready -= 1
                 self._place(worker)
             self.dispatch()
         elif kind == UNKNOWN_FUNCTION:
@@ -355,6 +391,7 @@ class Engine:
         lost: list[tuple[Task, Exception]] = []
         with self.lock:
             del self.members[worker.tag]
+            self._unready -= not worker.ready
             self.replaced += 1
             worker.dead = True
             self._place(worker)
@@ -387,11 +424,13 @@ class Engine:
         """A worker is about to be started."""
         with self.lock:
             self.members[worker.tag] = worker
+            self._unready += 1
 
     def strike_off(self, worker: Member) -> None:
         """It could not be started."""
         with self.lock:
-            self.members.pop(worker.tag, None)
+            del self.members[worker.tag]
+            self._unready -= 1
 
     def announce_death(self, worker: Member, exitcode: int | None) -> None:
         """Tell the result thread, after all that the worker has sent."""

@@ -10,7 +10,9 @@ from mpipc._pool_ledger import Ledger
 from mpipc._pool_tasks import Task
 from mpipc._pool_worker import FUNCTIONS, QUIT
 
-__all__ = ["Member"]
+__all__ = ["SHUT", "Member"]
+
+SHUT = WINDOW + 1
 
 
 class Member:
@@ -40,6 +42,10 @@ class Member:
         """Tasks given to it and not taken back."""
         self.known: dict[int, None] = {}
         """Functions that it has used last, so it has them (unless it has forgotten them, which it will say)."""
+        self.full_since = 0.0
+        """When its window was last filled, time.monotonic()."""
+        self.slow = False
+        """Its task was waited for in vain: there is no point in having another one wait behind it."""
         self.ready = False
         self.quitting = False
         self.dead = False
@@ -51,12 +57,13 @@ class Member:
 
     @property
     def place(self) -> int | None:
-        """How full its window is: 0 to WINDOW; None if it must not be given a task for another reason."""
+        """How many tasks it has; SHUT if it has fewer than WINDOW and is to get none; None if it is not to be touched."""
         if not self.ready or self.dead or self.quitting or self.packing:
             return None
-        if self.quota is not None and self.charged >= self.quota:
-            return WINDOW
-        return len(self.window)
+        load = len(self.window)
+        if load < WINDOW and ((self.slow and load) or (self.quota is not None and self.charged >= self.quota)):
+            return SHUT
+        return load
 
     def assign(self, task: Task) -> int:
         """Put a task into the window, and return its number; `send()` has to follow."""
@@ -93,6 +100,7 @@ class Member:
                 if len(self.known) > FUNCTIONS:
                     del self.known[next(iter(self.known))]
             self.done += 1
+            self.slow = False
         return task
 
     def quit(self) -> None:

@@ -131,10 +131,8 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
             self._pool = None
 
 
-class IMapUnorderedIterator(IMapIterator):
+class IMapUnorderedIterator(IMapIterator, _base.IMapUnorderedIterator):  # type: ignore[type-arg]
     """multiprocessing.pool.IMapUnorderedIterator."""
-
-    _set = _base.IMapUnorderedIterator._set  # type: ignore[attr-defined]
 
 
 class Progress:

@@ -80,7 +80,7 @@ class PoolStatistics(NamedTuple):
     """What Pool.statistics() returns."""
 
     workers: list[WorkerStatistics]
-    restarts: int
+    replaced: int
     """How many workers have ended and were replaced, for whatever reason."""
     outstanding: int
     """Results (of apply, map, imap ...) that are not complete."""
