@@ -57,7 +57,7 @@ class Member:
 
     @property
     def place(self) -> int | None:
-        """How many tasks it has; SHUT if it has fewer than WINDOW and is to get none; None if it is not to be touched."""
+        """How many tasks it has; SHUT if fewer than WINDOW and it is to get none; None if it is not to be touched."""
         if not self.ready or self.dead or self.quitting or self.packing:
             return None
         load = len(self.window)
