@@ -126,7 +126,9 @@ def _session(leader: int) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                state, _, _, session = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[:4]
+                state, _, _, session = (
+                    Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+                )
                 if int(session) == leader and state != "Z":
                     found.append(int(entry.name))
     return found

@@ -129,6 +129,7 @@ def _run(
                     _progress(f"{side} {unit.method} {unit.name}: {', '.join(failed)}", keep=True)
                 _progress(f"{done}/{total} {side} {unit.method} {unit.name}")
         except BaseException:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # timeout(1) sends it twice: to us, and to our group
             pool.shutdown(wait=False, cancel_futures=True)
             kill_all()
             raise
