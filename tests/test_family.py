@@ -273,7 +273,7 @@ def pickle_for_child(*objects: Any) -> tuple[bytes, Any]:
 
 
 def test_a_full_process_table_says_so() -> None:
-    lock = mpipc.Lock()
+    lock = mpipc.get_context("spawn").Lock()
     journeys = []
     with pytest.raises(OSError, match=r"process table of the family is full: it has 1024 slots"):
         for _ in range(1025):
