@@ -14,6 +14,10 @@ class Serializer:
 class Reducers:
     def __getitem__(self, cls: type) -> Any: ...
 
+class Bundle:
+    def fill(self, queue: MessageQueue, serializer: Serializer, objects: Iterable[Any], owner: Any) -> None: ...
+    def discard(self, queue: MessageQueue) -> None: ...
+
 class MessageQueue:
     block: Final[Block]
     def __init__(
