@@ -93,11 +93,14 @@ class BaseContext(_base.BaseContext):
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:
-        """Return a queue of at most `maxsize` objects, without a limit if that is 0 or less."""
+    def Queue(self, maxsize: int = 0, *, raise_on_pickle_error: bool = False) -> queues.Queue[Any]:
+        """Return a queue of at most `maxsize` objects, without a limit if that is 0 or less.
+
+        With `raise_on_pickle_error`, which is mpipc's own, put() raises what pickling an object raises.
+        """
         from mpipc.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context())
+        return Queue(maxsize, ctx=self.get_context(), raise_on_pickle_error=raise_on_pickle_error)
 
     def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:
         """Return a queue with task_done() and join()."""
@@ -117,11 +120,16 @@ class BaseContext(_base.BaseContext):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        *,
+        retries: int = 0,
     ) -> pool.Pool:
-        """Return a pool of worker processes, by default as many as there are processors."""
+        """Return a pool of worker processes, by default as many as there are processors.
+
+        With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
+        """
         from mpipc.pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+        return Pool(processes, initializer, initargs, maxtasksperchild, self.get_context(), retries=retries)
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
         """Return a ctypes object in shared memory, without a lock."""

@@ -383,8 +383,8 @@ def storm(ctx: Any, work: Callable[..., Any], args: tuple[Any, ...], seed: int, 
 
 
 def progress(ticks: Shared, times: int) -> None:
-    """Returns when the counter has changed some times. Not when it has grown: some of the workers count without a lock, and
-    one that was off the processor in the middle sets it far back."""
+    """Returns when the counter has changed some times. Not when it has grown: some of the workers count without a lock,
+    and one that was off the processor in the middle sets it far back."""
     for _ in range(times):
         last = ticks[7]
         wait_until(lambda: ticks[7] != last, timeout=60, message="progress of the others")  # noqa: B023
