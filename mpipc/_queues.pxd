@@ -116,6 +116,7 @@ cdef class MessageQueue:
     cdef readonly Block block
     cdef mp_queue_view v
     cdef bint opened
+    cdef uint32_t last_level
     cdef Watch watch
     cdef object __weakref__
     cdef int ensure(self) except -1

@@ -24,7 +24,7 @@ class MessageQueue:
         self, maxsize: int = 0, priority: bool = False, counted: bool = False, block: Block | None = None
     ) -> None: ...
     def put(
-        self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = 0
+        self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = -1
     ) -> bool: ...
     def put_many(
         self,
@@ -32,7 +32,7 @@ class MessageQueue:
         block: bool = True,
         timeout: float | None = None,
         owner: Any = None,
-        level: int = 0,
+        level: int = -1,
     ) -> int: ...
     def get_many(self, most: int, block: bool = True, timeout: float | None = None) -> list[Any]: ...
     def get(self, block: bool = True, timeout: float | None = None) -> Any: ...

@@ -240,8 +240,8 @@ cdef int fail_receiving(int error) except -1:
 cdef class MessageQueue:
     """A queue of pickled objects; what mpipc.queues are made of.
 
-    `maxsize` 0 means without limit. With `priority`, put() takes a level, and lower levels come first. With `counted`,
-    what was taken counts as unfinished until task_done().
+    `maxsize` 0 means without limit. With `priority`, put() takes a level from 0 to LEVELS - 1, the default, and
+    lower levels come first. With `counted`, what was taken counts as unfinished until task_done().
     """
 
     def __init__(self, uint64_t maxsize=0, bint priority=False, bint counted=False, Block block=None):
@@ -263,6 +263,7 @@ cdef class MessageQueue:
         if mp_queue_open(&self.v, block.f, block.index) != MP_OK:
             raise MemoryError
         self.opened = True
+        self.last_level = MP_QUEUE_LEVELS - 1 if self.v.flags & MP_QUEUE_PRIORITY else 0
 
     def __dealloc__(self):
         if self.opened:
@@ -320,7 +321,7 @@ cdef class MessageQueue:
             return 0
         return fail_sending(error)
 
-    def put(self, obj, block=True, timeout=None, owner=None, uint32_t level=0):
+    def put(self, obj, block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends obj; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
 
         What cannot be pickled is told to owner._on_queue_feeder_error(exception, obj), or raised if owner is None.
@@ -329,6 +330,8 @@ cdef class MessageQueue:
         cdef uint32_t epoch = 0
         cdef int outcome
         self.ensure()
+        if level < 0:
+            level = self.last_level
         cdef Serializer serializer = take_serializer()
         try:
             try:
@@ -340,24 +343,24 @@ cdef class MessageQueue:
                     raise
                 owner._on_queue_feeder_error(e, obj)
                 return True
-            if self.send(serializer, level):
+            if self.send(serializer, <uint32_t> level):
                 return True
             if not block:
                 return False
             deadline = deadline_after(timeout)
             epoch = mp_room_enter(&self.v.q.putters)
             try:
-                while not self.send(serializer, level):
+                while not self.send(serializer, <uint32_t> level):
                     outcome = self.await_room(&self.v.q.putters, deadline, &epoch)
                     if outcome == 0:
-                        return self.send(serializer, level) == 1
+                        return self.send(serializer, <uint32_t> level) == 1
                 return True
             finally:
                 mp_room_leave(&self.v.q.putters, epoch)
         finally:
             give_back(serializer)
 
-    def put_many(self, objects, block=True, timeout=None, owner=None, uint32_t level=0):
+    def put_many(self, objects, block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are
         fewer than all if there was not room for all."""
         cdef Bundle bundle = Bundle()
@@ -366,13 +369,15 @@ cdef class MessageQueue:
         cdef uint32_t epoch
         cdef Serializer serializer
         self.ensure()
+        if level < 0:
+            level = self.last_level
         objects = iter(objects)
         while True:
             serializer = take_serializer()
             try:
                 bundle.fill(self, serializer, objects, owner)
             except BaseException:
-                bundle.send(self, level)  # what came before it
+                bundle.send(self, <uint32_t> level)  # what came before it
                 bundle.discard(self)
                 raise
             finally:
@@ -380,13 +385,13 @@ cdef class MessageQueue:
             before = len(bundle.pieces)
             if before == 0:
                 return sent
-            bundle.send(self, level)
+            bundle.send(self, <uint32_t> level)
             if bundle.pieces and block:
                 epoch = mp_room_enter(&self.v.q.putters)
                 try:
                     while bundle.pieces and self.await_room(&self.v.q.putters, deadline, &epoch):
-                        bundle.send(self, level)
-                    bundle.send(self, level)
+                        bundle.send(self, <uint32_t> level)
+                    bundle.send(self, <uint32_t> level)
                 except BaseException:
                     bundle.discard(self)
                     raise

@@ -264,18 +264,22 @@ class Queue(_Base, Generic[T]):
         `block`; then raises queue.Full. ValueError: the queue is closed; BrokenPipeError: it was removed; MemoryError:
         there is no memory for it. An object that cannot be pickled is reported, and not put (see the class).
         """
-        self._put(obj, block, timeout, 0)
+        self._put(obj, block, timeout)
 
-    def _put(self, obj: Any, block: bool, timeout: float | None, level: int) -> None:
+    def _put(self, obj: Any, block: bool, timeout: float | None, level: int = -1) -> None:
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         self._has_put = True
         try:
-            if not self._messages.put(obj, block, timeout, None if self._raise_on_pickle_error else self, level):
+            if not self._messages.put(obj, block, timeout, self._errors(), level):
                 raise Full
         except BrokenPipeError:
             if not self._ignore_epipe:
                 raise
+
+    def _errors(self) -> Any:
+        """Who is told what cannot be pickled; None: whoever called put()."""
+        return None if self._raise_on_pickle_error else self
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Removes the next object from the queue and returns it.
@@ -296,7 +300,7 @@ class Queue(_Base, Generic[T]):
         """
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
-        return self._messages.put_many(objects, block, timeout, None if self._raise_on_pickle_error else self)
+        return self._messages.put_many(objects, block, timeout, self._errors())
 
     def get_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[T]:
         """Removes up to `max_items` objects from the queue, at least one, and returns them in their order.
@@ -383,6 +387,12 @@ class JoinableQueue(Queue[T]):
         self._messages.join()
 
 
+def _level(priority: int) -> int:
+    if not 0 <= priority < LEVELS:
+        raise ValueError(f"priority must be from 0 to {LEVELS - 1}, got {priority}")
+    return LEVELS - 1 - priority
+
+
 class PriorityQueue(Queue[T]):
     """A Queue whose objects have priorities, as those of mq_send(3) have: the highest comes first.
 
@@ -394,13 +404,19 @@ class PriorityQueue(Queue[T]):
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None, *, priority: int = 0) -> None:
         """As Queue.put(). ValueError also if the priority is not one."""
-        if not 0 <= priority < LEVELS:
-            raise ValueError(f"priority must be from 0 to {LEVELS - 1}, got {priority}")
-        self._put(obj, block, timeout, LEVELS - 1 - priority)
+        self._put(obj, block, timeout, _level(priority))
 
     def put_nowait(self, obj: T, *, priority: int = 0) -> None:
         """put(obj, block=False, priority=priority)."""
         self.put(obj, False, priority=priority)
+
+    def put_many(
+        self, objects: Iterable[T], block: bool = True, timeout: float | None = None, *, priority: int = 0
+    ) -> int:
+        """As Queue.put_many(), all with the same priority."""
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        return self._messages.put_many(objects, block, timeout, self._errors(), _level(priority))
 
 
 class SimpleQueue(_Base, Generic[T]):

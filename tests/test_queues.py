@@ -265,6 +265,11 @@ def test_priorities() -> None:
     received = [queue.get()[:2] for _ in sent]
     assert received == sorted(sent, key=lambda item: -item[0])
     assert queue.get(timeout=60) == "last"
+    queue.put_many(["a", "b"])
+    queue._writer.send("c")
+    queue.put("first", priority=1)
+    queue.put_many(["before"], priority=2)
+    assert queue.get_many(10) == ["before", "first", "a", "b", "c"]
     for wrong in (-1, 32768):
         with pytest.raises(ValueError, match="priority"):
             queue.put(1, priority=wrong)

@@ -32,6 +32,8 @@ class Agent:
         self.replies, replies = context.Pipe(duplex=False)
         self.process = context.Process(target=_agent, args=(tested, commands, replies))
         self.process.start()
+        commands.close()
+        replies.close()
 
     def call(self, method: str, *arguments: Any, **options: Any) -> tuple[str, Any]:
         self.commands.send((method, arguments, options))
@@ -93,10 +95,11 @@ class QueueMachine(RuleBasedStateMachine):
         expected = self.model.put(body, priority if self.priorities else 0)
         assert self.agents[agent].call("put", body, False, **options) == expected
 
-    @rule(agent=agents, several=st.lists(bodies, max_size=60))
-    def put_many(self, agent: int, several: list[bytes]) -> None:
-        put = [self.model.put(body, 0)[0] for body in several].count("returned")
-        assert self.agents[agent].call("put_many", several, False) == ("returned", put)
+    @rule(agent=agents, several=st.lists(bodies, max_size=60), priority=st.integers(0, 3))
+    def put_many(self, agent: int, several: list[bytes], priority: int) -> None:
+        options = {"priority": priority} if self.priorities and priority else {}
+        put = [self.model.put(body, priority if options else 0)[0] for body in several].count("returned")
+        assert self.agents[agent].call("put_many", several, False, **options) == ("returned", put)
 
     @rule(agent=agents, timeout=st.sampled_from([0, 0.001]))
     def get(self, agent: int, timeout: float) -> None:
