@@ -31,7 +31,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
     environment = {**os.environ, "PYTHONPATH": str(Path(mpipc.__path__[0]).parent)}
     return subprocess.run(
-        [sys.executable, "-m", "mpipc", *arguments], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-P", "-m", "mpipc", *arguments], env=environment, capture_output=True, text=True, timeout=60
     )
 
 

@@ -277,7 +277,7 @@ def test_hang_and_crash_cost_one_test_each(tmp_path: Path) -> None:
             print(json.dumps(run_unit(python, "mpipc", unit, 5)))
         """
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-P", "-c", textwrap.dedent(script)],
         env={"PYTHONPATH": f"{tmp_path}:{_package_parent()}"},
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ What is replaced is the state of a whole process, so each of these tests is a pr
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -459,7 +460,10 @@ def test_all_that_python_can_run(program: Path, arguments: list[str], monkeypatc
 
 @pytest.mark.parametrize("arguments", [[], ["-m"]], ids=str)
 def test_run_without_a_program(arguments: list[str]) -> None:
-    result = subprocess.run([sys.executable, *RUN, *arguments], capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(_folder())}
+    result = subprocess.run(
+        [sys.executable, "-P", *RUN, *arguments], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 2
     assert "usage: python -m mpipc run" in result.stderr
 
@@ -498,7 +502,7 @@ def test_compileall(tmp_path: Path) -> None:
         for number in range(30):
             (tree / f"module_{number}.py").write_text(f"value = {number}\n")
         result = subprocess.run(
-            [sys.executable, *options, "-m", "compileall", "-j", "4", "-q", str(tree)],
+            [sys.executable, "-P", *options, "-m", "compileall", "-j", "4", "-q", str(tree)],
             env={"PYTHONPATH": str(_folder())},
             capture_output=True,
             text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 import mpipc
 
 PACKAGE = Path(mpipc.__file__).parent  # type: ignore[arg-type]
-SOURCES = sorted(path for path in PACKAGE.rglob("*.pyx") if path.parent.name != "sysv")
-MODULES = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in SOURCES]
+SUFFIX = EXTENSION_SUFFIXES[0]
+COMPILED = sorted(path for path in PACKAGE.rglob(f"*{SUFFIX}") if path.parent.name != "sysv")
+MODULES = [
+    ".".join([*path.relative_to(PACKAGE.parent).parent.parts, path.name.removesuffix(SUFFIX)]) for path in COMPILED
+]
 
 
 def stub(module: str) -> list[ast.stmt]:

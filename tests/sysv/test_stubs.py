@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import types
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from mpipc import sysv
 
 FOLDER = Path(sysv.__file__).parent
-COMPILED = sorted(path.stem for path in FOLDER.glob("*.pyx"))
+SUFFIX = EXTENSION_SUFFIXES[0]
+COMPILED = sorted(path.name.removesuffix(SUFFIX) for path in FOLDER.glob(f"*{SUFFIX}"))
 PLAIN = ["errors", "limits", "listing", "structs"]
 
 
