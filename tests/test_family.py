@@ -160,7 +160,7 @@ def test_exec_of_a_member_lets_go_of_what_it_held() -> None:
         package = package_folder()
         assert package is not None
         environment = {family.ENVIRONMENT: family.current().ticket, "PYTHONPATH": str(package.parent)}
-        os.execve(sys.executable, [sys.executable, "-c", program], {**os.environ, **environment})
+        os.execve(sys.executable, [sys.executable, "-P", "-c", program], {**os.environ, **environment})
     os.close(read2)
     assert os.read(read, 2) == b"up"
     assert lock.acquire(timeout=30)
