@@ -357,12 +357,12 @@ def test_ctrl_c_leaves_only_the_programs_own_traceback(start_method: str) -> Non
             signal.signal(signal.SIGINT, signal.default_int_handler)
             context = mpipc.get_context({start_method!r})
             running = context.Semaphore(0)
-            with context.Pool(3, pool_tasks.start, ((running, context.Event()),)) as pool:
+            with context.Pool(2, pool_tasks.start, ((running, context.Event()),)) as pool:
                 result = pool.map_async(pool_tasks.enter_and_wait, range(2), 1)
                 for _ in range(2):
                     running.acquire()
-                print("running", flush=True)
                 try:
+                    print("running", flush=True)
                     result.get()
                 except KeyboardInterrupt:
                     print("interrupted", flush=True)
