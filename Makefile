@@ -100,7 +100,7 @@ lint: $(VENV)/.dev-tools
 	echo 'ruff'; $(BIN)/ruff check . || status=1; \
 	echo 'mypy --strict mpipc'; $(BIN)/mypy --strict -p mpipc || status=1; \
 	echo 'mypy --strict examples'; $(BIN)/mypy --strict examples/*.py || status=1; \
-	echo 'cython-lint'; $(BIN)/cython-lint mpipc || status=1; \
+	echo 'cython-lint'; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint mpipc || status=1; \
 	exit $$status
 
 clean:

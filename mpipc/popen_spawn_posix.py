@@ -46,6 +46,22 @@ class _Source:
         return exec, (self.source, {})
 
 
+def _family_note() -> tuple[_Source, ...]:
+    """Unpickled, the family of this process named in the environment, for the child to join when it uses mpipc.
+
+    A fork server may have been started before there was a family, and has then the wrong environment to give. And the
+    family is founded if there is none: what the child creates may be meant to outlive it, as with the resource tracker
+    that multiprocessing starts at this point.
+    """
+    from mpipc.family import ENVIRONMENT, current
+
+    try:
+        ticket = current().ticket
+    except OSError:  # the limit is reached, say: what needs a family will tell, and the child may not
+        return ()
+    return (_Source(f"import os; os.environ[{ENVIRONMENT!r}] = {ticket!r}"),)
+
+
 class _Name(str):
     """The child's name. Unpickled it is a plain string, and its notes have been unpickled with it."""
 
@@ -68,7 +84,7 @@ class _Parcel:
     def __init__(self, process: BaseProcess, method: str) -> None:
         self._process = process
         self._name = _Name(process.name)
-        self._name.notes = (_StartMethod(method), *([_Source(child_source())] if installed() else []))
+        self._name.notes = (_StartMethod(method), *_family_note(), *([_Source(child_source())] if installed() else []))
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._process, attribute)

@@ -443,6 +443,41 @@ def _unlink(name: str) -> None:
     SharedMemory(name).unlink()
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_a_child_creates_lives_as_long_as_the_program(method: str) -> None:
+    """Also if the program had no mpipc object, and so no family, when its fork server or its child was started."""
+    script = """
+        import multiprocessing
+        import sys
+        import mpipc
+        from mpipc.family import current
+        from mpipc.shared_memory import SharedMemory
+
+        def create(pipe):
+            segment = SharedMemory(create=True, size=100)
+            segment.buf[0] = 42
+            pipe.send((segment.name, current().ticket))
+
+        if __name__ == "__main__":
+            method = sys.argv[1]
+            stranger = multiprocessing.get_context(method).Process()
+            stranger.start()  # and with it the fork server
+            stranger.join()
+            context = mpipc.get_context(method)
+            for _ in range(2):
+                here, there = context.Pipe()
+                process = context.Process(target=create, args=(there,))
+                process.start()
+                process.join()
+                name, ticket = here.recv()
+                assert ticket == current().ticket
+                segment = SharedMemory(name)
+                assert segment.buf[0] == 42
+                segment.unlink()
+        """
+    run_script(script, arguments=[method])
+
+
 def test_a_stranger_writes_and_exits(make: Any, name: str) -> None:
     """A process of no family, which attached, ends: by exit or by SIGKILL (CPython issue 82300)."""
     segment = make(name)
