@@ -13,6 +13,7 @@ cdef extern from "queue.h" nogil:
         MP_QUEUE_INLINE
         MP_BODY_INLINE
         MP_BODY_PIECE
+        MP_BODY_PLAIN
 
     cdef struct mp_room:
         uint32_t word
@@ -108,6 +109,8 @@ cdef class Bundle:
     cdef size_t room
     cdef uint64_t large  # bytes in pieces
     cdef list pieces  # for each message None, or the piece that it is in
+    cdef mp_body *next_body(self, uint32_t length) except NULL
+    cdef bint add_plain(self, object obj) except -1
     cdef int add(self, MessageQueue queue, Serializer serializer) except -1
     cdef int send(self, MessageQueue queue, uint32_t level) except -1
 
@@ -121,7 +124,10 @@ cdef class MessageQueue:
     cdef object __weakref__
     cdef int ensure(self) except -1
     cdef int claim(self, Serializer serializer, mp_piece *piece) except -1
-    cdef int send(self, Serializer serializer, uint32_t level) except -1
+    cdef int send(self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level) except -1
+    cdef int put_item(
+        self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level, bint block, object timeout
+    ) except -1
     cdef object unpack(self, mp_item *item)
     cdef int take(self, mp_item *item) except -1
     cdef int await_room(self, mp_room *room, int64_t deadline, uint32_t *epoch) except -1

@@ -20,6 +20,7 @@ from libc.errno cimport EAGAIN, EIDRM, EINTR, ENOMEM, ENOMSG, ERANGE, ETIMEDOUT,
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.string cimport memcpy, memmove
 
+from mpipc._plain cimport read_plain, write_plain
 from mpipc.family._core cimport (
     MP_KIND_QUEUE,
     MP_OK,
@@ -150,33 +151,49 @@ cdef class Bundle:
     def fill(self, MessageQueue queue, Serializer serializer, objects, owner):
         self.large = 0
         for obj in objects:
-            try:
-                serializer.write_pickle_of(obj)
-                self.add(queue, serializer)
-            except MemoryError:
-                raise
-            except Exception as e:
-                if owner is None:
+            if not self.add_plain(obj):
+                try:
+                    serializer.write_pickle_of(obj)
+                    self.add(queue, serializer)
+                except MemoryError:
                     raise
-                owner._on_queue_feeder_error(e, obj)
-            serializer.reset()
+                except Exception as e:
+                    if owner is None:
+                        raise
+                    owner._on_queue_feeder_error(e, obj)
+                serializer.reset()
             if len(self.pieces) == BATCH or self.large > LARGE_BUNDLE:
                 break
 
-    cdef int add(self, MessageQueue queue, Serializer serializer) except -1:
-        cdef mp_piece piece
-        cdef uint32_t length = sizeof(mp_piece)
-        cdef mp_body *body
+    cdef mp_body *next_body(self, uint32_t length) except NULL:
+        """Room for a message of `length` bytes."""
         cdef unsigned char *grown
-        if serializer.total <= MP_QUEUE_INLINE:
-            length = <uint32_t> serializer.total
         if self.used + mp_body_size(1 + length) > self.room:
             grown = <unsigned char *> PyMem_Realloc(self.bodies, 2 * self.room + 2 * mp_body_size(1 + MP_QUEUE_INLINE))
             if grown == NULL:
                 raise MemoryError
             self.bodies = grown
             self.room = 2 * self.room + 2 * mp_body_size(1 + MP_QUEUE_INLINE)
-        body = <mp_body *> (self.bodies + self.used)
+        return <mp_body *> (self.bodies + self.used)
+
+    cdef bint add_plain(self, object obj) except -1:
+        cdef mp_body *body = self.next_body(MP_QUEUE_INLINE)
+        cdef uint32_t length = <uint32_t> write_plain(obj, body.body + 1, MP_QUEUE_INLINE)
+        if length == 0:
+            return False
+        body.length = 1 + length
+        body.body[0] = MP_BODY_PLAIN
+        self.pieces.append(None)
+        self.used += mp_body_size(1 + length)
+        return True
+
+    cdef int add(self, MessageQueue queue, Serializer serializer) except -1:
+        cdef mp_piece piece
+        cdef uint32_t length = sizeof(mp_piece)
+        cdef mp_body *body
+        if serializer.total <= MP_QUEUE_INLINE:
+            length = <uint32_t> serializer.total
+        body = self.next_body(length)
         body.length = 1 + length
         if serializer.total <= MP_QUEUE_INLINE:
             body.body[0] = MP_BODY_INLINE
@@ -291,21 +308,21 @@ cdef class MessageQueue:
             raise
         return 0
 
-    cdef int send(self, Serializer serializer, uint32_t level) except -1:
-        """1 if sent, 0 if a bounded queue is full."""
-        cdef mp_item item  # for its message
+    cdef int send(self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level) except -1:
+        """Sends what `serializer` has, or if that is None the item's message of `length` bytes. 1 if sent, 0 if a
+        bounded queue is full."""
         cdef mp_message *m = &item.message
-        cdef uint32_t length
         cdef int error
-        if serializer.total <= MP_QUEUE_INLINE:
-            m.kind = MP_BODY_INLINE
-            length = <uint32_t> serializer.total
-            serializer.copy_to(m.data)
-        else:
-            self.claim(serializer, &item.piece)
-            m.kind = MP_BODY_PIECE
-            length = sizeof(mp_piece)
-            memcpy(m.data, &item.piece, sizeof(mp_piece))
+        if serializer is not None:
+            if serializer.total <= MP_QUEUE_INLINE:
+                m.kind = MP_BODY_INLINE
+                length = <uint32_t> serializer.total
+                serializer.copy_to(m.data)
+            else:
+                self.claim(serializer, &item.piece)
+                m.kind = MP_BODY_PIECE
+                length = sizeof(mp_piece)
+                memcpy(m.data, &item.piece, sizeof(mp_piece))
         error = mp_queue_try_send(&self.v, m, length, level)
         if error == EAGAIN:
             with nogil:
@@ -321,18 +338,42 @@ cdef class MessageQueue:
             return 0
         return fail_sending(error)
 
-    def put(self, obj, block=True, timeout=None, owner=None, int64_t level=-1):
+    cdef int put_item(
+        self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level, bint block, object timeout
+    ) except -1:
+        """As send(), waiting for room."""
+        cdef int64_t deadline
+        cdef uint32_t epoch
+        if self.send(serializer, item, length, level):
+            return 1
+        if not block:
+            return 0
+        deadline = deadline_after(timeout)
+        epoch = mp_room_enter(&self.v.q.putters)
+        try:
+            while not self.send(serializer, item, length, level):
+                if self.await_room(&self.v.q.putters, deadline, &epoch) == 0:
+                    return self.send(serializer, item, length, level)
+            return 1
+        finally:
+            mp_room_leave(&self.v.q.putters, epoch)
+
+    def put(self, obj, bint block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends obj; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
 
         What cannot be pickled is told to owner._on_queue_feeder_error(exception, obj), or raised if owner is None.
         """
-        cdef int64_t deadline = -2
-        cdef uint32_t epoch = 0
-        cdef int outcome
+        cdef mp_item item  # for its message
+        cdef uint32_t length
+        cdef Serializer serializer
         self.ensure()
         if level < 0:
             level = self.last_level
-        cdef Serializer serializer = take_serializer()
+        length = <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
+        if length != 0:
+            item.message.kind = MP_BODY_PLAIN
+            return self.put_item(None, &item, length, <uint32_t> level, block, timeout) == 1
+        serializer = take_serializer()
         try:
             try:
                 serializer.write_pickle_of(obj)
@@ -343,20 +384,7 @@ cdef class MessageQueue:
                     raise
                 owner._on_queue_feeder_error(e, obj)
                 return True
-            if self.send(serializer, <uint32_t> level):
-                return True
-            if not block:
-                return False
-            deadline = deadline_after(timeout)
-            epoch = mp_room_enter(&self.v.q.putters)
-            try:
-                while not self.send(serializer, <uint32_t> level):
-                    outcome = self.await_room(&self.v.q.putters, deadline, &epoch)
-                    if outcome == 0:
-                        return self.send(serializer, <uint32_t> level) == 1
-                return True
-            finally:
-                mp_room_leave(&self.v.q.putters, epoch)
+            return self.put_item(serializer, &item, 0, <uint32_t> level, block, timeout) == 1
         finally:
             give_back(serializer)
 
@@ -406,6 +434,8 @@ cdef class MessageQueue:
 
     cdef object unpack(self, mp_item *item):
         cdef object view
+        if item.message.kind == MP_BODY_PLAIN:
+            return read_plain(item.data, item.size)
         if item.message.kind == MP_BODY_INLINE:
             return loads(PyBytes_FromStringAndSize(<char *> item.data, item.size))
         try:

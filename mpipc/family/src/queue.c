@@ -169,7 +169,7 @@ static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_
 
 static int send_locked(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
     int error = EAGAIN;
-    if (atomic_load(&v->q->spilled) == 0 && m->kind == MP_BODY_INLINE)
+    if (atomic_load(&v->q->spilled) == 0 && m->kind != MP_BODY_PIECE)
         error = send_to_kernel(v, m, length);
     if (error == EAGAIN) {
         error = mp_spill_append(v, m, length, level);
@@ -198,7 +198,7 @@ static int admit(struct mp_queue_view *v) {
 
 /* Only what needs no lock: one msgsnd(2). EAGAIN: call mp_queue_send(). */
 int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    if (v->b->size != 0 || atomic_load(&v->q->spilled) != 0 || m->kind != MP_BODY_INLINE)
+    if (v->b->size != 0 || atomic_load(&v->q->spilled) != 0 || m->kind == MP_BODY_PIECE)
         return EAGAIN;
     m->type = MP_TYPE_LEVEL + level;
     int error = send_to_kernel(v, m, length);

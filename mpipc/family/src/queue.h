@@ -54,7 +54,8 @@ enum {
 #define MP_TYPE_TOKEN 1l       /* + generation */
 #define MP_TYPE_LEVEL 0x20000l /* + level */
 
-enum { MP_BODY_INLINE, MP_BODY_PIECE };
+/* Of the last, the message holds only where it is. The others are in it; they differ for whoever wrote them. */
+enum { MP_BODY_INLINE, MP_BODY_PLAIN, MP_BODY_PIECE };
 
 /* What is larger goes through shared memory: with 4 KiB a message the default queue of 16 KiB would hold only four. */
 #define MP_QUEUE_INLINE 2048u

@@ -131,7 +131,7 @@ static int open_record(struct mp_queue_view *v, const struct mp_body *r, struct 
     memcpy(&item->message.kind, r->body, r->length);
     item->data = item->message.data;
     item->size = r->length - 1;
-    if (item->message.kind == MP_BODY_INLINE)
+    if (item->message.kind != MP_BODY_PIECE)
         return MP_OK;
     memcpy(&item->piece, item->message.data, sizeof item->piece);
     item->size = item->piece.length;
