@@ -49,6 +49,7 @@ cdef extern from "queue.h" nogil:
 
     cdef struct mp_queue_view:
         mp_family *f
+        uint32_t index
         mp_block *b
         mp_queue *q
         int id
@@ -82,6 +83,7 @@ cdef extern from "queue.h" nogil:
     uint32_t mp_room_stay(mp_room *room, uint32_t epoch)
     int mp_room_wait(mp_family *f, mp_room *room, int64_t deadline_ns)
     uint32_t mp_room_count(mp_room *room)
+    uint32_t mp_sleepers(mp_family *f, uint32_t queue)
     void mp_room_ring(mp_family *f, mp_room *room, bint all)
 
     int mp_watch_start(mp_watch *w, int fd)

@@ -16,7 +16,7 @@ from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBuffer_Release, 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EAGAIN, EIDRM, EINTR, ENOMEM, ENOMSG, ERANGE, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EIDRM, EINTR, ENOMEM, ENOMSG, ENOSPC, ERANGE, ETIMEDOUT, errno
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.string cimport memcpy, memmove
 
@@ -26,6 +26,7 @@ from mpipc.family._core cimport (
     MP_OK,
     deadline_after,
     fail,
+    fail_call,
     mp_block_abandon,
     mp_block_msgget,
     new_block,
@@ -238,11 +239,19 @@ cdef class Bundle:
 
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
-cdef int fail_sending(int error) except -1:
+cdef extern from "<errno.h>" nogil:
+    enum:
+        EXFULL
+
+
+cdef int fail_sending(int error, uint64_t size=0) except -1:
+    """`size`: of the message, where shared memory was wanted for it."""
     if error == EIDRM:
         raise BrokenPipeError(error, "mpipc: the message queue was removed (ipcrm), nobody can receive from it")
     if error == ENOMEM:
         raise MemoryError("mpipc: there is no memory for the message; nothing was sent")
+    if error == ENOSPC:
+        fail_call(error, "shmget", {"key": 0, "size": size, "shmflg": 0o3600})
     fail(error, "sending a message")
 
 
@@ -265,13 +274,13 @@ cdef class MessageQueue:
         cdef int error
         if block is None:
             block = new_block(MP_KIND_QUEUE)
-            error = 0
             if mp_block_msgget(block.family.f, block.index, 0o600) < 0:
                 error = errno
-            else:
-                error = mp_queue_make(
-                    block.family.f, block.index, maxsize,
-                    (MP_QUEUE_PRIORITY if priority else 0) | (MP_QUEUE_COUNTED if counted else 0))
+                mp_block_abandon(block.family.f, block.index)
+                fail_call(error, "msgget", {"key": 0, "msgflg": 0o3600})
+            error = mp_queue_make(
+                block.family.f, block.index, maxsize,
+                (MP_QUEUE_PRIORITY if priority else 0) | (MP_QUEUE_COUNTED if counted else 0))
             if error != MP_OK:
                 mp_block_abandon(block.family.f, block.index)
                 fail(error, "creating a message queue")
@@ -300,7 +309,7 @@ cdef class MessageQueue:
         with nogil:
             error = mp_piece_claim(&self.v, serializer.total, False, piece, &data)
         if error != MP_OK:
-            fail_sending(error)
+            fail_sending(error, serializer.total)
         try:
             serializer.copy_to(data)
         except BaseException:
@@ -634,7 +643,8 @@ cdef class MessageQueue:
         cdef uint64_t nbytes, in_use, segments
         mp_arena_usage(&self.v, &nbytes, &in_use, &segments)
         return (
-            self.v.q.spilled, nbytes, in_use, segments, mp_room_count(&self.v.q.getters),
+            self.v.q.spilled, nbytes, in_use, segments,
+            mp_room_count(&self.v.q.getters) + mp_sleepers(self.v.f, self.v.index),
             mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)
 
     # ---- a file descriptor

@@ -49,8 +49,7 @@ class Statistics(NamedTuple):
     segments: int
     """Shared memory segments of the queue."""
     waiting_readers: int
-    """Threads that wait in a get() with a timeout, in poll() or for the file descriptor. Those in a get() without a
-    timeout wait in the kernel, which does not count them."""
+    """Threads that wait in get(), in poll() or for the file descriptor."""
     waiting_writers: int
     """Threads that wait in put() of a bounded queue."""
     unfinished: int

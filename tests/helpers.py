@@ -15,7 +15,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -42,6 +42,7 @@ __all__ = [
     "processes",
     "run_script",
     "start_script",
+    "sysctl",
     "wait_until",
 ]
 
@@ -51,6 +52,23 @@ TEST_ID_VARIABLE = "MPIPC_TEST_ID"
 """Environment variable that names the running test; every program started by the test inherits it."""
 
 TESTS = Path(__file__).resolve().parent
+
+
+@contextlib.contextmanager
+def sysctl(name: str, value: str | int) -> Iterator[None]:
+    """Sets kernel.`name` of this IPC namespace for a while. The test is skipped where that is not permitted."""
+    import pytest  # scripts import this module where there is no pytest
+
+    path = Path("/proc/sys/kernel", name)
+    old = path.read_text()
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        pytest.skip(f"needs to set kernel.{name}: {error}")
+    try:
+        yield
+    finally:
+        path.write_text(old)
 
 
 def wait_until(predicate: Callable[[], T], *, timeout: float = 10.0, message: str = "") -> T:

@@ -9,12 +9,11 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import kernel_objects, kill_process, processes, run_script, start_script, wait_until
+from helpers import kernel_objects, kill_process, processes, run_script, start_script, sysctl, wait_until
 
 from mpipc.family import current, infrastructure
 from mpipc.heap import BufferWrapper, Heap
@@ -545,20 +544,6 @@ def test_killed_at_any_moment_of_allocating() -> None:
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def sysctl(name: str, value: int) -> Iterator[None]:
-    path = Path("/proc/sys/kernel", name)
-    old = path.read_text()
-    try:
-        path.write_text(str(value))
-    except OSError as error:
-        pytest.skip(f"needs to set kernel.{name}: {error}")
-    try:
-        yield
-    finally:
-        path.write_text(old)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("shmmax", 10 * MIB), ("shmmni", 0), ("shmall", 0)])

@@ -14,12 +14,11 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NOBODY, can_become, kernel_objects, kernel_rows, run_script, start_script, wait_until
+from helpers import NOBODY, can_become, kernel_objects, kernel_rows, run_script, start_script, sysctl, wait_until
 
 from mpipc import _named, shared_memory
 from mpipc.family import current, infrastructure
@@ -351,20 +350,6 @@ def test_huge_pages(make: Any, name: str) -> None:
         make(name, 100, huge_pages=True)
     assert "huge" in str(caught.value)
     assert (kernel_objects().shm, current().blocks()) == (before, blocks)
-
-
-@contextmanager
-def sysctl(name: str, value: int) -> Iterator[None]:
-    path = Path("/proc/sys/kernel", name)
-    old = path.read_text()
-    try:
-        path.write_text(str(value))
-    except OSError as error:
-        pytest.skip(f"needs to set kernel.{name}: {error}")
-    try:
-        yield
-    finally:
-        path.write_text(old)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("shmmax", 10 * MIB), ("shmmni", 0), ("shmall", 0)])

@@ -11,6 +11,10 @@ from mpipc.sysv.errors import SysVError, from_errno
 _OWN = {
     errno.EUSERS: "the process table of the family is full: it has 1024 slots, one for each process",
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
+    errno.EXFULL: (
+        "there is no place to note one more segment of shared memory: a family has room for 262144 objects, a queue for"
+        " 1024 segments"
+    ),
     errno.ENOSPC: (
         "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore in use,"
         " and 16384 threads waiting in conditions and barriers"

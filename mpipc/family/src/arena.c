@@ -48,13 +48,17 @@ static void *attach(struct mp_family *f, uint32_t index, uint32_t serial) {
     return base;
 }
 
-/* A segment that belongs to the queue and to no process. Needs the queue's lock. Returns its block, or -1 with errno. */
+/* A segment that belongs to the queue and to no process. Needs the queue's lock. Returns its block, or -1 with errno: EXFULL
+ * if it is the family's table that is full, ENOSPC is for a limit of the system. */
 static int64_t own_segment(struct mp_queue_view *v, uint64_t size) {
     struct mp_family *f = v->f;
     atomic_fetch_or(&v->q->token, MP_TOKEN_ARENA);
     int64_t index = mp_block_new(f, MP_KIND_SEGMENT);
-    if (index < 0)
+    if (index < 0) {
+        if (errno == ENOSPC)
+            errno = EXFULL;
         return MP_FAILED;
+    }
     struct mp_block *b = mp_block_at(f, (uint32_t)index);
     if (mp_block_shmget(f, (uint32_t)index, size, 0600) < 0) {
         int error = errno;
@@ -208,7 +212,7 @@ static int add_segment(struct mp_queue_view *v, uint64_t class) {
     struct mp_arena *a = atomic_load(&v->arena);
     uint32_t number = atomic_load(&a->segments);
     if (number == MP_ARENA_SEGMENTS)
-        return ENOSPC;
+        return EXFULL;
     uint32_t pieces = pieces_for(a, class);
     uint64_t offset = (pieces * sizeof(struct piece_words) + PAGE - 1) / PAGE * PAGE;
     int64_t index = own_segment(v, offset + pieces * class);

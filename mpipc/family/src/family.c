@@ -243,6 +243,8 @@ static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
         return ESTALE;
     atomic_store(&s->start_time, mp_process_start_time(f->pid));
     atomic_store(&s->leaving, 0);
+    for (uint32_t i = 0; i < MP_SLEEPERS; i++)
+        atomic_store(&s->sleepers[i], 0);
     unsigned short alive = MP_SEM_ALIVE + slot;
     struct sembuf live[] = {{alive, 1, SEM_UNDO}, {MP_SEM_DEATHS, 1, 0}, {MP_SEM_DEATHS, -1, SEM_UNDO}};
     struct sembuf forget = {MP_SEM_DEATHS, -1, IPC_NOWAIT};

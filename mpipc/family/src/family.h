@@ -39,6 +39,7 @@
 #define MP_SLOTS 1024u         /* processes of a family */
 #define MP_BLOCKS (1u << 18)   /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_RECORDS (1u << 16)  /* (process, semaphore) pairs in use */
+#define MP_SLEEPERS 9          /* queues of which a process is known to sleep in msgrcv(2) at a time */
 #define MP_CELLS (1u << 14)    /* threads waiting in a Condition or Barrier */
 #define MP_RECENT 256u
 #define MP_BELLS_PER_SET 1024u /* semaphores of a pooled set, without the one that carries the mark */
@@ -75,7 +76,7 @@ struct mp_slot {
     _Atomic uint32_t parent;     /* slot + 1 of the process that reserved this slot, 0 if none */
     _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
     _Atomic uint32_t suspect;    /* since when (ms, 0: not) scans have found no process behind a reservation */
-    uint8_t pad[36];
+    _Atomic uint32_t sleepers[MP_SLEEPERS]; /* block:18 | threads:14 << 18 that sleep in msgrcv(2); see waiting.c */
 };
 
 /* ---- control blocks ------------------------------------------------------------------------------------------ */

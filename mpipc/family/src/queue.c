@@ -366,8 +366,12 @@ int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t 
 
 /* Sleeps in msgrcv(2). As mp_queue_take(), and EINTR; ENOMSG here means: sleep again. Not for counted queues. */
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item) {
+    _Atomic uint32_t *place = mp_sleeper_enter(v->f, v->index);
     ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, 0);
-    int error = n < 0 ? removed(errno) : received(v, item, n);
+    int error = n < 0 ? removed(errno) : MP_OK;
+    mp_sleeper_leave(place);
+    if (error == MP_OK)
+        error = received(v, item, n);
     return error == EAGAIN ? mp_queue_take(v, item) : error;
 }
 

@@ -82,6 +82,49 @@ void mp_room_heal(struct mp_family *f, struct mp_room *room) {
         }
 }
 
+/* ---- sleepers: those in msgrcv(2), whom nobody rings, and whom the kernel does not count -----------------------------------
+ *
+ * They are counted for those who look, in the slot of their process: with it the count of a killed one goes. A process that
+ * sleeps at more queues at a time than its slot has places is counted for the first ones only. */
+
+#define SLEEPER_ONE (1u << 18)
+_Static_assert(MP_BLOCKS == SLEEPER_ONE, "a block's index and the number of threads fit a word");
+
+static bool has_place(uint32_t word, uint32_t queue) {
+    return word < SLEEPER_ONE || (word % SLEEPER_ONE == queue && word <= UINT32_MAX - SLEEPER_ONE);
+}
+
+_Atomic uint32_t *mp_sleeper_enter(struct mp_family *f, uint32_t queue) {
+    struct mp_slot *s = &f->seg->slots[f->slot];
+    for (uint32_t i = 0; i < MP_SLEEPERS; i++) {
+        uint32_t word = atomic_load(&s->sleepers[i]);
+        while (has_place(word, queue))
+            if (atomic_compare_exchange_weak(&s->sleepers[i], &word, (word < SLEEPER_ONE ? queue : word) + SLEEPER_ONE))
+                return &s->sleepers[i];
+    }
+    return NULL;
+}
+
+void mp_sleeper_leave(_Atomic uint32_t *place) {
+    if (place != NULL)
+        atomic_fetch_sub(place, SLEEPER_ONE);
+}
+
+uint32_t mp_sleepers(struct mp_family *f, uint32_t queue) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < MP_SLOTS; i++) {
+        struct mp_slot *s = &f->seg->slots[i];
+        if (mp_slot_state_of(atomic_load(&s->word)) != MP_SLOT_ALIVE)
+            continue;
+        for (uint32_t j = 0; j < MP_SLEEPERS; j++) {
+            uint32_t word = atomic_load(&s->sleepers[j]);
+            if (word % SLEEPER_ONE == queue)
+                n += word / SLEEPER_ONE;
+        }
+    }
+    return n;
+}
+
 /* ---- watching: a file descriptor that tells whether the queue is empty ----------------------------------------------------
  *
  * The watcher is a waiter among the getters, but it takes nothing: having heard a ring it rings on, for one who does. While
