@@ -9,7 +9,6 @@ import resource
 import selectors
 import signal
 import threading
-import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
