@@ -29,6 +29,7 @@ from mpipc import reduction as reduction
 from mpipc._install import install as install
 from mpipc._install import uninstall as uninstall
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _SUBMODULES = frozenset(
     [
         "connection",
         "dummy",
+        "executor",
         "forkserver",
         "heap",
         "managers",
@@ -63,7 +65,7 @@ _SUBMODULES = frozenset(
 
 
 def __getattr__(name: str) -> object:
-    """A submodule that nobody has imported yet.
+    """A submodule that nobody has imported yet, or the executor.
 
     With multiprocessing, `mp.connection.wait(...)` works without an import because `mp.Queue()` happened to import
     multiprocessing.connection; programs rely on that without knowing it.
@@ -72,4 +74,8 @@ def __getattr__(name: str) -> object:
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "ProcessPoolExecutor":  # whose import costs as much as all the rest
+        from mpipc.executor import ProcessPoolExecutor
+
+        return ProcessPoolExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@
 from mpipc import connection as connection
 from mpipc import context as context
 from mpipc import dummy as dummy
+from mpipc import executor as executor
 from mpipc import forkserver as forkserver
 from mpipc import heap as heap
 from mpipc import managers as managers
@@ -29,6 +30,10 @@ from mpipc.context import Process as Process
 from mpipc.context import ProcessError as ProcessError
 from mpipc.context import TimeoutError as TimeoutError
 from mpipc.context import _default_context
+from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
+from mpipc.exceptions import WorkerLostError as WorkerLostError
+from mpipc.executor import ProcessPoolExecutor as ProcessPoolExecutor
 from mpipc.process import active_children as active_children
 from mpipc.process import current_process as current_process
 from mpipc.process import parent_process as parent_process

@@ -46,7 +46,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
@@ -56,7 +55,7 @@ from mpipc._pool_results import Cache
 from mpipc._pool_supervisor import Supervisor
 from mpipc._pool_tasks import Feed, Source, Task
 from mpipc._pool_worker import FAILED, INITIALIZER_FAILED, READY, RETURNED, UNKNOWN_FUNCTION
-from mpipc.exceptions import BrokenPoolError, WorkerLostError
+from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
 
 __all__ = ["Engine"]
 
@@ -81,6 +80,8 @@ class Engine:
         initializer: Callable[..., object] | None,
         initargs: Iterable[Any],
         maxtasksperchild: int | None,
+        *,
+        daemon: bool = True,
     ) -> None:
         self._pid = os.getpid()
         self._low_water = 2 * size
@@ -108,7 +109,9 @@ class Engine:
         # --- not guarded: append() and popleft() are atomic
         self._failures: deque[tuple[Any, int, BaseException]] = deque()
 
-        self.supervisor = Supervisor(self, make_process, context, size, initializer, initargs, maxtasksperchild)
+        self.supervisor = Supervisor(
+            self, make_process, context, size, initializer, initargs, maxtasksperchild, daemon
+        )
         self._receiver = threading.Thread(target=self._receive, name="mpipc-pool-results", daemon=True)
         _engines.add(self)
 
@@ -135,6 +138,30 @@ class Engine:
             self._refuse(job)
         else:
             self.dispatch()
+
+    def submit_many(self, tasks: list[Task]) -> None:
+        """Take on tasks that are each a job of its own."""
+        with self.lock:
+            ended = self._ended
+            if not ended:
+                self._backlog.extend(tasks)
+        if ended:
+            for task in tasks:
+                self._refuse(task.job)
+        else:
+            self.dispatch()
+
+    def cancel_backlog(self) -> None:
+        """Cancel what can be cancelled and no worker has been given."""
+        with self.lock:
+            waiting = [task for task in self._backlog if isinstance(task, Task) and task.job.cancellable]
+        cancelled = {task for task in waiting if task.job.future.cancel()}
+        with self.lock:
+            # Those that a thread has taken out in between, it finds to be cancelled.
+            cancelled.intersection_update(self._backlog)
+            self._backlog = deque(task for task in self._backlog if task not in cancelled)
+        for task in cancelled:
+            task.job._begin()
 
     def _refuse(self, job: Any) -> None:
         """Complete a result that came too late, if the result thread has not done so."""
@@ -179,6 +206,13 @@ class Engine:
                 match = self._match()
             if match is None:
                 return
+            worker, number, task = match
+            if task.job.cancellable and not task.job._begin():
+                with self.lock:
+                    worker.packing = False
+                    worker.withdraw(number)
+                    self._place(worker)
+                continue
             self._send(*match)
 
     def _match(self) -> tuple[Member, int, Task] | None:
@@ -403,7 +437,7 @@ class Engine:
                     self._put_back(task)
                 elif number == worker.condemned:
                     index = task.first + item
-                    late = TimeoutError(f"{task.name} did not end within {task.timeout:g} s on item {index}")
+                    late = TaskTimeoutError(f"{task.name} did not end within {task.timeout:g} s on item {index}")
                     lost.append((task, late))
                 elif task.retries > 0:
                     task.retries -= 1

@@ -45,6 +45,7 @@ def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], object
 class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
     """multiprocessing.pool.ApplyResult."""
 
+    cancellable = False
     _job: int
     _cache: dict[int, Any]
 
@@ -69,6 +70,7 @@ AsyncResult = ApplyResult
 class MapResult(_base.MapResult):  # type: ignore[type-arg]
     """multiprocessing.pool.MapResult. `progress` is called with the number of items whenever a chunk is done."""
 
+    cancellable = False
     _job: int
     _cache: dict[int, Any]
     _number_left: int
@@ -107,6 +109,7 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
 class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
     """multiprocessing.pool.IMapIterator."""
 
+    cancellable = False
     _job: int
     _cache: dict[int, Any]
     _cond: threading.Condition

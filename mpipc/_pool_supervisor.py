@@ -56,6 +56,7 @@ class Supervisor:
         initializer: Callable[..., object] | None,
         initargs: Iterable[Any],
         maxtasksperchild: int | None,
+        daemon: bool,
     ) -> None:
         self._engine = engine
         self._make_process = make_process
@@ -64,6 +65,7 @@ class Supervisor:
         self._initializer = initializer
         self._initargs = initargs
         self._quota = maxtasksperchild
+        self._daemon = daemon
         member = family.current()
         self._parent = (member.semid, member.slot, member.generation)
         self._tags = itertools.count(1)
@@ -129,7 +131,7 @@ class Supervisor:
             ),
         )
         member.process.name = member.process.name.replace("Process", "PoolWorker")
-        member.process.daemon = True
+        member.process.daemon = self._daemon
         engine.enroll(member)
         try:
             member.process.start()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from multiprocessing.context import ProcessError
+from multiprocessing.context import TimeoutError as _StandardTimeoutError
 
 TYPE_CHECKING = False  # as type checkers understand it; `import mpipc` need not load typing
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["BrokenPoolError", "WorkerLostError"]
+__all__ = ["BrokenPoolError", "TaskTimeoutError", "WorkerLostError"]
 
 
 def exit_reason(exitcode: int | None) -> str:
@@ -72,6 +73,13 @@ class WorkerLostError(ProcessError):
             f"worker {self.pid} {exit_reason(self.exitcode)} while it was running {self.function} on item"
             f" {self.index}{tries}"
         )
+
+
+class TaskTimeoutError(_StandardTimeoutError, TimeoutError):
+    """A task has run longer than it may, and its worker was killed for that.
+
+    Both multiprocessing.TimeoutError, as users of a Pool expect, and TimeoutError, as users of futures do.
+    """
 
 
 class BrokenPoolError(ProcessError, ValueError):

@@ -30,7 +30,7 @@ from multiprocessing.pool import TERMINATE as TERMINATE
 from multiprocessing.pool import ExceptionWithTraceback as ExceptionWithTraceback  # type: ignore[attr-defined]
 from multiprocessing.pool import MaybeEncodingError as MaybeEncodingError  # type: ignore[attr-defined]
 from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ignore[attr-defined]
-from typing import Any, NamedTuple
+from typing import Any
 
 from mpipc._pool_engine import Engine
 from mpipc._pool_results import (
@@ -41,8 +41,12 @@ from mpipc._pool_results import (
     MapResult,
     Progress,
 )
+from mpipc._pool_statistics import PoolStatistics as PoolStatistics
+from mpipc._pool_statistics import WorkerStatistics as WorkerStatistics
+from mpipc._pool_statistics import gather
 from mpipc._pool_tasks import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Feed, Function, Source, Task, chunks, function_name
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 
 __all__ = ["Pool", "ThreadPool"]
@@ -54,36 +58,6 @@ def default_processes() -> int:
     """How many workers a pool has if that is not said: as multiprocessing, which looks at the affinity from 3.13 on."""
     count = _os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
     return count or 1
-
-
-class WorkerStatistics(NamedTuple):
-    """One worker, in Pool.statistics()."""
-
-    pid: int | None
-    tasks: int
-    """Tasks done; a chunk of a map counts as one."""
-    busy: float
-    """Seconds spent in tasks."""
-    idle: float
-    """Seconds spent waiting for tasks."""
-    function: str | None
-    """Name of the function that is running now; None if none is."""
-    item: int | None
-    """Index of the item that it is running on."""
-    running_for: float | None
-    """For how many seconds."""
-    memory: int
-    """Resident memory, in bytes."""
-
-
-class PoolStatistics(NamedTuple):
-    """What Pool.statistics() returns."""
-
-    workers: list[WorkerStatistics]
-    replaced: int
-    """How many workers have ended and were replaced, for whatever reason."""
-    outstanding: int
-    """Results (of apply, map, imap ...) that are not complete."""
 
 
 class Pool(_base.Pool):
@@ -339,7 +313,7 @@ class Pool(_base.Pool):
         found: Iterator[Any] = result
         if chunksize > 1:
             found = (item for chunk in result for item in chunk)
-        return found if bar is None else _showing(bar, found)
+        return found if bar is None else _Showing(bar, found)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -370,30 +344,7 @@ class Pool(_base.Pool):
 
     def statistics(self) -> PoolStatistics:
         """What the workers have done, and what they are doing."""
-        engine = self._engine
-        workers = []
-        with engine.lock:
-            for worker in engine.members.values():
-                ledger = worker.ledger
-                running_for = ledger.running_for
-                task = worker.window.get(ledger.started) if running_for is not None else None
-                busy = ledger.busy + (running_for or 0.0)
-                pid = worker.process.pid
-                if pid is None:
-                    continue  # about to be started
-                workers.append(
-                    WorkerStatistics(
-                        pid,
-                        worker.done,
-                        busy,
-                        max((ledger.ready_for or 0.0) - busy, 0.0),
-                        task.name if task is not None else None,
-                        task.first + ledger.current_item if task is not None else None,
-                        running_for,
-                        _resident_memory(pid),
-                    )
-                )
-            return PoolStatistics(workers, engine.replaced, len(engine.cache))
+        return gather(self._engine)
 
     def _check_running(self) -> None:
         if self._state != RUN:
@@ -436,21 +387,35 @@ def _chunks_of_iterator(iterator: Iterator[Any], size: int, make: Callable[[int,
         yield make(index, first, tuple(items))
 
 
-def _showing(bar: Progress, items: Iterator[Any]) -> Iterator[Any]:
-    try:
-        for item in items:
-            bar.advance(1)
-            yield item
-    finally:
-        bar.finish()
+class _Showing:
+    """An iterator over the results of imap() that moves a progress bar. A task that fails is done, too."""
 
+    def __init__(self, bar: Progress, items: Any) -> None:
+        self._bar = bar
+        self._items = items
 
-def _resident_memory(pid: int | None) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
+    def __iter__(self) -> _Showing:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waited for at most `timeout` seconds, as IMapIterator.next()."""
+        try:
+            item = next(self._items) if timeout is None else self._items.next(timeout)
+        except StopIteration:
+            self._bar.finish()
+            raise
+        except TimeoutError as error:
+            if isinstance(error, TaskTimeoutError):
+                self._bar.advance(1)
+            raise
+        except Exception:
+            self._bar.advance(1)
+            raise
+        self._bar.advance(1)
+        return item
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""What a pool tells about its workers."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mpipc._pool_engine import Engine
+
+__all__ = ["PoolStatistics", "WorkerStatistics", "gather"]
+
+
+class WorkerStatistics(NamedTuple):
+    """One worker, in Pool.statistics()."""
+
+    pid: int | None
+    tasks: int
+    """Tasks done; a chunk of a map counts as one."""
+    busy: float
+    """Seconds spent in tasks."""
+    idle: float
+    """Seconds spent waiting for tasks."""
+    function: str | None
+    """Name of the function that is running now; None if none is."""
+    item: int | None
+    """Index of the item that it is running on."""
+    running_for: float | None
+    """For how many seconds."""
+    memory: int
+    """Resident memory, in bytes."""
+
+
+class PoolStatistics(NamedTuple):
+    """What Pool.statistics() returns."""
+
+    workers: list[WorkerStatistics]
+    replaced: int
+    """How many workers have ended and were replaced, for whatever reason."""
+    outstanding: int
+    """Results (of apply, map, imap ...) that are not complete."""
+
+
+def gather(engine: Engine) -> PoolStatistics:
+    """What the workers have done, and what they are doing."""
+    workers = []
+    with engine.lock:
+        for worker in engine.members.values():
+            ledger = worker.ledger
+            running_for = ledger.running_for
+            task = worker.window.get(ledger.started) if running_for is not None else None
+            busy = ledger.busy + (running_for or 0.0)
+            pid = worker.process.pid
+            if pid is None:
+                continue  # about to be started
+            workers.append(
+                WorkerStatistics(
+                    pid,
+                    worker.done,
+                    busy,
+                    max((ledger.ready_for or 0.0) - busy, 0.0),
+                    task.name if task is not None else None,
+                    task.first + ledger.current_item if task is not None else None,
+                    running_for,
+                    _resident_memory(pid),
+                )
+            )
+        return PoolStatistics(workers, engine.replaced, len(engine.cache))
+
+
+def _resident_memory(pid: int | None) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0

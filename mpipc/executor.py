@@ -1,0 +1,341 @@
+"""concurrent.futures on System V message queues: an executor that survives its workers.
+
+`ProcessPoolExecutor` has the interface of concurrent.futures.ProcessPoolExecutor, on the engine of mpipc.Pool. What is
+different:
+
+* when a worker dies, the future whose task it was running gets WorkerLostError (or the task is run again, if `retries`
+  are asked for); every other future is completed, the worker is replaced, and the executor goes on;
+* only an executor whose workers cannot be started, or fail again and again in the initializer, is broken: its futures
+  and submit() raise BrokenProcessPool;
+* tasks can have a `timeout`, and `statistics()` tells what the workers do;
+* `max_tasks_per_child` works with every start method;
+* a function that is mapped is pickled once, not once for each chunk.
+
+Workers are started by the first submit() or map(), all at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import process as _base
+from multiprocessing import pool as _base_pool
+from multiprocessing import util
+from typing import Any
+
+from mpipc._pool_engine import Engine
+from mpipc._pool_results import Cache
+from mpipc._pool_statistics import PoolStatistics, gather
+from mpipc._pool_tasks import APPLY, CALL, STAR_CHUNK, Function, Task
+from mpipc.exceptions import BrokenPoolError
+from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
+from mpipc.exceptions import WorkerLostError as WorkerLostError
+from mpipc.pool import default_processes
+
+__all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+
+
+class BrokenProcessPool(BrokenPoolError, _base.BrokenProcessPool):
+    """The executor cannot go on: its workers die before they have run the initializer, or they were ended on purpose.
+
+    Both BrokenPoolError and concurrent.futures.process.BrokenProcessPool. A worker that dies later is none of it: see
+    WorkerLostError.
+    """
+
+
+class _Job:
+    """A future, as the engine sees a result.
+
+    In the cache from the start until the future is done, or was cancelled and nobody will run it. A future can be
+    cancelled until its task is about to be sent to a worker, as with the standard executor.
+    """
+
+    cancellable = True
+    __slots__ = ("_begun", "_cache", "_job", "future")
+
+    def __init__(self, cache: Cache) -> None:
+        self.future: Future[Any] = Future()
+        self._job: int = next(_base_pool.job_counter)  # type: ignore[attr-defined]
+        self._cache = cache
+        self._begun = False
+        cache[self._job] = self
+
+    def _begin(self) -> bool:
+        """The task is about to be sent to a worker. False if the future was cancelled: then it must not be sent."""
+        if not self._begun:
+            if not self.future.set_running_or_notify_cancel():
+                self._forget()
+                return False
+            self._begun = True
+        return True
+
+    def _forget(self) -> None:
+        if self._job in self._cache:
+            del self._cache[self._job]
+
+    def _set(self, index: int, success_result: tuple[bool, Any]) -> None:
+        """Complete the future; its callbacks run here, in the result thread."""
+        if not self._begin():
+            return
+        ok, value = success_result
+        try:
+            if ok:
+                self.future.set_result(value)
+            else:
+                self.future.set_exception(value)
+        except InvalidStateError:
+            pass  # somebody else has set it
+        finally:
+            self._forget()
+
+    def _abort(self, error: BaseException, *, callback: bool) -> None:
+        """Nothing will come any more."""
+        broken = BrokenProcessPool(*error.args)
+        broken.__cause__ = error.__cause__
+        self._set(0, (False, broken))
+
+
+class ProcessPoolExecutor(_base.ProcessPoolExecutor):
+    """concurrent.futures.ProcessPoolExecutor on System V message queues.
+
+    `retries`: how many times a task is run again when the worker that runs it dies. It may have had effects before
+    that, and a chunk of a map is repeated as a whole.
+
+    `timeout`: how many seconds a task (a chunk of a map is one) may run; then its worker is killed, and the future
+    raises TaskTimeoutError, which is a TimeoutError.
+
+    Raises ValueError and TypeError as the standard one does.
+    """
+
+    # The constructor of the base class, which makes queues and locks, is not called on purpose.
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        retries: int = 0,
+        timeout: float | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = default_processes()
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        if not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries must be an int of at least 0, got {retries!r}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+        if mp_context is None:
+            from mpipc.context import _default_context
+
+            mp_context = _default_context.get_context()
+        self._mp_context = mp_context
+        self._max_workers: int = max_workers
+        self._initializer: Any = initializer
+        self._initargs = initargs
+        self._max_tasks_per_child = max_tasks_per_child
+        self._options: dict[str, Any] = {"retries": retries, "timeout": timeout}
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        # --- guarded by _lock
+        self._engine: Engine | None = None
+        self._is_shut_down = False
+
+    @property
+    def _processes(self) -> dict[int, Any]:  # type: ignore[override]  # which others look at
+        engine = self._engine
+        if engine is None:
+            return {}
+        with engine.lock:
+            return {process.pid: process for process in engine.supervisor.processes}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have fn(*args, **kwargs) run by a worker, and return the future of it.
+
+        RuntimeError after shutdown(); BrokenProcessPool, which is one too, if no worker can be started. What pickling
+        raises, the future raises.
+        """
+        with self._lock:
+            engine = self._started_engine()
+            job = _Job(engine.cache)  # from here on the engine does not end
+        kind, payload = (CALL, (args, kwargs)) if kwargs else (APPLY, args)
+        function = Function(fn, job._job, lasting=False)
+        engine.submit(job, Task(job, 0, kind, function, payload, **self._options))
+        return job.future
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        """Return an iterator over map(fn, *iterables), in order; the iterables are read at once.
+
+        `chunksize` items at a time are one task, and one result. After `timeout` seconds from this call, the iterator
+        raises TimeoutError where the next result is not there; the tasks that have begun go on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        items = list(zip(*iterables, strict=False))
+        with self._lock:
+            engine = self._started_engine()
+            firsts = range(0, len(items), chunksize)
+            jobs = [_Job(engine.cache) for _ in firsts]
+        if not jobs:
+            return iter(())
+        function = Function(fn, jobs[0]._job)
+        if chunksize == 1:
+            tasks = [
+                Task(job, 0, APPLY, function, item, first=first, **self._options)
+                for job, first, item in zip(jobs, firsts, items, strict=True)
+            ]
+        else:
+            chunks = (tuple(items[first : first + chunksize]) for first in firsts)
+            tasks = [
+                Task(job, 0, STAR_CHUNK, function, chunk, first=first, **self._options)
+                for job, first, chunk in zip(jobs, firsts, chunks, strict=True)
+            ]
+        engine.submit_many(tasks)
+        return _results([job.future for job in reversed(jobs)], chunksize > 1, deadline)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take on nothing more; the workers end when all that was submitted is done.
+
+        `wait` until then. With `cancel_futures`, what no worker has been given yet is cancelled.
+        """
+        with self._lock:
+            self._is_shut_down = True
+            engine = self._engine
+        if engine is None or os.getpid() != self._pid:
+            return
+        if cancel_futures:
+            engine.cancel_backlog()
+        engine.close()
+        if wait:
+            engine.join()
+
+    def terminate_workers(self) -> None:
+        """shutdown() that ends the workers with SIGTERM, and with SIGKILL if that does not help within 5 seconds.
+
+        All futures that are not done raise BrokenProcessPool.
+        """
+        self._end_workers("terminate")
+
+    def kill_workers(self) -> None:
+        """As terminate_workers(), with SIGKILL."""
+        self._end_workers("kill")
+
+    def _end_workers(self, how: str) -> None:
+        with self._lock:
+            self._is_shut_down = True
+            engine = self._engine
+        if engine is None or os.getpid() != self._pid:
+            return
+        if how == "kill":
+            with engine.lock:
+                engine.state = _base_pool.TERMINATE  # before they die, so that they are not replaced
+            for process in self._processes.values():
+                process.kill()
+        engine.terminate()
+
+    def statistics(self) -> PoolStatistics:
+        """What the workers have done, and what they are doing."""
+        engine = self._engine
+        return PoolStatistics([], 0, 0) if engine is None else gather(engine)
+
+    def _started_engine(self) -> Engine:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this executor is process {self._pid}'s: make one of its own in this process, {os.getpid()}"
+            )
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        engine = self._engine
+        if engine is None:
+            engine = Engine(
+                _make_process,
+                self._mp_context,
+                self._max_workers,
+                self._initializer,
+                self._initargs,
+                self._max_tasks_per_child,
+                daemon=False,
+            )
+            engine.start()
+            _finish_at_exit(engine)
+            util.Finalize(self, engine.close)  # collected: what was submitted is done nevertheless
+            self._engine = engine
+        elif engine.broken is not None:
+            broken = BrokenProcessPool(*engine.broken.args)
+            raise broken from engine.broken.__cause__
+        return engine
+
+
+def _make_process(context: Any, **options: Any) -> Any:
+    return context.Process(**options)
+
+
+def _results(futures: list[Future[Any]], chunked: bool, deadline: float | None) -> Iterator[Any]:
+    """The results of futures, the last one first, which are not kept."""
+    try:
+        while futures:
+            result = futures.pop().result(None if deadline is None else deadline - time.monotonic())
+            if not chunked:
+                yield result
+                continue
+            result.reverse()
+            while result:
+                yield result.pop()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+# --- the end of the process -------------------------------------------------------------------------------------------
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_exiting = False
+_finalizer_of = 0  # pid
+
+
+def _finish_at_exit(engine: Engine) -> None:
+    """A process that ends lets its executors finish, as concurrent.futures does."""
+    global _finalizer_of
+    _engines.add(engine)
+    if _finalizer_of != os.getpid():
+        # In a child, multiprocessing joins the workers before it comes to the threads.
+        _finalizer_of = os.getpid()
+        util.Finalize(None, _finish_all, exitpriority=100)
+
+
+def _finish_all() -> None:
+    global _exiting
+    _exiting = True
+    for engine in list(_engines):
+        engine.close()
+    for engine in list(_engines):
+        engine.join()
+
+
+def _forget_all() -> None:
+    global _exiting
+    _engines.clear()
+    _exiting = False
+
+
+os.register_at_fork(after_in_child=_forget_all)
+# As concurrent.futures does: handlers of atexit come too late, no process or thread can be started any more.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
