@@ -682,5 +682,7 @@ cdef class Watch:
 
     def stop(self):
         """Ends run(). Only in the process that made it."""
+        # Not a cycle any more: nobody need wait for the garbage collection to let go of the queue.
+        self.queue.watch = None
         if self.pid == os.getpid():
             mp_watch_stop(&self.queue.v, &self.w)
