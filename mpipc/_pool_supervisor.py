@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from multiprocessing import util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.pool import CLOSE, TERMINATE
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,11 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         engine = self._engine
+        method = self._context.get_start_method()
+        if method != "fork":
+            resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts its process
+        if method == "forkserver":
+            forkserver.ensure_running()  # now: all its children would inherit the mask from below
         member = Member(next(self._tags), self._quota)
         member.process = self._make_process(
             self._context,
@@ -128,16 +134,22 @@ class Supervisor:
                 self._initializer,
                 self._initargs,
                 self._quota,
+                signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
             ),
         )
         member.process.name = member.process.name.replace("Process", "PoolWorker")
         member.process.daemon = self._daemon
         engine.enroll(member)
+        # Ctrl-C in a terminal is sent to all its processes. A child that gets it before its work() can deal with it
+        # would show a traceback, so it inherits it blocked. (From the fork server, it inherits the fork server's mask.)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             member.process.start()
         except BaseException:
             engine.strike_off(member)
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         member.watch()
         with engine.lock:
             self.processes.append(member.process)

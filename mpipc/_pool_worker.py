@@ -43,12 +43,18 @@ def work(
     initializer: Callable[..., object] | None,
     initargs: Iterable[Any],
     limit: int | None,
+    interruptible: bool,
 ) -> None:
-    """Run in the worker: the initializer, then tasks until told to quit, or until `limit` tasks are done."""
+    """Run in the worker: the initializer, then tasks until told to quit, or until `limit` tasks are done.
+
+    SIGINT is blocked up to here, and is to be unblocked if `interruptible`.
+    """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
     threading.Thread(target=exit_with_parent, args=parent, name="mpipc-parent-watch", daemon=True).start()
     worker = Worker(tag, tasks, results, ledger)
     try:
+        if interruptible:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         worker.initialize(initializer, initargs)
         worker.run(limit)
     except KeyboardInterrupt:

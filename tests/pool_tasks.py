@@ -208,3 +208,8 @@ def broken_generator(total: int) -> Iterator[int]:
 def expect_interrupt() -> None:
     """Workers of a program that gets Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interruptible(x: Any) -> bool:
+    """Whether Ctrl-C would be noticed."""
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

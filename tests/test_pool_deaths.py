@@ -15,7 +15,7 @@ from typing import Any
 
 import pool_tasks as tasks
 import pytest
-from helpers import child_processes, processes, start_script, wait_until
+from helpers import child_processes, processes, run_script, start_script, wait_until
 
 import mpipc
 from mpipc.pool import BrokenPoolError, Pool, WorkerLostError
@@ -381,3 +381,30 @@ def test_ctrl_c_leaves_only_the_programs_own_traceback(start_method: str) -> Non
     assert result.stdout == "interrupted\n"
     assert result.stderr == ""
     assert result.returncode == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])  # a child of the fork server begins outside of our reach
+def test_ctrl_c_while_a_worker_is_being_started(method: str, tmp_path: Path) -> None:
+    """It comes before the worker has got to any code of the pool. It ends without a word, and is replaced."""
+    script = f"""
+        import os, signal
+        def interrupt_once():
+            try:
+                os.close(os.open({str(tmp_path / "interrupted")!r}, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGINT)
+        if __name__ == "__mp_main__":
+            interrupt_once()
+        import mpipc, pool_tasks
+        if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            mpipc.Lock()  # whatever mpipc forks for itself is there
+            if {method!r} == "fork":
+                os.register_at_fork(after_in_child=interrupt_once)
+            with mpipc.get_context({method!r}).Pool(1) as pool:
+                print(pool.map(pool_tasks.interruptible, range(3), 1), pool.statistics().replaced)
+    """
+    result = run_script(script)
+    assert (tmp_path / "interrupted").exists()
+    assert (result.stdout, result.stderr) == ("[True, True, True] 1\n", "")
