@@ -323,6 +323,25 @@ def test_memory_is_used_again_and_returned() -> None:
     assert sum(row["rss"] for row in kernel_rows("shm").values()) <= resident - 3_000_000
 
 
+def test_the_reaper_returns_what_is_idle(fork: Any) -> None:
+    """Without a call of ours, once it has been idle for some seconds; what the queue holds stays."""
+    queue = fork.Queue()
+    queue.put(bytes(3_000_000))
+    queue.put(b"held" * 1_000_000)
+    queue.get()
+    before = queue.statistics()
+    assert before.shared_bytes > before.shared_bytes_in_use >= 4_000_000
+
+    def returned() -> bool:
+        child = fork.Process()  # its end wakes the reaper, which would look twice a minute otherwise
+        child.start()
+        child.join()
+        return queue.statistics().shared_bytes <= before.shared_bytes - 3_000_000  # type: ignore[no-any-return]
+
+    wait_until(returned, timeout=60)
+    assert queue.get() == b"held" * 1_000_000
+
+
 def test_dropped_queues_leave_nothing() -> None:
     Queue()
     before = kernel_objects()
