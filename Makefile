@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-all smoke compat compat-all lint clean distclean
+.PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-all  make test with each of Python 3.11, 3.12 and 3.13 that is found'
 	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
 	@echo 'make compat-all  make compat with each of Python 3.11, 3.12 and 3.13 that is found'
+	@echo 'make compat-programs  unmodified programs of other packages on both (installs them, about 500 MB)'
 	@echo 'make lint      ruff, mypy --strict and cython-lint'
 	@echo 'make build     build and install the package into the virtual environment $(VENV)'
 	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
@@ -94,6 +95,15 @@ compat-all:
 	@status=0; for python in $$(.ci/interpreters); do \
 		echo "== $$python"; $(MAKE) --no-print-directory compat PYTHON=$$python || status=1; \
 	done; exit $$status
+
+$(VENV)/.programs: pyproject.toml .ci/requirements.py $(VENV)/.made
+	@echo 'installing the packages whose programs are run into $(VENV)'
+	@$(BIN)/python .ci/requirements.py programs > $@.txt
+	@$(PIP) -r $@.txt
+	@touch $@
+
+compat-programs: $(VENV)/.built $(VENV)/.programs
+	@$(BIN)/python compat/programs.py $(ARGS)
 
 lint: $(VENV)/.dev-tools
 	@status=0; \

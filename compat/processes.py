@@ -75,7 +75,11 @@ def run_unit(python: Path, side: str, unit: Unit, timeout: float) -> dict[str, d
             if side == "mpipc":
                 command += ["-m", "mpipc", "run"]
             command += [str(HERE / "worker.py"), str(results), unit.module, unit.class_name, *left]
-            environment = {name: value for name, value in os.environ.items() if name != STARTUP}
+            environment = {
+                name: value
+                for name, value in os.environ.items()
+                if name == "PYTHONPATH" or not name.startswith(("PYTHON", STARTUP))  # they change what is tested
+            }
             environment |= {"PYTHONFAULTHANDLER": "1"}
             ended = _run(command, work, environment, output, results, timeout)
             _collect(unit, left, outcomes, results, output, side, ended)

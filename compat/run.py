@@ -30,7 +30,9 @@ NO_TESTS = 2
 def main() -> int:
     options = _options()
     try:
-        import test.support  # noqa: F401
+        import test.support
+
+        test.support.verbose = False  # or some modules print when they are imported
     except ImportError:
         print(
             f"Python {platform.python_version()} ({sys.executable}) has no `test` package, which holds the tests to be"
@@ -45,9 +47,10 @@ def main() -> int:
         return NO_TESTS
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C ends, this is to end, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has a background job ignore it; tests send it
     expected = report.read_expected(options.expected)
     methods = tuple(options.method or METHODS)
-    everything = discover(methods, others=not options.method or options.others)
+    everything, not_installed = discover(methods, others=not options.method or options.others)
     units = [unit for unit in everything if _selected(unit, options.classes)]
     if not units:
         print(f"no class matches {' '.join(options.classes)}", file=sys.stderr)
@@ -62,6 +65,8 @@ def main() -> int:
     sides = (options.side,) if options.side else SIDES
     folder = Path(package.origin).resolve().parent
     print(f"Python {platform.python_version()}, {sys.executable}; mpipc in {folder}")
+    if not_installed:
+        print(f"not installed: {', '.join(not_installed)}")
     if not isolation():
         print("no permission to make IPC namespaces: all tests share the machine's")
     began = time.monotonic()

@@ -56,17 +56,21 @@ class Unit:
         return f"{self.module.removeprefix('test.')}.{self.class_name}" if not self.method else self.class_name
 
 
-def discover(methods: tuple[str, ...], others: bool) -> list[Unit]:
-    """All units. ImportError without the test package; others that are not installed are left out."""
+def discover(methods: tuple[str, ...], others: bool) -> tuple[list[Unit], list[str]]:
+    """All units, and which of the other tests are not installed. ImportError without the test package."""
     units: list[Unit] = []
     for method in methods:
         units += _units(CASES[method], method, None)
+    found: dict[str, bool] = {}
     for module, pattern in OTHER.items() if others else ():
+        name = ".".join(module.split(".")[:2])  # of which some are a module in one version, a package in the next
+        found.setdefault(name, False)
         try:
             units += _units(module, "", pattern)
         except (ImportError, unittest.SkipTest):
             continue
-    return units
+        found[name] = True
+    return units, [name for name in found if not found[name]]
 
 
 def _units(module_name: str, method: str, pattern: str | None) -> Iterator[Unit]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from queue import Empty
 from typing import Any, NamedTuple
 
-from mpipc._queues import MessageQueue, Reducers
+from mpipc._queues import MessageQueue, Reducers, dumps
 
-__all__ = ["WINDOW", "Channel", "Envelope", "pack", "unpack"]
+__all__ = ["WINDOW", "Channel", "Envelope", "OwnReducers", "pack", "pack_whole", "unpack"]
 
 WINDOW = 2
 """Tasks a worker has at most: one that runs, and one that waits so that the worker need not wait for it."""
@@ -31,6 +32,9 @@ _PLAIN = frozenset([int, float, complex, bool, str, bytes, type(None)])
 _FEW = 16
 
 _reducers = Reducers()
+
+OwnReducers = Mapping[type, Callable[[Any], Any]]
+"""Functions that reduce objects of a type, as in a dispatch table of pickle's; they go before registered ones."""
 
 
 class Envelope(NamedTuple):
@@ -51,10 +55,11 @@ class Envelope(NamedTuple):
     """What the pickle has out of band."""
 
 
-def pack(value: Any) -> tuple[Any, list[pickle.PickleBuffer] | None]:
+def pack(value: Any, own: OwnReducers | None = None) -> tuple[Any, list[pickle.PickleBuffer] | None]:
     """Body and buffers for a value. Raises whatever pickling it raises."""
     kind = type(value)
-    if kind in _PLAIN or (kind is tuple and len(value) <= _FEW and all(type(item) in _PLAIN for item in value)):
+    plain = kind in _PLAIN or (kind is tuple and len(value) <= _FEW and all(type(item) in _PLAIN for item in value))
+    if plain and not own:
         return value, None
     buffers: list[pickle.PickleBuffer] = []
 
@@ -69,9 +74,25 @@ def pack(value: Any) -> tuple[Any, list[pickle.PickleBuffer] | None]:
 
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, 5, buffer_callback=keep_in_band)
-    pickler.dispatch_table = _reducers  # type: ignore[assignment]
+    pickler.dispatch_table = _dispatch_table(own)
     pickler.dump(value)
     return stream.getvalue(), buffers
+
+
+def pack_whole(value: Any, own: OwnReducers | None) -> bytes:
+    """The pickle of a value, with its buffers in it. Raises whatever pickling it raises."""
+    if not own:
+        return dumps(value)
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, 5)
+    pickler.dispatch_table = _dispatch_table(own)
+    pickler.dump(value)
+    return stream.getvalue()
+
+
+def _dispatch_table(own: OwnReducers | None) -> Any:
+    tables: Any = (own, _reducers)  # not all that a mapping has, but pickle looks things up only
+    return ChainMap(*tables) if own else _reducers
 
 
 def unpack(body: Any, buffers: Any) -> Any:

@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
-from mpipc._pool_channel import WINDOW, Channel, Envelope, unpack
+from mpipc._pool_channel import WINDOW, Channel, Envelope, OwnReducers, unpack
 from mpipc._pool_member import SHUT, Member
 from mpipc._pool_results import Cache
 from mpipc._pool_supervisor import Supervisor
@@ -82,6 +82,8 @@ class Engine:
         maxtasksperchild: int | None,
         *,
         daemon: bool = True,
+        task_reducers: OwnReducers | None = None,
+        result_reducers: OwnReducers | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._low_water = 2 * size
@@ -110,7 +112,16 @@ class Engine:
         self._failures: deque[tuple[Any, int, BaseException]] = deque()
 
         self.supervisor = Supervisor(
-            self, make_process, context, size, initializer, initargs, maxtasksperchild, daemon
+            self,
+            make_process,
+            context,
+            size,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            daemon,
+            task_reducers,
+            result_reducers,
         )
         self._receiver = threading.Thread(target=self._receive, name="mpipc-pool-results", daemon=True)
         _engines.add(self)

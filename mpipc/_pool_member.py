@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mpipc._pool_channel import WINDOW, Channel
+from mpipc._pool_channel import WINDOW, Channel, OwnReducers
 from mpipc._pool_ledger import Ledger
 from mpipc._pool_tasks import Task
 from mpipc._pool_worker import FUNCTIONS, QUIT
@@ -22,11 +22,13 @@ class Member:
     end of the pool, or when its quota is used up, it quits by itself.
     """
 
-    def __init__(self, tag: int, quota: int | None) -> None:
+    def __init__(self, tag: int, quota: int | None, own_reducers: OwnReducers | None = None) -> None:
         self.tag = tag
         """Number of this worker; never used again in this pool."""
         self.quota = quota
         """How many tasks it may run in all; None if that is not limited."""
+        self.own_reducers = own_reducers
+        """Of tasks."""
         self.tasks = Channel()
         self.ledger = Ledger()
         self.process: Any = None
@@ -76,7 +78,7 @@ class Member:
 
     def send(self, task: Task, number: int) -> None:
         """Send a task. Without the lock, because it runs code of the user. Raises what pickling raises, and OSError."""
-        self.tasks.send(task.envelope(self.tag, number, self.known))
+        self.tasks.send(task.envelope(self.tag, number, self.known, self.own_reducers))
 
     def withdraw(self, number: int) -> Task | None:
         """Remove a task from the window as if it had not been there; None if it is not there any more."""

@@ -20,6 +20,7 @@ from multiprocessing.pool import CLOSE, TERMINATE
 from typing import TYPE_CHECKING, Any
 
 from mpipc import family
+from mpipc._pool_channel import OwnReducers
 from mpipc._pool_member import Member
 from mpipc._pool_worker import work
 from mpipc.exceptions import exit_reason
@@ -58,6 +59,8 @@ class Supervisor:
         initargs: Iterable[Any],
         maxtasksperchild: int | None,
         daemon: bool,
+        task_reducers: OwnReducers | None,
+        result_reducers: OwnReducers | None,
     ) -> None:
         self._engine = engine
         self._make_process = make_process
@@ -67,6 +70,8 @@ class Supervisor:
         self._initargs = initargs
         self._quota = maxtasksperchild
         self._daemon = daemon
+        self._task_reducers = task_reducers
+        self._result_reducers = result_reducers
         member = family.current()
         self._parent = (member.semid, member.slot, member.generation)
         self._tags = itertools.count(1)
@@ -121,7 +126,7 @@ class Supervisor:
             resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts its process
         if method == "forkserver":
             forkserver.ensure_running()  # now: all its children would inherit the mask from below
-        member = Member(next(self._tags), self._quota)
+        member = Member(next(self._tags), self._quota, self._task_reducers)
         member.process = self._make_process(
             self._context,
             target=work,
@@ -135,6 +140,7 @@ class Supervisor:
                 self._initargs,
                 self._quota,
                 signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
+                self._result_reducers,
             ),
         )
         member.process.name = member.process.name.replace("Process", "PoolWorker")

@@ -6,8 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mpipc._pool_channel import pack
-from mpipc._queues import dumps
+from mpipc._pool_channel import OwnReducers, pack, pack_whole
 
 __all__ = ["APPLY", "CALL", "CHUNK", "ITEM", "STAR_CHUNK", "Feed", "Function", "Source", "Task"]
 
@@ -33,13 +32,13 @@ class Function:
         self._pickle: bytes | None = None
         self._error: Exception | None = None
 
-    def pickled(self) -> bytes:
+    def pickled(self, own: OwnReducers | None) -> bytes:
         """Pickled. An error is raised again for each task, as multiprocessing does."""
         if self._error is not None:
             raise self._error
         if self._pickle is None:
             try:
-                self._pickle = dumps(self.call)
+                self._pickle = pack_whole(self.call, own)
             except Exception as error:
                 self._error = error
                 raise
@@ -103,11 +102,13 @@ class Task:
         self.attempts = 0
         """How many workers it has been sent to that may have begun it."""
 
-    def envelope(self, tag: int, number: int, known: dict[int, None]) -> tuple[Any, ...]:
+    def envelope(
+        self, tag: int, number: int, known: dict[int, None], own: OwnReducers | None = None
+    ) -> tuple[Any, ...]:
         """The message for a worker that has the functions `known`. Runs the user's code, to pickle."""
         function = self.function
-        body, buffers = pack(self.payload)
-        code = None if function.id in known else function.pickled()
+        body, buffers = pack(self.payload, own)
+        code = None if function.id in known else function.pickled(own)
         return self.kind, tag, number, code, function.id if function.lasting else 0, body, buffers
 
     @property

@@ -12,7 +12,7 @@ from multiprocessing import pool as _base
 from multiprocessing import util
 from typing import Any
 
-from mpipc._pool_channel import Channel, Envelope, pack, unpack
+from mpipc._pool_channel import Channel, Envelope, OwnReducers, pack, unpack
 from mpipc._pool_ledger import Ledger, exit_with_parent
 from mpipc._pool_tasks import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK
 
@@ -44,6 +44,7 @@ def work(
     initargs: Iterable[Any],
     limit: int | None,
     interruptible: bool,
+    own_reducers: OwnReducers | None,
 ) -> None:
     """Run in the worker: the initializer, then tasks until told to quit, or until `limit` tasks are done.
 
@@ -51,7 +52,7 @@ def work(
     """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
     threading.Thread(target=exit_with_parent, args=parent, name="mpipc-parent-watch", daemon=True).start()
-    worker = Worker(tag, tasks, results, ledger)
+    worker = Worker(tag, tasks, results, ledger, own_reducers)
     try:
         if interruptible:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -67,11 +68,14 @@ def work(
 class Worker:
     """State of the worker process; used by its main thread only."""
 
-    def __init__(self, tag: int, tasks: Channel, results: Channel, ledger: Ledger) -> None:
+    def __init__(
+        self, tag: int, tasks: Channel, results: Channel, ledger: Ledger, own_reducers: OwnReducers | None
+    ) -> None:
         self._tag = tag
         self._tasks = tasks
         self._results = results
         self._ledger = ledger
+        self._own_reducers = own_reducers
         self._pid = os.getpid()
         self._functions: dict[int, Callable[..., Any]] = {}
 
@@ -121,7 +125,7 @@ class Worker:
                 os._exit(0)  # the function has forked, and its child returned from it too: the task is not the child's
             kind = RETURNED
             try:
-                contents = pack(value)
+                contents = pack(value, self._own_reducers)
             except Exception as error:
                 kind = FAILED
                 contents = _unsendable(error, value)

@@ -45,6 +45,7 @@ from mpipc._pool_statistics import PoolStatistics as PoolStatistics
 from mpipc._pool_statistics import WorkerStatistics as WorkerStatistics
 from mpipc._pool_statistics import gather
 from mpipc._pool_tasks import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Feed, Function, Source, Task, chunks, function_name
+from mpipc._subclasses import own_reducers, settle_pool
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
@@ -98,12 +99,26 @@ class Pool(_base.Pool):
         self._initializer = initializer
         self._initargs = initargs
         self._retries = retries
-        self._engine = Engine(self.Process, self._ctx, processes, initializer, initargs, maxtasksperchild)
+        task_reducers, result_reducers = own_reducers(self, Pool)
+        self._engine = Engine(
+            self.Process,
+            self._ctx,
+            processes,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            task_reducers=task_reducers,
+            result_reducers=result_reducers,
+        )
         self._pool = self._engine.supervisor.processes
         self._cache = self._engine.cache
         self._engine.start()
         self._terminate = util.Finalize(self, self._engine.terminate, exitpriority=15)
         self._state = RUN
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        settle_pool(cls, Pool)
 
     def __del__(self, _warn: Any = warnings.warn, _running: str = RUN) -> None:
         if self._state == _running:

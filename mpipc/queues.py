@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc import context as _context
-from mpipc._queue_subclasses import settle_base
 from mpipc._queues import LEVELS, MessageQueue, Watch
+from mpipc._subclasses import settle_queue
 from mpipc.sysv import IPC_STAT, msgctl
 
 __all__ = ["Empty", "Full", "JoinableQueue", "PriorityQueue", "Queue", "SimpleQueue"]
@@ -229,7 +229,7 @@ class Queue(_Base, Generic[T]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        settle_base(cls, "Queue", Queue)
+        settle_queue(cls, "Queue", Queue)
 
     def __init__(
         self, maxsize: int = 0, *, ctx: _context.BaseContext | None = None, raise_on_pickle_error: bool = False
@@ -423,7 +423,7 @@ class SimpleQueue(_Base, Generic[T]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        settle_base(cls, "SimpleQueue", SimpleQueue)
+        settle_queue(cls, "SimpleQueue", SimpleQueue)
 
     def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
         self._is_fork_ctx = _context.is_fork(ctx)

@@ -573,9 +573,8 @@ def test_subclass_that_replaces_the_transport() -> None:
 
 def test_joblib() -> None:
     """With multiprocessing's pool, and with loky, which brings its own."""
-    pytest.importorskip("joblib")
     source = """
-        import math, sys
+        import math
         from joblib import Parallel, delayed
 
         if __name__ == "__main__":
@@ -584,3 +583,84 @@ def test_joblib() -> None:
         """
     plain, ours = both(source)
     assert (ours.returncode, ours.stdout) == (0, plain.stdout), ours.stderr
+
+
+POOL_WITH_REDUCERS = """
+    import sys
+    import multiprocessing
+    from multiprocessing.pool import Pool
+
+    import numpy
+    from joblib.pool import MemmappingPool, PicklingPool
+
+    class Celsius:
+        def __init__(self, degrees):
+            self.degrees = degrees
+
+    def reduce_to_kelvin(celsius):
+        return Celsius, (celsius.degrees + 273,)
+
+    def degrees(celsius, *others):
+        return celsius.degrees
+
+    def kind(array):
+        return type(array).__name__
+
+    def itself(celsius):
+        return celsius
+
+    class Doubler:
+        def __init__(self, celsius):
+            self.celsius = celsius
+
+        def __call__(self):
+            return 2 * self.celsius.degrees
+
+    if __name__ == "__main__":
+        multiprocessing.set_start_method(sys.argv[1])
+        own = {Celsius: reduce_to_kelvin}
+        for forward, backward in ((own, None), (None, own), (None, None)):
+            with PicklingPool(1, forward_reducers=forward, backward_reducers=backward) as pool:
+                print(pool.map(degrees, [Celsius(1), Celsius(2)]), pool.apply(degrees, (Celsius(3), 1)))
+                print(pool.apply(Doubler(Celsius(4))), pool.apply(itself, (Celsius(5),)).degrees)
+                print(pool.apply(abs, (-5,)), pool.apply_async(abs, (-5,)).get())
+        with MemmappingPool(1, max_nbytes=1000) as pool:
+            print(pool.map(kind, [numpy.zeros(1000), numpy.zeros(10)]))
+    """
+
+
+def test_pool_with_reducers_of_its_own(start_method: str) -> None:
+    """joblib's pools say by setting up queues of their own how tasks and results are pickled."""
+    plain, ours = both(POOL_WITH_REDUCERS, arguments=[start_method])
+    assert (ours.returncode, ours.stdout, ours.stderr) == (0, plain.stdout, plain.stderr)
+    first, second, *_, last = ours.stdout.splitlines()
+    assert (first, second, last) == ("[274, 275] 276", "554 278", "['memmap', 'ndarray']")
+
+
+def test_pool_that_sets_up_its_queues_is_the_standard_library_s() -> None:
+    run_script(
+        script(
+            """
+            import mpipc
+            mpipc.install()
+            from multiprocessing import pool, queues, get_context
+
+            class Own(pool.Pool):
+                def _setup_queues(self):
+                    self._inqueue, self._outqueue = PipeQueue(ctx=self._ctx), PipeQueue(ctx=self._ctx)
+                    self._quick_put = self._inqueue._writer.send
+                    self._quick_get = self._outqueue._reader.recv
+
+            class PipeQueue(queues.SimpleQueue):
+                def empty(self):
+                    return self._rlock is None
+
+            class Plain(pool.Pool):
+                pass
+
+            assert issubclass(Plain, mpipc.pool.Pool) and not issubclass(Own, mpipc.pool.Pool)
+            with Own(2, context=get_context("fork")) as own:
+                assert own.map(abs, range(-5, 0)) == [5, 4, 3, 2, 1]
+            """
+        )
+    )
