@@ -230,6 +230,47 @@ def test_list_is_short_and_has_reasons() -> None:
     assert all(entry["private_detail"] and entry["reason"] for entry in entries)
 
 
+def compat_module(name: str) -> Any:
+    sys.path.insert(0, str(COMPAT))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(COMPAT))
+
+
+@pytest.mark.parametrize(
+    ("standard", "ours", "verdict"),
+    [
+        ("+-", "-+", True),  # fails at times on both
+        ("+++-", "+", True),
+        ("+-", "---", False),  # mpipc never passes
+        ("++++++++++", "-+", False),  # multiprocessing always does
+    ],
+)
+def test_unreliable_is_what_fails_and_passes_on_both(standard: str, ours: str, verdict: bool) -> None:
+    results = {"multiprocessing": iter(standard), "mpipc": iter(ours)}
+    assert compat_module("report").unreliable(lambda side: next(results[side]) == "+") is verdict
+    assert not any(list(left) for left in results.values()), "each was run as often as needed"
+
+
+def test_unreliable_tests_do_not_fail_the_run() -> None:
+    report = compat_module("report")
+    unit = compat_module("suites").Unit("fork", "cases_fork", "Cases", ("test_a", "test_b"))
+    failed, passed = {"outcome": "failed", "detail": "why"}, {"outcome": "passed"}
+    outcomes = {
+        unit: {
+            "multiprocessing": {"test_a": passed, "test_b": passed},
+            "mpipc": {"test_a": dict(failed), "test_b": dict(failed)},
+        }
+    }
+    assert list(report.failures(outcomes, [])) == [(unit, "test_a"), (unit, "test_b")]
+    outcomes[unit]["mpipc"]["test_a"]["unreliable"] = True
+    outcomes[unit]["mpipc"]["test_b"]["unreliable"] = False
+    against, notes = report.judge(outcomes, [], complete=True)
+    assert against == ["failed: fork Cases.test_b\nwhy"]
+    assert notes == ["fails at times on both, and has failed on mpipc this time: fork Cases.test_a"]
+
+
 HANGING = '''
     """Tests of which one hangs and one takes its process along."""
 
