@@ -1,0 +1,7 @@
+"""All cases, one module a subject. None imports what it measures: see harness.py."""
+
+from harness import Registry
+
+CASES = Registry()
+
+from . import locks, wakeups, queues, streams, messages, pools, objects, footprint, raw_calls, mechanisms  # noqa: E402, F401, I001
