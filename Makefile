@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs lint clean distclean
+.PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs bench bench-quick bench-publish \
+	lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +24,10 @@ help:
 	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
 	@echo 'make compat-all  make compat with each of Python 3.11, 3.12 and 3.13 that is found'
 	@echo 'make compat-programs  unmodified programs of other packages on both (installs them, about 500 MB)'
+	@echo 'make bench     measure mpipc beside its peers, in about 8 minutes: tables, JSON and charts in build/bench'
+	@echo '               (ARGS="locks streams" chooses; ARGS=--list lists the cases)'
+	@echo 'make bench-quick  a selection of that, in under a minute'
+	@echo 'make bench-publish  make bench, and show the figures in README.md and docs/benchmarks'
 	@echo 'make lint      ruff, mypy --strict and cython-lint'
 	@echo 'make build     build and install the package into the virtual environment $(VENV)'
 	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
@@ -52,6 +57,15 @@ $(VENV)/.dev-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
 	@echo 'installing ruff, mypy and cython-lint into $(VENV)'
 	@$(BIN)/python .ci/requirements.py dev > $@.txt
 	@$(PIP) -r $@.txt
+	@touch $@
+
+# One by one: a peer that cannot be installed here is named as missing in the tables, and the others are measured.
+$(VENV)/.bench-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
+	@echo 'installing the peers into $(VENV)'
+	@$(BIN)/python .ci/requirements.py bench > $@.txt
+	@while read -r requirement; do \
+		$(PIP) "$$requirement" < /dev/null || echo "$$requirement could not be installed, and is left out" >&2; \
+	done < $@.txt
 	@touch $@
 
 # Installed, not editable: what is tested is what a user gets. build/ is kept, so that only changed modules are compiled
@@ -105,6 +119,16 @@ $(VENV)/.programs: pyproject.toml .ci/requirements.py $(VENV)/.made
 compat-programs: $(VENV)/.built $(VENV)/.programs
 	@$(BIN)/python compat/programs.py $(ARGS)
 
+# Alone on the machine, if the figures are to mean something.
+bench: $(VENV)/.built $(VENV)/.bench-tools
+	@$(BIN)/python benchmarks/run.py --output build/bench $(ARGS)
+
+bench-quick: $(VENV)/.built $(VENV)/.bench-tools
+	@$(BIN)/python benchmarks/run.py --quick --output build/bench-quick $(ARGS)
+
+bench-publish: $(VENV)/.built $(VENV)/.bench-tools
+	@$(BIN)/python benchmarks/run.py --output build/bench --publish $(ARGS)
+
 lint: $(VENV)/.dev-tools
 	@status=0; \
 	echo 'ruff'; $(BIN)/ruff check . || status=1; \
@@ -118,7 +142,7 @@ clean:
 	find mpipc -name '*.so' -delete
 	rm -f mpipc/family/mpipc-reaper
 	find mpipc -name '*.pyx' | while read -r source; do rm -f "$${source%.pyx}.c"; done
-	find mpipc tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find mpipc tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf .venv-*

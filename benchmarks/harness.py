@@ -27,8 +27,8 @@ class Operation:
     """What a contestant does in its turns."""
 
     run: Callable[[int], float | None]
-    """Does the operation so many times. Returns the nanoseconds that all of them took, or, where the unit of the case is
-    bytes, the sum of the sizes; None leaves the timing to the caller."""
+    """Does the operation so many times. Returns the nanoseconds that all of them took, or, where the unit of the case
+    is bytes, the sum of the sizes; None leaves the timing to the caller."""
     step: int = 1
     """run() is called with multiples of this."""
     close: Callable[[], None] = lambda: None
@@ -128,8 +128,8 @@ class Result:
         return Summary.of(measurement.values) if measurement and measurement.values else None
 
     def ratios(self, contestant: str, reference: str) -> list[float]:
-        """Time of the one / time of the other, repetition by repetition: less than 1 is faster. Empty if one of them has
-        no times."""
+        """Time of the one / time of the other, repetition by repetition: less than 1 is faster. Empty if one of them
+        has no times."""
         pair = [self.contestants.get(name) for name in (contestant, reference)]
         if not all(measurement and measurement.values for measurement in pair):
             return []
@@ -158,8 +158,8 @@ def calibrated(run: Callable[[int], float], nanoseconds: float, step: int) -> in
 
 
 def common_count(counts: Mapping[str, int], steps: Mapping[str, int], most: float = 4.0) -> int:
-    """A count that all contestants use, from those that would each fill one turn: the fastest one's, but not so many that
-    the slowest takes `most` turns' time. A multiple of every step (the steps divide one another)."""
+    """A count that all contestants use, from those that would each fill one turn: the fastest one's, but not so many
+    that the slowest takes more than `most` turns' time. A multiple of every step (the steps divide one another)."""
     step = max(steps.values())
     wanted = min(max(counts.values()), most * min(counts.values()))
     return max(1, round(wanted / step)) * step

@@ -1,8 +1,8 @@
 """The process in which one contestant of one case lives: `python lane.py CASE CONTESTANT`.
 
 Each has a fresh one, so that the imports, threads and garbage of one implementation do not disturb another. It stays
-for all the turns: what is measured is the steady state. run.py tells it on standard input how often to do the operation,
-a number a line, and gets a line of JSON for each; an empty line or the end of the input ends it.
+for all the turns: what is measured is the steady state. run.py tells it on standard input how often to do the
+operation, a number a line, and gets a line of JSON for each; an empty line or the end of the input ends it.
 """
 
 from __future__ import annotations

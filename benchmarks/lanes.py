@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import FAILED, MISSING, OK, SKIPPED, Case, Measurement, Result, calibrated, common_count
+from harness import FAILED, MISSING, SKIPPED, Case, Measurement, Result, calibrated, common_count
 
 PROGRAM = Path(__file__).resolve().parent / "lane.py"
 
@@ -39,10 +40,8 @@ class Lane:
 
     def __init__(self, case: Case, contestant: str, *, timeout: float, modules: Sequence[str] = ()) -> None:
         self.timeout = timeout
-        self.busy = 0.0
-        """Nanoseconds of the turns so far, by this process's clock."""
         self._mark = uuid.uuid4().hex
-        self._errors = tempfile.TemporaryFile("w+b")
+        self._errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (kill() closes it)
         self._received = b""
         # -W: newer versions of Python warn of fork() in a process with threads, which some contestants do.
         self._process = subprocess.Popen(
@@ -53,20 +52,19 @@ class Lane:
             start_new_session=True,
             env={**os.environ, MARK: self._mark},
         )
-        self.step = int(self._answer()["step"])
+        try:
+            self.step = int(self._answer()["step"])
+        except BaseException:
+            self.kill()
+            raise
 
     def turn(self, count: int) -> float:
         """Nanoseconds (or bytes) that `count` operations took."""
         assert self._process.stdin is not None
-        begin = time.perf_counter_ns()
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the answer, or that there is none, says why
             self._process.stdin.write(b"%d\n" % count)
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer, or that there is none, says why
-        value = float(self._answer()["value"])
-        self.busy += time.perf_counter_ns() - begin
-        return value
+        return float(self._answer()["value"])
 
     def close(self) -> None:
         """Ends the process in order; LaneError if that fails."""
@@ -143,10 +141,8 @@ def _marked(mark: str) -> Iterator[int]:
 
 
 def _send(pid: int, signum: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signum)
-    except ProcessLookupError:
-        pass
 
 
 def measure(
@@ -161,8 +157,8 @@ def measure(
 ) -> Result:
     """Runs the contestants of a case in turns, `repeat` times each, each turn about `seconds` long.
 
-    One that cannot be prepared, fails or gives no answer for `timeout` seconds is out of the race, and the others go on.
-    Nothing is begun after `deadline`, a time.monotonic().
+    One that cannot be prepared, fails or gives no answer for `timeout` seconds is out of the race, and the others go
+    on. Nothing is begun after `deadline`, a time.monotonic().
     """
     measurements = {name: Measurement() for name in case.contestants}
     lanes: dict[str, Lane] = {}
@@ -182,7 +178,6 @@ def measure(
         lanes[name] = lane
         steps[name] = lane.step
         if case.fixed_count is None:
-            # What counts is the time of the run, also where it is not the result.
             measurements[name].count = calibrated(lane.turn, nanoseconds, lane.step)
         else:
             measurements[name].count = case.fixed_count
@@ -212,7 +207,3 @@ def measure(
         for lane in lanes.values():  # an interrupt, or a mistake of the suite
             lane.kill()
     return Result(case.key, case.title, case.unit, case.amount, measurements)
-
-
-def succeeded(result: Result) -> list[str]:
-    return [name for name, measurement in result.contestants.items() if measurement.status == OK]

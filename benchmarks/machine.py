@@ -14,7 +14,15 @@ import native
 
 PEERS = ("mpipc", "faster-fifo", "sysv-ipc", "posix-ipc", "loky", "pebble", "numpy", "matplotlib")
 
-LIMITS = ("kernel/msgmni", "kernel/msgmnb", "kernel/msgmax", "kernel/sem", "kernel/shmmni", "fs/mqueue/msg_max", "fs/pipe-max-size")
+LIMITS = (
+    "kernel/msgmni",
+    "kernel/msgmnb",
+    "kernel/msgmax",
+    "kernel/sem",
+    "kernel/shmmni",
+    "fs/mqueue/msg_max",
+    "fs/pipe-max-size",
+)
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +57,9 @@ def memory() -> int:
 
 
 def virtual() -> bool:
-    return any(line.startswith("flags") and " hypervisor" in line for line in Path("/proc/cpuinfo").read_text().splitlines())
+    """Whether the processor says that there is a hypervisor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return any(line.startswith("flags") and " hypervisor" in line for line in lines)
 
 
 def compiler() -> str:

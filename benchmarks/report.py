@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import FAILED, MISSING, OK, SKIPPED, Result, Summary, ratio_text, size_text, value_text
+from harness import MISSING, OK, SKIPPED, Result, Summary, ratio_text, size_text, value_text
 from must_show import MISSED, TARGETS
 
 BEGIN, END = "<!-- benchmarks: begin (written by `make bench-publish`) -->", "<!-- benchmarks: end -->"
@@ -17,9 +17,9 @@ GROUPS = {
     "queues": ("Queues, one message at a time", "The message is a small dict."),
     "streams": (
         "Queues, streams",
-        "Time for one message. Everybody sends the same number of them; all queues are made without arguments. `C + pickle`: a"
-        " stream of System V messages of the same size between two C programs, and then pickle.dumps() and loads() of as many"
-        " dicts; `C + loads alone` counts loads() only, as if dumps() cost nothing.",
+        "Time for one message. Everybody sends the same number of them; all queues are made without arguments."
+        " `C + pickle`: a stream of System V messages of the same size between two C programs, and then pickle.dumps()"
+        " and loads() of as many dicts; `C + loads alone` counts loads() only, as if dumps() cost nothing.",
     ),
     "messages": ("Queues, large messages", "At most four messages are under way."),
     "pools": ("Pools", "Two workers. The task returns its argument."),
@@ -28,8 +28,8 @@ GROUPS = {
     "raw": ("System calls from Python", ""),
     "mechanisms": (
         "Every local mechanism",
-        "C programs. Queues take messages of at most 8 KiB, so that longer ones go in pieces. Shared memory is a ring of eight"
-        " slots with a copy in and a copy out and POSIX semaphores in it, or System V ones (semop).",
+        "C programs. Queues take messages of at most 8 KiB, so that longer ones go in pieces. Shared memory is a ring"
+        " of eight slots with a copy in and a copy out and POSIX semaphores in it, or System V ones (semop).",
     ),
 }
 
@@ -85,7 +85,7 @@ def must_show(results: Mapping[str, Result]) -> str:
     for target in TARGETS:
         measured = target.measured(results)
         if target.at_most:
-            wanted = f"at most {target.bound:g} × its time"
+            wanted = f"at most {target.bound:g} times its time"
         elif target.bound == 1:
             wanted = "faster"
         else:
@@ -93,13 +93,16 @@ def must_show(results: Mapping[str, Result]) -> str:
         verdict = target.verdict(measured)
         if measured is not None and not target.certain(measured):
             verdict += ", within the spread"
-        figures = spread(measured) if measured else "–"
+        figures = spread(measured) if measured else "-"
         lines.append(f"| {target.title} | {target.peer} | {wanted} | {figures} | {verdict} |")
     return "\n".join(lines)
 
 
 def table(results: Iterable[Result]) -> str:
-    lines = ["| case | contestant | median | (lowest to highest) | ratio to the first |", "| --- | --- | ---: | --- | --- |"]
+    lines = [
+        "| case | contestant | median | (lowest to highest) | ratio to the first |",
+        "| --- | --- | ---: | --- | --- |",
+    ]
     for result in results:
         names = list(result.contestants)
         first = True
@@ -160,9 +163,9 @@ def section(run: Mapping[str, Any], results: Mapping[str, Result]) -> str:
     facts = run["machine"]
     kind = "a virtual machine with " if facts["virtual machine"] else ""
     where = (
-        f"Measured on {facts['date'][:10]} with {facts['python']} on {facts['kernel']}, {kind}{facts['processors']} processors"
-        f" ({facts['processor']}), peers in turns in the same run; [docs/benchmarks](docs/benchmarks/results.md) has all"
-        f" cases, versions and spreads."
+        f"Measured on {facts['date'][:10]} with {facts['python']} on {facts['kernel']}, {kind}{facts['processors']}"
+        f" processors ({facts['processor']}). [docs/benchmarks](docs/benchmarks/results.md) has all cases, versions and"
+        f" spreads."
     )
     parts = [where]
     for name, caption in README_CHARTS:
@@ -170,9 +173,7 @@ def section(run: Mapping[str, Any], results: Mapping[str, Result]) -> str:
             parts.append(f"![{caption}](docs/benchmarks/{name})")
     missed = sum(target.verdict(target.measured(results)) == MISSED for target in TARGETS)
     told = "All targets are met" if missed == 0 else f"{len(TARGETS) - missed} of {len(TARGETS)} targets are met"
-    parts.append(f"{told}; a ratio is that of the times in one repetition, the median of {run['settings']['repetitions']}.")
+    repetitions = run["settings"]["repetitions"]
+    parts.append(f"{told}. A ratio is that of the times in one repetition; shown is the median of {repetitions}.")
     parts.append(must_show(results))
     return "\n\n".join(parts)
-
-
-__all__ = ["FAILED", "must_show", "page", "problems", "publish", "section", "table"]

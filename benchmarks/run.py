@@ -26,7 +26,7 @@ import machine
 import native
 import report
 from cases import CASES
-from harness import FAILED, OK, Case, Measurement, Result
+from harness import FAILED, Case, Measurement, Result
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("only", nargs="*", metavar="KEY", help="only cases whose key contains this")
     parser.add_argument("--quick", action="store_true", help="a selection of the cases, and shorter turns")
     parser.add_argument("--repeat", type=int, default=5, help="turns of each contestant (default 5)")
-    parser.add_argument("--seconds", type=float, help="length of a turn (default 0.1, for a quick run 0.04)")
+    parser.add_argument("--seconds", type=float, help="length of a turn (default 0.1, for a quick run 0.03)")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds that a turn may take at most (default 30)")
     parser.add_argument("--budget", type=float, help="seconds after which no case is begun (default 540, quick 50)")
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench", help="folder (default build/bench)")
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     if args.repeat < 1:
         parser.error("--repeat is at least 1")
     if args.seconds is None:
-        args.seconds = 0.04 if args.quick else 0.1
+        args.seconds = 0.03 if args.quick else 0.1
     if args.budget is None:
         args.budget = 50 if args.quick else 540
     return args

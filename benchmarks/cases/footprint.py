@@ -36,6 +36,11 @@ def worker(ready, go):
     ready.put(os.getpid())
     go.acquire()
 
+def tracker():
+    from multiprocessing import resource_tracker
+    resource_tracker.ensure_running()
+    return resource_tracker._resource_tracker._pid
+
 def reaper():
     # Its arguments name its family's segment.
     from mpipc import family
@@ -131,8 +136,4 @@ for kind, fields in (("resident", "RESIDENT"), ("private", "PRIVATE")):
 
 
 def tracker(fields: str) -> Operation:
-    return memory(
-        "multiprocessing",
-        f"(__import__('multiprocessing.resource_tracker').resource_tracker.ensure_running(),"
-        f" memory(__import__('multiprocessing.resource_tracker').resource_tracker._resource_tracker._pid, {fields}))[1]",
-    )
+    return memory("multiprocessing", f"memory(tracker(), {fields})")

@@ -40,9 +40,7 @@ def sysv_ipc(processes: int) -> Operation:
     semaphore = sysv_ipc.Semaphore(None, sysv_ipc.IPC_CREX, initial_value=1)
     semaphore.undo = True  # otherwise a killed holder would hold it for ever
     remove_at_exit(semaphore.remove)
-    return alone_or_shared(
-        context("multiprocessing"), acquire_release(semaphore.acquire, semaphore.release), processes
-    )
+    return alone_or_shared(context("multiprocessing"), acquire_release(semaphore.acquire, semaphore.release), processes)
 
 
 def posix_ipc(processes: int) -> Operation:
@@ -50,9 +48,7 @@ def posix_ipc(processes: int) -> Operation:
 
     semaphore = posix_ipc.Semaphore(None, posix_ipc.O_CREX, initial_value=1)
     semaphore.unlink()
-    return alone_or_shared(
-        context("multiprocessing"), acquire_release(semaphore.acquire, semaphore.release), processes
-    )
+    return alone_or_shared(context("multiprocessing"), acquire_release(semaphore.acquire, semaphore.release), processes)
 
 
 def increment(processes: int) -> Callable[[Any], Operation]:

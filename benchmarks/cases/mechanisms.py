@@ -35,6 +35,6 @@ for what, title in TITLES.items():
                 },
                 amount=size if what == "throughput" else 0,
                 speed=0.35,
-                quick=text in ("64 B", "64 KB"),
+                quick=(what, text) in (("latency", "64 B"), ("throughput", "64 KB")),
             )
         )

@@ -1,7 +1,7 @@
 """Large messages through a queue from one process to another, as bytes and as numpy arrays.
 
-At most four are under way: the queues are bounded, faster-fifo's by bytes, the others' by maxsize. That is how one sends
-large objects, and shows the steady state, in which memory has been touched before.
+At most four are under way: the queues are bounded, faster-fifo's by bytes, the others' by maxsize. That is how one
+sends large objects, and shows the steady state, in which memory has been touched before.
 """
 
 from __future__ import annotations

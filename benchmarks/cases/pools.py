@@ -19,7 +19,7 @@ def trivial(number: int) -> int:
     return number
 
 
-# ---- the executors under one roof: each is given as (its function for a case) -> Operation ----------------------------
+# ---- the pools and executors -----------------------------------------------------------------------------------------
 
 
 def pool_operation(use: Callable[[Any], Callable[[int], None]]) -> Callable[[Any], Operation]:
@@ -74,7 +74,7 @@ def pebble_operation(use: Callable[[Any], Callable[[int], None]]) -> Prepare:
     return prepare
 
 
-# ---- what is done with them ----------------------------------------------------------------------------------------
+# ---- what is done with them ------------------------------------------------------------------------------------------
 
 
 def start_pool(ctx: Any) -> Operation:
@@ -145,14 +145,14 @@ def mapping(chunksize: int | None) -> Callable[[Any], Callable[[int], None]]:
 
 def executor_mapping(chunksize: int | None) -> Callable[[Any], Callable[[int], None]]:
     """map() of concurrent.futures' kind, whose own choice is always 1: it is told multiprocessing's."""
-    return lambda executor: lambda count: checked(
-        executor.map(trivial, range(count), chunksize=chunksize or chunk_for(count)), count
+    return lambda executor: (
+        lambda count: checked(executor.map(trivial, range(count), chunksize=chunksize or chunk_for(count)), count)
     )
 
 
 def pebble_mapping(chunksize: int | None) -> Callable[[Any], Callable[[int], None]]:
-    return lambda pool: lambda count: checked(
-        pool.map(trivial, range(count), chunksize=chunksize or chunk_for(count)).result(), count
+    return lambda pool: (
+        lambda count: checked(pool.map(trivial, range(count), chunksize=chunksize or chunk_for(count)).result(), count)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import native
 from harness import Case, Operation
 
@@ -42,7 +44,7 @@ def posix_ipc_message() -> Operation:
     return Operation(lambda count: message_loop(queue, count))
 
 
-def message_loop(queue, count: int) -> None:  # type: ignore[no-untyped-def]
+def message_loop(queue: Any, count: int) -> None:
     for _ in range(count):
         queue.send(MESSAGE)
         queue.receive()
@@ -81,7 +83,7 @@ def posix_ipc_semaphore() -> Operation:
     return Operation(lambda count: semaphore_loop(semaphore, count))
 
 
-def semaphore_loop(semaphore, count: int) -> None:  # type: ignore[no-untyped-def]
+def semaphore_loop(semaphore: Any, count: int) -> None:
     for _ in range(count):
         semaphore.acquire()
         semaphore.release()
@@ -95,9 +97,8 @@ def mpipc_attach() -> Operation:
 
     def run(count: int) -> None:
         for number in range(count):
-            with sysv.shmat(segment) as attachment:
-                with memoryview(attachment) as view:
-                    view[0] = number & 255
+            with sysv.shmat(segment) as attachment, memoryview(attachment) as view:
+                view[0] = number & 255
 
     return Operation(run)
 
