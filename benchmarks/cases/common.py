@@ -6,6 +6,7 @@ import atexit
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from harness import Operation, Prepare
@@ -20,7 +21,11 @@ def context(package: str) -> Any:
 
 def on_packages(prepare: Callable[[Any], Operation], *packages: str) -> dict[str, Prepare]:
     """The same for mpipc and multiprocessing, or other packages with a context of the same kind."""
-    return {package: lambda package=package: prepare(context(package)) for package in packages or PACKAGES}
+    return {package: partial(_prepared, prepare, package) for package in packages or PACKAGES}
+
+
+def _prepared(prepare: Callable[[Any], Operation], package: str) -> Operation:
+    return prepare(context(package))  # imports it, which is for the process of the contestant to do
 
 
 def repeated(body: Callable[[], object]) -> Operation:

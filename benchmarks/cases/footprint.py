@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 from harness import Case, Operation, Unit
 
@@ -21,7 +22,7 @@ print(time.perf_counter_ns() - begin)
 """
 
 MEMORY = """
-import os, sys
+import os, time
 
 def memory(pid, fields):
     # Kilobytes, from proc_pid_smaps(5).
@@ -29,6 +30,15 @@ def memory(pid, fields):
         lines = dict(line.split(":", 1) for line in rollup.readlines()[1:])
     return sum(int(lines[field].split()[0]) for field in fields) * 1024
 
+def settled(pid, fields):
+    # For a process that is only just starting.
+    before = 0
+    while (now := memory(pid, fields)) != before or time.monotonic() < begin + 0.3:
+        before = now
+        time.sleep(0.1)
+    return now
+
+begin = time.monotonic()
 RESIDENT = ["Rss"]
 PRIVATE = ["Private_Clean", "Private_Dirty"]
 
@@ -94,7 +104,7 @@ CASES.add(
     Case(
         "footprint/import",
         "import of the package, in a fresh interpreter",
-        {package: lambda package=package: importing(package) for package in PACKAGES},  # type: ignore[misc]
+        {package: partial(importing, package) for package in PACKAGES},
         fixed_count=5,
         quick=True,
     )
@@ -111,10 +121,7 @@ for name, (text, pid) in PROCESSES.items():
             Case(
                 f"footprint/{name}-{kind}",
                 f"{kind} memory of {text}",
-                {
-                    package: lambda package=package, what=f"memory({pid}, {fields})": memory(package, what)  # type: ignore[misc]
-                    for package in PACKAGES
-                },
+                {package: partial(memory, package, f"memory({pid}, {fields})") for package in PACKAGES},
                 unit=BYTES,
                 fixed_count=1,
             )
@@ -125,15 +132,11 @@ for kind, fields in (("resident", "RESIDENT"), ("private", "PRIVATE")):
             f"footprint/helper-{kind}",
             f"{kind} memory of the process in the background",
             {
-                "mpipc reaper": lambda what=f"memory(reaper(), {fields})": memory("mpipc", what),  # type: ignore[misc]
+                "mpipc reaper": partial(memory, "mpipc", f"settled(reaper(), {fields})"),
                 # multiprocessing has one only with spawn and forkserver.
-                "multiprocessing resource tracker": lambda fields=fields: tracker(fields),  # type: ignore[misc]
+                "multiprocessing resource tracker": partial(memory, "multiprocessing", f"settled(tracker(), {fields})"),
             },
             unit=BYTES,
             fixed_count=1,
         )
     )
-
-
-def tracker(fields: str) -> Operation:
-    return memory("multiprocessing", f"memory(tracker(), {fields})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import native
@@ -82,12 +83,12 @@ for processes in (1, 2, 4, 8):
     for name in ("Lock", "RLock", "Semaphore"):
         contestants: dict[str, Prepare] = on_packages(of_class(name, processes))
         if name != "RLock":
-            contestants["sysv_ipc"] = lambda n=processes: sysv_ipc(n)  # type: ignore[misc]
-            contestants["posix_ipc"] = lambda n=processes: posix_ipc(n)  # type: ignore[misc]
-            contestants["C, sem_t"] = lambda n=processes: native.operation("locks", "posix", n, step=n)  # type: ignore[misc]
+            contestants["sysv_ipc"] = partial(sysv_ipc, processes)
+            contestants["posix_ipc"] = partial(posix_ipc, processes)
+            contestants["C, sem_t"] = partial(native.operation, "locks", "posix", processes, step=processes)
         if name == "Lock":
             for label, kind in (("C, robust mutex", "robust"), ("C, semop with SEM_UNDO", "semop")):
-                contestants[label] = lambda k=kind, n=processes: native.operation("locks", k, n, step=n)  # type: ignore[misc]
+                contestants[label] = partial(native.operation, "locks", kind, processes, step=processes)
         CASES.add(
             Case(
                 f"locks/{name}-{processes}",
@@ -104,7 +105,7 @@ for processes in (1, 2):
             f"Value: += 1 under its lock, {'uncontended' if processes == 1 else f'{processes} processes'}",
             {
                 **on_packages(increment(processes)),
-                "C, sem_t": lambda n=processes: native.operation("locks", "posix-increment", n, step=n),  # type: ignore[misc]
+                "C, sem_t": partial(native.operation, "locks", "posix-increment", processes, step=processes),
             },
             quick=processes == 1,
         )

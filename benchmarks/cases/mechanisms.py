@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import native
 from harness import Case
 
@@ -29,10 +31,7 @@ for what, title in TITLES.items():
             Case(
                 f"mechanisms/{what}-{text.replace(' ', '')}",
                 f"{text}, {title}",
-                {
-                    name: lambda key=key, what=what, size=size: native.operation("mechanisms", key, what, size)  # type: ignore[misc]
-                    for name, key in MECHANISMS.items()
-                },
+                {name: partial(native.operation, "mechanisms", key, what, size) for name, key in MECHANISMS.items()},
                 amount=size if what == "throughput" else 0,
                 speed=0.35,
                 quick=(what, text) in (("latency", "64 B"), ("throughput", "64 KB")),

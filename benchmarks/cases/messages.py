@@ -7,6 +7,7 @@ sends large objects, and shows the steady state, in which memory has been touche
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from crew import stream
@@ -43,12 +44,12 @@ def send(ctx: Any, put: Callable[[Any], object], get: Callable[[], Any], message
     return stream(ctx, putting, getting, 1, 1)
 
 
-def queue(ctx: Any, message: Any) -> Operation:
+def queue(make: Callable[[int], Any], size: int, ctx: Any) -> Operation:
     made = ctx.Queue(UNDER_WAY)
-    return send(ctx, made.put, made.get, message)
+    return send(ctx, made.put, made.get, make(size))
 
 
-def faster_fifo(message: Any, size: int) -> Operation:
+def faster_fifo(make: Callable[[int], Any], size: int) -> Operation:
     import faster_fifo
 
     made = faster_fifo.Queue(UNDER_WAY * (size + 1024))
@@ -56,7 +57,7 @@ def faster_fifo(message: Any, size: int) -> Operation:
         context("multiprocessing"),
         lambda message: made.put(message, timeout=HOUR),
         lambda: made.get(timeout=HOUR),
-        message,
+        make(size),
     )
 
 
@@ -67,8 +68,8 @@ for kind, make in (("bytes", make_bytes), ("array", make_array)):
                 f"messages/{kind}-{text.replace(' ', '')}",
                 f"Queue: {text} as {'bytes' if kind == 'bytes' else 'a numpy array'}, one to one",
                 {
-                    **on_packages(lambda ctx, make=make, size=size: queue(ctx, make(size))),  # type: ignore[misc]
-                    "faster-fifo": lambda make=make, size=size: faster_fifo(make(size), size),  # type: ignore[misc]
+                    **on_packages(partial(queue, make, size)),
+                    "faster-fifo": partial(faster_fifo, make, size),
                 },
                 amount=size,
                 quick=(kind, text) == ("array", "1 MB"),

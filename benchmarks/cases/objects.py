@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from crew import together
@@ -118,10 +119,7 @@ for kind in MAKERS:
             Case(
                 f"objects/make-{kind}-{number}",
                 f"make and drop {number:,} {kind}s (one)",
-                {
-                    package: lambda package=package, kind=kind, number=number: making(package, kind, number)  # type: ignore[misc]
-                    for package in ("mpipc", "multiprocessing")
-                },
+                {package: partial(making, package, kind, number) for package in ("mpipc", "multiprocessing")},
                 speed=0.5,
             )
         )
@@ -136,7 +134,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[str, int], Operation]]] = {
 
 for key, (title, operation) in OPERATIONS.items():
     contestants: dict[str, Prepare] = {
-        label(package, number): lambda operation=operation, package=package, number=number: operation(package, number)  # type: ignore[misc]
+        label(package, number): partial(operation, package, number)
         for package in ("mpipc", "multiprocessing")
         for number in COUNTS
     }

@@ -7,6 +7,7 @@ has the same number of messages, so that nobody's queue has more to hold than an
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import native
@@ -31,6 +32,10 @@ def single(ctx: Any, put: Any, get: Any, producers: int, consumers: int) -> Oper
             get()
 
     return stream(ctx, putting, getting, producers, consumers)
+
+
+def default_queue(producers: int, consumers: int, ctx: Any) -> Operation:
+    return single(ctx, *queue(ctx), producers, consumers)
 
 
 def batches(ctx: Any, put: Any, get_many: Any, producers: int, consumers: int, put_many: Any = None) -> Operation:
@@ -100,14 +105,13 @@ def floor_overlapped() -> Operation:
 
 
 for producers, consumers in CONFIGURATIONS:
-    pair = (producers, consumers)
     contestants: dict[str, Prepare] = {
-        **on_packages(lambda ctx, pair=pair: single(ctx, *queue(ctx), *pair)),  # type: ignore[misc]
-        "faster-fifo": lambda pair=pair: faster_fifo(*pair),  # type: ignore[misc]
-        "mpipc get_many": lambda pair=pair: mpipc_many(*pair, put_many=False),  # type: ignore[misc]
-        "faster-fifo get_many": lambda pair=pair: faster_fifo_many(*pair, put_many=False),  # type: ignore[misc]
+        **on_packages(partial(default_queue, producers, consumers)),
+        "faster-fifo": partial(faster_fifo, producers, consumers),
+        "mpipc get_many": partial(mpipc_many, producers, consumers, put_many=False),
+        "faster-fifo get_many": partial(faster_fifo_many, producers, consumers, put_many=False),
     }
-    if pair == (1, 1):
+    if (producers, consumers) == (1, 1):
         contestants["sysv_ipc + pickle"] = lambda: single(context("multiprocessing"), *sysv_ipc(), 1, 1)
         contestants["posix_ipc + pickle"] = lambda: single(context("multiprocessing"), *posix_ipc(), 1, 1)
         contestants["C + pickle"] = floor_both
@@ -118,7 +122,7 @@ for producers, consumers in CONFIGURATIONS:
             f"Queue: stream of small dicts, {producers} to {consumers}",
             contestants,
             shared_count=True,
-            quick=pair == (1, 1),
+            quick=(producers, consumers) == (1, 1),
         )
     )
 
@@ -128,8 +132,8 @@ for producers, consumers in ((1, 1), (20, 3)):
             f"streams/many-{producers}-{consumers}",
             f"Queue: put_many and get_many of {BATCH} small dicts (one message), {producers} to {consumers}",
             {
-                "mpipc": lambda p=producers, c=consumers: mpipc_many(p, c, put_many=True),  # type: ignore[misc]
-                "faster-fifo": lambda p=producers, c=consumers: faster_fifo_many(p, c, put_many=True),  # type: ignore[misc]
+                "mpipc": partial(mpipc_many, producers, consumers, put_many=True),
+                "faster-fifo": partial(faster_fifo_many, producers, consumers, put_many=True),
             },
             shared_count=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import native
@@ -85,8 +86,8 @@ CASES.add(
         "Semaphore: release to acquire, there and back",
         {
             **on_packages(semaphore),
-            "C, sem_t": lambda: native.operation("wakeups", "semaphore", 2),
-            "C, semop": lambda: native.operation("wakeups", "semop", 2),
+            "C, sem_t": partial(native.operation, "wakeups", "semaphore", 2),
+            "C, semop": partial(native.operation, "wakeups", "semop", 2),
         },
         quick=True,
     )
@@ -96,7 +97,7 @@ CASES.add(
     Case(
         "wakeups/condition",
         "Condition: notify to wait, there and back",
-        {**on_packages(condition), "C, pthread_cond_t": lambda: native.operation("wakeups", "condition", 2)},
+        {**on_packages(condition), "C, pthread_cond_t": partial(native.operation, "wakeups", "condition", 2)},
     )
 )
 for processes in (2, 4, 8):
@@ -106,7 +107,7 @@ for processes in (2, 4, 8):
             f"Barrier: {processes} processes pass it",
             {
                 **on_packages(barrier(processes)),
-                "C, pthread_barrier_t": lambda n=processes: native.operation("wakeups", "barrier", n),  # type: ignore[misc]
+                "C, pthread_barrier_t": partial(native.operation, "wakeups", "barrier", processes),
             },
         )
     )
