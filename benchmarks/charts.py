@@ -24,6 +24,7 @@ Results = Mapping[str, Result]
 COLOURS = {
     "mpipc": "#0072B2",
     "mpipc get_many": "#56B4E9",
+    "mpipc executor": "#56B4E9",
     "multiprocessing": "#8C8C8C",
     "faster-fifo": "#D55E00",
     "faster-fifo get_many": "#F0A66B",
@@ -192,7 +193,7 @@ def pools(results: Results) -> Any:
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(9, 3.6))
-    names = ["mpipc", "multiprocessing", "concurrent.futures", "loky", "pebble"]
+    names = ["mpipc", "multiprocessing", "mpipc executor", "concurrent.futures", "loky", "pebble"]
     grouped_bars(axes, rows, names, lambda result, ns: ns / 1e3)
     logarithmic(axes.yaxis, axes.set_yscale, microseconds)
     axes.set_title("Pools of two workers: time for one task (for start: until the first result, and to the end)")

@@ -75,9 +75,10 @@ class Lane:
         except subprocess.TimeoutExpired:
             self.kill()
             raise LaneError(FAILED, f"did not end within {self.timeout:.0f} s") from None
+        words = self._last_words()
         self.kill()
         if status != 0:
-            raise LaneError(FAILED, f"ended with status {status}: {self._last_words()}")
+            raise LaneError(FAILED, f"ended with status {status}{': ' + words if words else ''}")
 
     def kill(self) -> None:
         """Ends what there still is of the lane's processes: with SIGTERM, upon which what the raw packages have created
@@ -87,7 +88,8 @@ class Lane:
             if not pids:
                 break
             for pid in pids:
-                _send(pid, signum)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
             end = time.monotonic() + GRACE
             while any(_marked(self._mark)) and time.monotonic() < end:
                 time.sleep(0.02)
@@ -138,11 +140,6 @@ def _marked(mark: str) -> Iterator[int]:
                 continue  # gone, or somebody else's
             if wanted in environment.split(b"\0"):
                 yield int(entry.name)
-
-
-def _send(pid: int, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signum)
 
 
 def measure(

@@ -41,6 +41,12 @@ def concurrent_futures() -> Any:
     return ProcessPoolExecutor(WORKERS, mp_context=context("multiprocessing"))
 
 
+def mpipc_executor() -> Any:
+    import mpipc
+
+    return mpipc.ProcessPoolExecutor(WORKERS, mp_context=context("mpipc"))
+
+
 def loky() -> Any:
     import loky
 
@@ -173,6 +179,7 @@ def everyone(
 ) -> dict[str, Prepare]:
     contestants: dict[str, Prepare] = {
         **on_packages(pool_operation(on_pool)),
+        "mpipc executor": executor_operation(mpipc_executor, on_executor),
         "concurrent.futures": executor_operation(concurrent_futures, on_executor),
         "loky": executor_operation(loky, on_executor),
     }
