@@ -67,6 +67,7 @@ def draw_all(folder: Path, run: Mapping[str, Any], results: Results) -> list[tup
     for name, (caption, draw) in CHARTS.items():
         figure = draw(results)
         if figure is None:
+            plt.close("all")
             (folder / name).unlink(missing_ok=True)  # of another run
             continue
         # What the picture needs to be understood when it is passed around alone.
@@ -228,9 +229,11 @@ def locks(results: Results) -> Any:
         axes.grid(color="#E6E6E6", linewidth=0.6)
         axes.set_title(f"{kind}: acquire and release")
         axes.set_xlabel("processes")
+    if not found:
+        return None
     handles, labels = axes_list[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, ncols=6, loc="outside upper left")
-    return figure if found else None
+    return figure
 
 
 def many_objects(results: Results) -> Any:
@@ -241,7 +244,7 @@ def many_objects(results: Results) -> Any:
         "one-queue": "Queue put + get",
     }
     titles = {key: title for key, title in titles.items() if f"objects/{key}" in results}
-    if not titles:
+    if not any(measurement.values for key in titles for measurement in results[f"objects/{key}"].contestants.values()):
         return None
     figure, axes_list = plt.subplots(1, len(titles), figsize=(9, 3), squeeze=False)
     for axes, (key, title) in zip(axes_list[0], titles.items(), strict=True):
@@ -284,8 +287,10 @@ def mechanisms(results: Results) -> Any:
         axes.grid(color="#E6E6E6", linewidth=0.6)
     both[0].set_title("Latency: there and back")
     both[1].set_title("Throughput: MB a second")
+    if not found:
+        return None
     both[0].legend(fontsize=8)
-    return figure if found else None
+    return figure
 
 
 def line(axes: Axes, points: Any, colour: str, marker: str, style: str, name: str, divisor: float) -> None:
