@@ -509,6 +509,45 @@ def test_a_pulse_wakes_those_who_wait() -> None:
         assert results == [True] * 3
 
 
+def clear_after_waiting(event: Any, cleared: Any, rounds: int) -> None:
+    for _ in range(rounds):
+        assert event.wait(60)
+        event.clear()
+        cleared.release()
+
+
+def test_what_a_waiter_clears_stays_clear(ctx: Any) -> None:
+    """Also while the set() that woke it is still on its way back from the kernel."""
+    event, cleared, rounds = ctx.Event(), ctx.Semaphore(0), 300
+    child = run(ctx, clear_after_waiting, event, cleared, rounds)
+    for _ in range(rounds):
+        event.set()
+        assert cleared.acquire(timeout=60)
+        assert not event.is_set()
+    finish(child)
+
+
+def clear_when_told(event: Any, go: Any, done: Any, rounds: int) -> None:
+    for _ in range(rounds):
+        go.acquire()
+        event.clear()
+        done.release()
+
+
+def test_cleared_twice_is_set_once(ctx: Any) -> None:
+    """By two at the same time: one set() is enough afterwards."""
+    event, go, done, rounds = ctx.Event(), ctx.Semaphore(0), ctx.Semaphore(0), 300
+    children = [run(ctx, clear_when_told, event, go, done, rounds) for _ in range(2)]
+    for _ in range(rounds):
+        event.set()
+        assert event.is_set()
+        go.release()
+        go.release()
+        assert done.acquire(timeout=60) and done.acquire(timeout=60)
+        assert not event.is_set()
+    finish(*children)
+
+
 def flip(event: Any, rounds: int) -> None:
     for _ in range(rounds):
         event.clear()
