@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a selection of the cases, and shorter turns")
     parser.add_argument("--repeat", type=int, default=5, help="turns of each contestant (default 5)")
     parser.add_argument("--seconds", type=float, help="length of a turn (default 0.1, for a quick run 0.03)")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds that a turn may take at most (default 30)")
+    parser.add_argument("--timeout", type=float, help="seconds that a turn may take at most (default 30, quick 10)")
     parser.add_argument("--budget", type=float, help="seconds after which no case is begun (default 480, quick 50)")
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench", help="folder (default build/bench)")
     parser.add_argument("--from", type=Path, dest="source", metavar="JSON", help="measure nothing, show these results")
@@ -77,6 +77,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--repeat is at least 1")
     if args.seconds is None:
         args.seconds = 0.03 if args.quick else 0.1
+    if args.timeout is None:
+        args.timeout = 10 if args.quick else 30
     if args.budget is None:
         args.budget = 50 if args.quick else 480
     return args
