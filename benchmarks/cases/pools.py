@@ -22,6 +22,12 @@ def trivial(number: int) -> int:
 # ---- the pools and executors -----------------------------------------------------------------------------------------
 
 
+def warmed_up(run: Callable[[int], None], close: Callable[[], None]) -> Operation:
+    """With the workers there: the executors start them for the first tasks."""
+    run(4 * WORKERS)
+    return Operation(run, close=close)
+
+
 def pool_operation(use: Callable[[Any], Callable[[int], None]]) -> Callable[[Any], Operation]:
     def prepare(ctx: Any) -> Operation:
         pool = ctx.Pool(WORKERS)
@@ -30,7 +36,7 @@ def pool_operation(use: Callable[[Any], Callable[[int], None]]) -> Callable[[Any
             pool.close()
             pool.join()
 
-        return Operation(use(pool), close=close)
+        return warmed_up(use(pool), close)
 
     return prepare
 
@@ -67,7 +73,7 @@ def end_pebble(pool: Any) -> None:
 def executor_operation(make: Callable[[], Any], use: Callable[[Any], Callable[[int], None]]) -> Prepare:
     def prepare() -> Operation:
         executor = make()
-        return Operation(use(executor), close=executor.shutdown)
+        return warmed_up(use(executor), executor.shutdown)
 
     return prepare
 
@@ -75,7 +81,7 @@ def executor_operation(make: Callable[[], Any], use: Callable[[Any], Callable[[i
 def pebble_operation(use: Callable[[Any], Callable[[int], None]]) -> Prepare:
     def prepare() -> Operation:
         pool = pebble()
-        return Operation(use(pool), close=lambda: end_pebble(pool))
+        return warmed_up(use(pool), lambda: end_pebble(pool))
 
     return prepare
 
