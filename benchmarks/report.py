@@ -130,12 +130,12 @@ def spread(summary: Summary) -> str:
 
 def problems(results: Mapping[str, Result]) -> Iterable[str]:
     """What is not in the tables, and why; the same reason once."""
-    reasons: dict[tuple[str, str, str], list[str]] = {}
+    reasons: dict[tuple[str, str, str], dict[str, None]] = {}
     for result in results.values():
         for name, measurement in result.contestants.items():
             if measurement.status != OK:
                 subject = "" if measurement.status == SKIPPED else name
-                reasons.setdefault((measurement.status, subject, measurement.reason), []).append(result.key)
+                reasons.setdefault((measurement.status, subject, measurement.reason), {})[result.key] = None
     for (status, name, reason), keys in reasons.items():
         who = f"{name}: " if name else ""
         where = f"in {len(keys)} cases" if status in (MISSING, SKIPPED) and len(keys) > 3 else f"in {', '.join(keys)}"
