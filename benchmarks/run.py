@@ -45,7 +45,7 @@ def main() -> int:
         run = json.loads(args.source.read_text())
     else:
         run = measure(args)
-        (args.output / "results.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        write_json(args.output, run)
     results = {result["key"]: restored(result) for result in run["results"]}
     write(args.output, run, results)
     print(report.must_show(results))
@@ -53,6 +53,9 @@ def main() -> int:
         print(line)
     print(f"\nThe tables are in {args.output / 'results.md'}, the values in {args.output / 'results.json'}.")
     if args.publish:
+        if run["settings"]["quick"] or run["settings"]["only"]:
+            sys.exit("only a complete run is published, and this was a selection of the cases")
+        write_json(ROOT / "docs/benchmarks", run)
         write(ROOT / "docs/benchmarks", run, results)
         report.publish(ROOT / "README.md", run, results)
         print("docs/benchmarks and README.md show them.")
@@ -75,6 +78,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.repeat < 1:
         parser.error("--repeat is at least 1")
+    if args.publish and args.source is None and (args.only or args.quick):
+        parser.error("only a complete run is published")
     if args.seconds is None:
         args.seconds = 0.03 if args.quick else 0.1
     if args.timeout is None:
@@ -89,6 +94,9 @@ def measure(args: argparse.Namespace) -> Run:
     if complaint:
         print(f"The programs in C are left out, because they could not be compiled:\n{complaint}", file=sys.stderr)
     facts = machine.facts()
+    load = facts["load at the start"]
+    if load > 0.5 * facts["processors"]:
+        print(f"The machine is busy (load average {load:.1f}), and the figures will show it.", file=sys.stderr)
     cases = CASES.select(args.only, args.quick)
     if not cases:
         sys.exit("no such case: --list shows them")
@@ -121,6 +129,11 @@ def measure(args: argparse.Namespace) -> Run:
 def restored(fields: dict[str, Any]) -> Result:
     contestants = {name: Measurement(**values) for name, values in fields["contestants"].items()}
     return Result(**{**fields, "contestants": contestants})
+
+
+def write_json(folder: Path, run: Run) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(run, ensure_ascii=False) + "\n")
 
 
 def write(folder: Path, run: Run, results: dict[str, Result]) -> None:
