@@ -92,7 +92,7 @@ def must_show(results: Mapping[str, Result]) -> str:
             wanted = f"{target.bound:g} times as fast"
         verdict = target.verdict(measured)
         if measured is not None and not target.certain(measured):
-            verdict += ", within the spread"
+            verdict += ", not in every repetition"
         figures = spread(measured) if measured else "-"
         lines.append(f"| {target.title} | {target.peer} | {wanted} | {figures} | {verdict} |")
     return "\n".join(lines)
