@@ -16,7 +16,7 @@ from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBuffer_Release, 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EAGAIN, EIDRM, EINTR, ENOMEM, ENOMSG, ENOSPC, ERANGE, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EBUSY, EIDRM, EINTR, ENOMEM, ENOMSG, ENOSPC, ERANGE, ETIMEDOUT, errno
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.string cimport memcpy, memmove
 
@@ -333,7 +333,7 @@ cdef class MessageQueue:
                 length = sizeof(mp_piece)
                 memcpy(m.data, &item.piece, sizeof(mp_piece))
         error = mp_queue_try_send(&self.v, m, length, level)
-        if error == EAGAIN:
+        if error == EBUSY:
             with nogil:
                 error = mp_queue_send(&self.v, m, length, level)
         if m.kind == MP_BODY_PIECE:

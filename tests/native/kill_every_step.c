@@ -13,6 +13,7 @@
  *   kill_every_step --list     names them
  */
 #include "family.h"
+#include "queue.h"
 
 #include <poll.h>
 #include <sched.h>
@@ -31,7 +32,7 @@
 #include <unistd.h>
 
 #define PATIENCE_NS 20000000000ll /* how long a hang may take to be called one */
-#define EVERY_STEP 700            /* operations up to this length are killed at every step */
+#define EVERY_STEP 1300           /* operations up to this length are killed at every step */
 
 struct scenario {
     const char *name;
@@ -55,6 +56,7 @@ static struct shared {
 static bool seen; /* the effect was seen at an earlier step: it must be there at all later ones */
 
 static void step(bool *blocked);
+static bool has_blocked(pid_t pid);
 
 static void fail(const char *format, ...) {
     va_list args;
@@ -181,7 +183,7 @@ static bool sem_try(void) {
     bool taken = mp_sem_try(f, block, &error);
     return taken && error == 0;
 }
-static int sem_wait(void) { /* the loop of _synchronize.pyx */
+static int semaphore_wait(void) { /* the loop of _synchronize.pyx */
     int error;
     if (mp_sem_try(f, block, &error))
         return 0;
@@ -196,8 +198,8 @@ static int sem_wait(void) { /* the loop of _synchronize.pyx */
             return 4;
     }
 }
-static int sem_wait_and_release(void) {
-    int result = sem_wait();
+static int semaphore_wait_and_release(void) {
+    int result = semaphore_wait();
     return result != 0 ? result : mp_sem_release(f, block);
 }
 static int lock_wait_and_release(void) {
@@ -317,7 +319,7 @@ static void check_given_back_once(bool finished) {
 /* A waiter sleeps while the unit it waits for is released, or held by the child. */
 static void setup_sleeper(void) {
     setup_semaphore_0();
-    bystander(sem_wait);
+    bystander(semaphore_wait);
     wait_until_equal(sleepers, 1);
 }
 static void check_sleeper_signalled(bool finished) {
@@ -339,10 +341,10 @@ static void check_sleeper_signalled(bool finished) {
 
 static void setup_two_sleepers_for_one(void) {
     setup_semaphore_0();
-    bystander(sem_wait_and_release);
+    bystander(semaphore_wait_and_release);
     wait_until_equal(sleepers, 1);
 }
-static void op_sem_wait(void) { sem_wait(); }
+static void op_sem_wait(void) { semaphore_wait(); }
 static int both_sleep(void) { return sleepers() == 2; }
 static void release_for_both(void) {
     wait_until_equal(both_sleep, 1);
@@ -667,6 +669,189 @@ static void setup_dead_family(void) {
     check_equal(segments(), segments_before + 1);
 }
 
+/* ---- queues ----------------------------------------------------------------------------------------------------------------------- */
+
+static struct mp_queue_view queue;
+static uint32_t last_taken;
+
+static void send_number(uint32_t number) {
+    struct mp_message m;
+    m.kind = MP_BODY_INLINE;
+    memcpy(m.data, &number, sizeof number);
+    int error = mp_queue_try_send(&queue, &m, sizeof number, 0);
+    if (error == EBUSY)
+        error = mp_queue_send(&queue, &m, sizeof number, 0);
+    check_equal(error, MP_OK);
+}
+/* 0: there is none */
+static uint32_t take_number(void) {
+    struct mp_item item;
+    uint32_t number;
+    int error = mp_queue_try_take(&queue, &item);
+    if (error == EAGAIN)
+        error = mp_queue_take(&queue, &item);
+    if (error == ENOMSG)
+        return 0;
+    check_equal(error, MP_OK);
+    check_equal(item.size, sizeof number);
+    memcpy(&number, item.data, sizeof number);
+    return number;
+}
+static bool token_is_out(void) { return atomic_load(&queue.q->token) & MP_TOKEN_OUT; }
+
+static void setup_empty_queue(void) {
+    last_taken = 99;
+    block = make(MP_KIND_QUEUE);
+    check(mp_block_msgget(f, block, 0600) >= 0);
+    check_equal(mp_queue_make(f, block, 0, 0), MP_OK);
+    mp_block_ready(f, block);
+    check_equal(mp_queue_open(&queue, f, block), MP_OK);
+}
+static void until_token_is_out(void) {
+    while (!token_is_out()) {
+        send_number(9);
+        check_equal(take_number(), 9);
+    }
+}
+static void setup_queue_with_token(void) {
+    setup_empty_queue();
+    until_token_is_out();
+    send_number(9); /* makes the arena */
+    check_equal(take_number(), 9);
+}
+static void send_3(void) {
+    for (uint32_t number = 1; number <= 3; number++)
+        send_number(number);
+}
+static void setup_3_in_kernel(void) {
+    setup_empty_queue();
+    send_3();
+}
+static void setup_3_in_spill(void) {
+    setup_queue_with_token();
+    send_3();
+    check_equal(atomic_load(&queue.q->spilled), 3);
+}
+static void setup_1_in_kernel_2_in_spill(void) {
+    setup_queue_with_token();
+    check_equal(mp_queue_lock(&queue), MP_OK);
+    struct { long type; char kind; uint32_t number; } __attribute__((packed)) m = {MP_TYPE_LEVEL, MP_BODY_INLINE, 1};
+    check(msgsnd(queue.id, &m, 5, 0) == 0); /* from one who saw no token */
+    atomic_fetch_and(&queue.q->token, ~(uint32_t)MP_TOKEN_DRY);
+    mp_queue_unlock(&queue);
+    send_number(2);
+    send_number(3);
+}
+static void setup_end_of_streak(void) {
+    setup_3_in_kernel();
+    atomic_store(&queue.streak, 1000);
+}
+
+static void op_send_2(void) {
+    send_number(100);
+    send_number(101);
+}
+static void op_take(void) { take_number(); }
+
+/* What of 100 and 101 was sent before is sent no more than once, and in order. */
+static void take_in_order(void) {
+    for (uint32_t number; (number = take_number()) != 0;)
+        if (number != 9)
+            check_equal(number, ++last_taken);
+}
+static void no_queue(void) {
+    check_equal(mp_queue_size(&queue), 0);
+    mp_queue_close(&queue);
+    mp_block_drop(f, block);
+}
+static void check_sent_in_order(bool finished) {
+    take_in_order();
+    check(last_taken == 101 || !finished);
+    no_queue();
+}
+/* To its end, and what it has sent is received before recovery can put anything right. */
+static void child_goes_on(void) {
+    check(ptrace(PTRACE_CONT, child_pid, NULL, NULL) == 0);
+    int64_t deadline = mp_now_ns() + PATIENCE_NS;
+    while (!shared->finished) {
+        check(mp_now_ns() < deadline);
+        sched_yield();
+    }
+    take_in_order();
+    check_equal(last_taken, 101);
+}
+/* The child may have seen that no token is out; now there is one, messages go through the spill, and it is known that the kernel
+ * queue has none. */
+static void token_comes_and_child_goes_on(void) {
+    if ((atomic_load(&at()->lock.word) & MP_LOCK_OWNER) == 0) { /* else we would wait for the child */
+        take_in_order();
+        atomic_store(&queue.streak, 1000);
+        until_token_is_out();
+        send_number(9);
+        take_in_order();
+    }
+    child_goes_on();
+}
+/* The child may have seen that a token is out; a receiver that goes to sleep has taken it. */
+static void token_goes_and_child_goes_on(void) {
+    if ((atomic_load(&at()->lock.word) & MP_LOCK_OWNER) == 0) {
+        take_in_order();
+        struct mp_item item;
+        ssize_t n = msgrcv(queue.id, &item.message, MP_BODY_SIZE, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT);
+        item.token = n >= 0 ? item.message.type : 0;
+        int error = mp_queue_take(&queue, &item);
+        check(error == ENOMSG || error == MP_OK);
+        if (error == MP_OK) {
+            uint32_t number;
+            memcpy(&number, item.data, sizeof number);
+            check_equal(number, ++last_taken);
+        }
+    }
+    child_goes_on();
+}
+
+static int receive_one(void) { /* the loop of MessageQueue.get() */
+    struct mp_item item;
+    int error;
+    do
+        error = mp_queue_await(&queue, &item);
+    while (error == ENOMSG || error == EINTR);
+    return error;
+}
+static int bystander_sleeps(void) { return has_blocked(bystanders[0]); }
+static void setup_sleeping_receiver(void) {
+    setup_empty_queue();
+    bystander(receive_one);
+    wait_until_equal(bystander_sleeps, 1);
+}
+static void check_receiver_woken(bool finished) {
+    if (!finished)
+        send_number(100); /* perhaps the child has sent nothing */
+    bystander_ends(bystanders[0]);
+    while (take_number() != 0)
+        ;
+    no_queue();
+}
+static void check_taken(bool finished) {
+    uint32_t number = take_number();
+    check(number == 2 || (number == 1 && !finished && !seen));
+    seen = number == 2;
+    for (uint32_t next = number + 1; next <= 3; next++)
+        check_equal(take_number(), next);
+    check_equal(take_number(), 0);
+    no_queue();
+}
+static void op_sleep_for_message(void) { receive_one(); }
+static void send_to_child(void) { send_number(7); }
+static void check_queue_goes_on(bool finished) {
+    uint32_t left = take_number();
+    check(left == 0 || left == 7);
+    bystander(receive_one);
+    send_number(8);
+    bystander_ends(bystanders[0]);
+    no_queue();
+}
+
 /* ---- the list --------------------------------------------------------------------------------------------------------------------------- */
 
 static void setup_nothing(void) { count_objects(); }
@@ -710,6 +895,18 @@ static const struct scenario scenarios[] = {
      check_not_passed_on},
     {"notify-1-of-2", setup_two_waiters, NULL, op_notify_1, NULL, NULL, check_notified_1},
     {"notify-all", setup_two_waiters, NULL, op_notify_all, NULL, NULL, check_notified_all},
+    {"queue-send", setup_empty_queue, NULL, op_send_2, NULL, NULL, check_sent_in_order},
+    {"queue-send-by-spill", setup_queue_with_token, NULL, op_send_2, NULL, NULL, check_sent_in_order},
+    {"queue-send-while-a-token-comes", setup_empty_queue, NULL, op_send_2, NULL, token_comes_and_child_goes_on,
+     check_sent_in_order},
+    {"queue-send-while-a-token-goes", setup_queue_with_token, NULL, op_send_2, NULL, token_goes_and_child_goes_on,
+     check_sent_in_order},
+    {"queue-send-to-sleeper", setup_sleeping_receiver, NULL, op_send_2, NULL, NULL, check_receiver_woken},
+    {"queue-take", setup_3_in_kernel, NULL, op_take, NULL, NULL, check_taken},
+    {"queue-take-from-spill", setup_3_in_spill, NULL, op_take, NULL, NULL, check_taken},
+    {"queue-take-from-both", setup_1_in_kernel_2_in_spill, NULL, op_take, NULL, NULL, check_taken},
+    {"queue-take-last-of-streak", setup_end_of_streak, NULL, op_take, NULL, NULL, check_taken},
+    {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},
     {"join", setup_shared_queue, forget_membership, op_join, NULL, NULL, check_still_shared},
     {"fork-prepare", setup_shared_queue, NULL, op_fork_prepare, NULL, NULL, check_still_shared},
     {"transit", setup_shared_queue, NULL, op_transit, NULL, NULL, check_still_shared},
@@ -778,9 +975,9 @@ static bool at_system_call(void) {
 #endif
 }
 
-static bool has_blocked(void) {
+static bool has_blocked(pid_t pid) {
     char path[64], text[512] = "";
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)child_pid);
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     FILE *file = fopen(path, "re");
     if (file == NULL || fgets(text, sizeof text, file) == NULL)
         text[0] = 0;
@@ -801,7 +998,7 @@ static void step(bool *blocked) {
     } else {
         int spins = 0;
         while ((got = waitpid(child_pid, &status, WNOHANG)) == 0) {
-            if (++spins > 50 && !*blocked && has_blocked()) {
+            if (++spins > 50 && !*blocked && has_blocked(child_pid)) {
                 *blocked = true;
                 now->meanwhile();
             }

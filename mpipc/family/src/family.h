@@ -345,6 +345,13 @@ static inline int64_t mp_now_ns(void) {
     return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
+/* In a loop that looks at a word until another processor changes it. */
+static inline void mp_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
 static inline uint64_t mp_slot_word(enum mp_slot_state state, uint32_t generation, pid_t pid) {
     return (uint64_t)state | (uint64_t)(generation & 0xffffff) << 8 | (uint64_t)(uint32_t)pid << 32;
 }

@@ -11,7 +11,21 @@
  *   if there is anything in the spill, a token is in the kernel queue or in the hand of a living receiver, or recovery is
  *   about to run for a dead one.
  *
+ * A token that is in the kernel queue says more: nobody sleeps there, or he would have it. Then there is nobody to be woken, and
+ * sending through the spill takes no system call at all, nor does taking from it. So while a token is out, all messages of a
+ * queue without priorities go through the spill, and whoever has received a few without having to sleep puts one out for that
+ * purpose alone. It ends when somebody goes to sleep, for he takes the token first. The order needs care, because senders
+ * look without the lock whether a token is out: one may have seen none, and send into the kernel queue what its later messages,
+ * in the spill, must not overtake. Hence the flag DRY, without which receivers look into the kernel queue first:
+ *
+ *   a receiver sets it before it looks, with the lock held, and clears it again if it finds a message;
+ *   a sender clears it after it has sent into the kernel queue, and before it returns.
+ *
+ * If the receiver's look misses a message then the sender clears DRY after that, and in any case before the sender's next message.
+ *
  * Where a process can die:
+ *   after msgsnd(2), before it clears DRY: nobody has to wait for a later message of it, and recovery, by SUSPECT, has the lock's
+ *     next owner clear it;
  *   before msgsnd(2), or before its message is counted in the spill: nothing was sent;
  *   after it, before it rings: recovery rings (waiting.c);
  *   with a token in its hand: recovery sends a new one, SUSPECT, because the old one may still be in the queue; whoever takes
@@ -21,10 +35,20 @@
  * Nothing is ever moved from the spill to the kernel queue, so there is no moment in which a message is in both, or none. */
 #include "queue.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
+
+/* Taking so many messages without sleeping makes a receiver put out a token; if it was for nothing, twice as many the next time,
+ * up to the limit. */
+#define SHORTEST_STREAK 8u
+#define LONGEST_STREAK 4096u
+#define WORTHWHILE_STREAK 64u
+
+/* How long a receiver looks at an empty spill before it goes to sleep: about as long as going to sleep and waking takes. */
+#define LINGER_NS 20000
 
 #define TAG 0x1a5e0000ull /* tells the name of a queue from what others keep in extra[2] */
 
@@ -60,6 +84,7 @@ int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) 
     v->q = mp_queue_of(v->b);
     v->id = atomic_load(&v->b->id);
     v->flags = (uint32_t)v->b->extra[1];
+    atomic_init(&v->patience, SHORTEST_STREAK);
     v->selector = v->flags & MP_QUEUE_PRIORITY ? -(MP_TYPE_LEVEL + (long)MP_QUEUE_LEVELS) : 0;
     v->segments = calloc(MP_ARENA_SEGMENTS, sizeof *v->segments);
     return v->segments == NULL ? ENOMEM : MP_OK;
@@ -111,9 +136,7 @@ static int repair(struct mp_queue_view *v) {
 int mp_queue_lock(struct mp_queue_view *v) {
     for (int spins = 0; !mp_lock_try(v->f, v->b, false); spins++) {
         if (spins < 64) {
-#if defined(__x86_64__) || defined(__i386__)
-            __builtin_ia32_pause();
-#endif
+            mp_pause();
             continue;
         }
         int error;
@@ -133,6 +156,19 @@ int mp_queue_lock(struct mp_queue_view *v) {
         }
     }
     return MP_OK;
+}
+
+/* The lock, if it can be had at once and there is nothing to repair. For callers who hold the GIL. */
+static bool try_lock(struct mp_queue_view *v) {
+    if (!mp_lock_try(v->f, v->b, 0))
+        return false;
+    if (!(atomic_load_explicit(&v->q->lock.word, memory_order_relaxed) & MP_LOCK_DIED) &&
+        !(atomic_load_explicit(&v->q->token, memory_order_relaxed) & (MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR)))
+        return true;
+    if (atomic_load(&v->q->lock.word) & MP_LOCK_DIED)
+        atomic_fetch_or(&v->q->token, MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR); /* a release clears DIED */
+    mp_queue_unlock(v);
+    return false;
 }
 
 void mp_queue_unlock(struct mp_queue_view *v) { mp_lock_release(v->f, v->index); }
@@ -164,13 +200,21 @@ int64_t mp_queue_size(struct mp_queue_view *v) {
 /* ---- sending ---------------------------------------------------------------------------------------------------------------- */
 
 static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_t length) {
-    return msgsnd(v->id, m, 1 + length, IPC_NOWAIT) == 0 ? MP_OK : removed(errno);
+    if (msgsnd(v->id, m, 1 + length, IPC_NOWAIT) < 0)
+        return removed(errno);
+    if (atomic_load(&v->q->token) & MP_TOKEN_DRY)
+        atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_DRY);
+    return MP_OK;
+}
+
+/* Is the kernel queue the way for the next message? */
+static bool by_kernel(struct mp_queue_view *v, const struct mp_message *m) {
+    return m->kind != MP_BODY_PIECE && atomic_load(&v->q->spilled) == 0 &&
+           (v->flags & MP_QUEUE_PRIORITY || !(atomic_load(&v->q->token) & MP_TOKEN_OUT));
 }
 
 static int send_locked(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    int error = EAGAIN;
-    if (atomic_load(&v->q->spilled) == 0 && m->kind != MP_BODY_PIECE)
-        error = send_to_kernel(v, m, length);
+    int error = by_kernel(v, m) ? send_to_kernel(v, m, length) : EAGAIN;
     if (error == EAGAIN) {
         error = mp_spill_append(v, m, length, level);
         ensure_token(v);
@@ -196,30 +240,34 @@ static int admit(struct mp_queue_view *v) {
     return MP_OK;
 }
 
-/* Only what needs no lock: one msgsnd(2). EAGAIN: call mp_queue_send(). */
-int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    if (v->b->size != 0 || atomic_load(&v->q->spilled) != 0 || m->kind == MP_BODY_PIECE)
-        return EAGAIN;
-    m->type = MP_TYPE_LEVEL + level;
-    int error = send_to_kernel(v, m, length);
-    if (error == MP_OK)
-        mp_room_ring(v->f, &v->q->getters, false);
-    return error;
-}
-
-/* Never waits. 0; EAGAIN: a bounded queue is full; EIDRM: the queue was removed; or an errno for want of memory. */
-int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    m->type = MP_TYPE_LEVEL + level;
-    int error = mp_queue_lock(v);
-    if (error != MP_OK)
-        return error;
-    error = admit(v);
+static int send_and_unlock(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    int error = admit(v);
     if (error == MP_OK)
         error = send_locked(v, m, length, level);
     mp_queue_unlock(v);
     if (error == MP_OK)
         mp_room_ring(v->f, &v->q->getters, false);
     return error;
+}
+
+/* As mp_queue_send(), if that waits for nobody: EBUSY if somebody has the lock. */
+int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    m->type = MP_TYPE_LEVEL + level;
+    if (v->b->size == 0 && by_kernel(v, m)) {
+        int error = send_to_kernel(v, m, length);
+        if (error == MP_OK)
+            mp_room_ring(v->f, &v->q->getters, false);
+        if (error != EAGAIN)
+            return error;
+    }
+    return try_lock(v) ? send_and_unlock(v, m, length, level) : EBUSY;
+}
+
+/* Never waits for room. 0; EAGAIN: a bounded queue is full; EIDRM: the queue was removed; or an errno for want of memory. */
+int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    m->type = MP_TYPE_LEVEL + level;
+    int error = mp_queue_lock(v);
+    return error != MP_OK ? error : send_and_unlock(v, m, length, level);
 }
 
 /* Several messages at once: into the spill, where one lock and one token do for all. Returns how many were sent, fewer than
@@ -255,12 +303,28 @@ static bool is_token(long type) { return type < MP_TYPE_LEVEL; }
 /* As received by msgrcv(2). Needs the lock. */
 static void forget_token(struct mp_queue_view *v, long type) {
     if (type - MP_TYPE_TOKEN == generation(atomic_load(&v->q->token)))
-        atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_OUT);
+        atomic_fetch_and(&v->q->token, ~(uint32_t)(MP_TOKEN_OUT | MP_TOKEN_DRY));
 }
 
 static void inline_message(struct mp_item *item, ssize_t n) {
     item->data = item->message.data;
     item->size = (uint64_t)n - 1;
+}
+
+/* msgrcv(2) for those who have the lock: ENOMSG, or the message's size. If a token is out they leave it to those without. */
+static ssize_t receive_locked(struct mp_queue_view *v, struct mp_item *item, long selector) {
+    uint32_t token = atomic_load(&v->q->token);
+    if (v->flags & MP_QUEUE_PRIORITY || !(token & MP_TOKEN_OUT))
+        return msgrcv(v->id, &item->message, MP_BODY_SIZE, selector, IPC_NOWAIT);
+    if (token & MP_TOKEN_DRY) {
+        errno = ENOMSG;
+        return -1;
+    }
+    atomic_fetch_or(&v->q->token, MP_TOKEN_DRY);
+    ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, MP_TYPE_LEVEL, IPC_NOWAIT);
+    if (n >= 0)
+        atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_DRY);
+    return n;
 }
 
 /* The next message of all, or ENOMSG. Each look into a lane follows a look into the kernel queue for what comes before it: a
@@ -271,7 +335,7 @@ static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
         if (level < 0 && errno != 0)
             return errno;
         long selector = v->flags & MP_QUEUE_PRIORITY && level >= 0 ? -(MP_TYPE_LEVEL + level) : v->selector;
-        ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, selector, IPC_NOWAIT);
+        ssize_t n = receive_locked(v, item, selector);
         if (n < 0 && (errno != ENOMSG || level < 0))
             return removed(errno);
         if (n < 0) {
@@ -308,34 +372,67 @@ static int received(struct mp_queue_view *v, struct mp_item *item, ssize_t n) {
     return taken(v);
 }
 
-/* Takes the next message without waiting, if that can be done with one msgrcv(2) and no lock. ENOMSG: there is none; EIDRM:
- * the queue was removed; EAGAIN: call mp_queue_take() with this item, there may be one. */
-int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item) {
-    item->token = 0;
-    if (v->flags & MP_QUEUE_COUNTED)
-        return EAGAIN;
-    ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, IPC_NOWAIT);
-    if (n >= 0)
-        return received(v, item, n);
-    if (errno == ENOMSG)
-        return atomic_load(&v->q->spilled) == 0 ? ENOMSG : EAGAIN;
-    return removed(errno);
+#define RELAXED_LOAD(place) atomic_load_explicit(&(place), memory_order_relaxed)
+#define RELAXED_STORE(place, value) atomic_store_explicit(&(place), value, memory_order_relaxed)
+
+/* For statistics of one's own: that of two threads one is lost does no harm. */
+static uint32_t lengthen_streak(struct mp_queue_view *v) {
+    uint32_t streak = RELAXED_LOAD(v->streak) + 1;
+    RELAXED_STORE(v->streak, streak);
+    return streak;
 }
 
-/* As mp_queue_try_take(), with the lock; item->token is the token in our hand, or 0. If item->message.kind then is
- * MP_BODY_PIECE, the caller frees item->piece. */
-int mp_queue_take(struct mp_queue_view *v, struct mp_item *item) {
-    int error = mp_queue_lock(v);
-    if (error != MP_OK)
-        return error;
+/* Puts out a token, although there is nothing in the spill: from now on messages go there. */
+static void end_streak(struct mp_queue_view *v) {
+    uint32_t patience = RELAXED_LOAD(v->patience);
+    RELAXED_STORE(v->streak, 0);
+    RELAXED_STORE(v->patience, patience < LONGEST_STREAK ? patience * 2 : LONGEST_STREAK);
+    if (v->flags & MP_QUEUE_PRIORITY || !try_lock(v))
+        return;
+    if (!(atomic_load(&v->q->token) & MP_TOKEN_OUT)) {
+        atomic_fetch_or(&v->q->token, MP_TOKEN_OUT);
+        if (send_token(v) != MP_OK)
+            atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_OUT);
+    }
+    mp_queue_unlock(v);
+}
+
+static int take_and_unlock(struct mp_queue_view *v, struct mp_item *item) {
     if (item->token != 0)
         forget_token(v, item->token);
-    error = take_locked(v, item);
+    int error = take_locked(v, item);
     if (error == MP_OK && v->flags & MP_QUEUE_COUNTED)
         atomic_fetch_add(&v->q->pending, 1);
     ensure_token(v);
     mp_queue_unlock(v);
-    return error == MP_OK ? taken(v) : error;
+    if (error == MP_OK) {
+        lengthen_streak(v);
+        mp_room_ring(v->f, &v->q->putters, false);
+    }
+    return error;
+}
+
+/* As mp_queue_take(), if that waits for nobody: EAGAIN: call mp_queue_take() with this item, there may be a message. */
+int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item) {
+    item->token = 0;
+    if (v->flags & MP_QUEUE_COUNTED || atomic_load(&v->q->spilled) != 0 || atomic_load(&v->q->token) & MP_TOKEN_OUT)
+        return try_lock(v) ? take_and_unlock(v, item) : EAGAIN;
+    ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, IPC_NOWAIT);
+    if (n < 0 && errno == ENOMSG)
+        return atomic_load(&v->q->spilled) == 0 ? ENOMSG : EAGAIN;
+    if (n < 0)
+        return removed(errno);
+    int error = received(v, item, n);
+    if (error == MP_OK && lengthen_streak(v) >= RELAXED_LOAD(v->patience))
+        end_streak(v);
+    return error;
+}
+
+/* Takes the next message without waiting for one: 0; ENOMSG: there is none; EIDRM: the queue was removed. item->token is the
+ * token in our hand, or 0. If item->message.kind then is MP_BODY_PIECE, the caller frees item->piece. */
+int mp_queue_take(struct mp_queue_view *v, struct mp_item *item) {
+    int error = mp_queue_lock(v);
+    return error != MP_OK ? error : take_and_unlock(v, item);
 }
 
 /* As mp_queue_take(), up to `most` of them. Once the kernel queue has nothing that precedes a lane, the lane holds no message
@@ -364,8 +461,33 @@ int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t 
     return MP_OK;
 }
 
+/* While a token is out somebody is likely to send through the spill before long. false: it is empty. */
+static bool linger(struct mp_queue_view *v) {
+    int64_t end = 0;
+    for (int looks = 0; atomic_load(&v->q->token) & MP_TOKEN_OUT; looks++) {
+        if (atomic_load(&v->q->spilled) != 0)
+            return true;
+        if (looks % 16 == 15) {
+            int64_t now = mp_now_ns();
+            if (end == 0)
+                end = now + LINGER_NS;
+            else if (now > end)
+                break;
+            sched_yield();
+        }
+        mp_pause();
+    }
+    return false;
+}
+
 /* Sleeps in msgrcv(2). As mp_queue_take(), and EINTR; ENOMSG here means: sleep again. Not for counted queues. */
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item) {
+    item->token = 0;
+    if (linger(v))
+        return mp_queue_take(v, item);
+    if (RELAXED_LOAD(v->streak) > WORTHWHILE_STREAK)
+        RELAXED_STORE(v->patience, SHORTEST_STREAK);
+    RELAXED_STORE(v->streak, 0);
     _Atomic uint32_t *place = mp_sleeper_enter(v->f, v->index);
     ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, v->selector, 0);
     int error = n < 0 ? removed(errno) : MP_OK;

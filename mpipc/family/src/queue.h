@@ -39,7 +39,8 @@ enum {
     MP_TOKEN_OUT = 1,     /* a token of this generation is in the kernel queue, or in the hand of a receiver */
     MP_TOKEN_SUSPECT = 2, /* ... or died with it: somebody has to look */
     MP_TOKEN_REPAIR = 4,  /* the spill was being changed by a process that died */
-    MP_TOKEN_ARENA = 8    /* the queue owns segments, or its maker died making one */
+    MP_TOKEN_ARENA = 8,   /* the queue owns segments, or its maker died making one */
+    MP_TOKEN_DRY = 16     /* the kernel queue has only tokens, but for what comes from senders who clear this */
 };
 
 /* extra[1] of a queue's block; fixed when it is made */
@@ -128,6 +129,8 @@ struct mp_queue_view {
     int id;
     long selector; /* msgrcv(2) */
     uint32_t flags;
+    _Atomic uint32_t streak;   /* messages taken since the last one that was slept for */
+    _Atomic uint32_t patience; /* length of the streak that makes us try shared memory */
     _Atomic(struct mp_arena *) arena;
     _Atomic(unsigned char *) *segments;
 };
