@@ -88,9 +88,6 @@ cdef inline int64_t acquire_deadline(object block, object timeout) except -2:
 cdef class Shared:
     """What all of them have in common: a control block, and the pickling rule of objects that are inherited."""
 
-    cdef readonly Block block
-    cdef object __weakref__
-
     def _identify(self):
         """"MainProcess", or "MainProcess|Thread-1": how multiprocessing's reprs name an owner in this thread."""
         name = _process.current_process().name
@@ -104,34 +101,44 @@ cdef class LockBase(Shared):
     Invariant: the lock word names the owning process and thread; depth is 0 unless an RLock is owned.
     """
 
-    cdef bint recursive
-
     def __init__(self, bint recursive=False, Block block=None):
         self.recursive = recursive
         self.block = block if block is not None else seal(new_block(MP_KIND_RLOCK if recursive else MP_KIND_LOCK))
+        self.f = self.block.f
+        self.b = self.block.b
 
-    cdef inline bint mine(self) noexcept:
-        return mp_lock_mine(self.block.f, self.block.b)
+    cdef bint mine(self) noexcept:
+        return mp_lock_mine(self.f, self.b)
 
-    cdef inline void taken(self) noexcept:
-        self.block.b.lock.depth = 1
-        mp_lock_set_thread(self.block.b, <uint64_t> pthread_self())
+    cdef void taken(self) noexcept:
+        self.b.lock.depth = 1
+        mp_lock_set_thread(self.b, <uint64_t> pthread_self())
 
     def acquire(self, block=True, timeout=None):
         """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it
         was taken. See multiprocessing.Lock.acquire."""
-        cdef Block handle = self.block
-        cdef mp_family *f = handle.f
+        if self.take_now():
+            return True
+        return self.take(block, timeout)
+
+    cdef bint take_now(self) noexcept:
+        """The common case: the lock is free."""
+        if self.f.slot < 0 or not mp_lock_try(self.f, self.b, 0):
+            return False
+        self.taken()
+        return True
+
+    cdef bint take(self, object block, object timeout) except -1:
+        cdef mp_family *f = self.f
         cdef int64_t deadline
-        cdef uint32_t index = handle.index
+        cdef uint32_t index = self.block.index
         cdef int error
         if f.slot < 0:
-            handle.ensure()
+            self.block.ensure()
         if self.recursive and self.mine():
-            handle.b.lock.depth += 1
+            self.b.lock.depth += 1
             return True
-        if mp_lock_try(f, handle.b, 0):
-            self.taken()
+        if self.take_now():
             return True
         deadline = acquire_deadline(block, timeout)
         if deadline == 0:
@@ -153,20 +160,23 @@ cdef class LockBase(Shared):
 
         Raises ValueError (Lock) or AssertionError (RLock) if it is not held. See multiprocessing.Lock.release.
         """
-        cdef Block handle = self.block
+        self.give_back()
+
+    cdef int give_back(self) except -1:
         cdef int error
         if self.recursive:
             if not self.mine():
                 raise AssertionError("attempt to release recursive lock not owned by thread")
-            if handle.b.lock.depth > 1:
-                handle.b.lock.depth -= 1
-                return
-        mp_lock_set_thread(handle.b, 0)
-        error = mp_lock_release(handle.f, handle.index)
+            if self.b.lock.depth > 1:
+                self.b.lock.depth -= 1
+                return 0
+        mp_lock_set_thread(self.b, 0)
+        error = mp_lock_release(self.f, self.block.index)
         if error == EPERM:
             raise ValueError("semaphore or lock released too many times")
         if error != MP_OK:
             fail_bell(error)
+        return 0
 
     def _release_save(self):
         """Frees the lock however often its owner has acquired it; returns how often. For Condition.wait()."""
@@ -206,10 +216,10 @@ cdef class LockBase(Shared):
             raise pending
 
     def __enter__(self):
-        return self.acquire()
+        return True if self.take_now() else self.take(True, None)
 
-    def __exit__(self, *exc_info):
-        self.release()
+    def __exit__(self, exc_type=None, exc=None, traceback=None):
+        self.give_back()
 
     @property
     def owner_died(self):
@@ -315,7 +325,7 @@ cdef class SemaphoreBase(Shared):
     def __enter__(self):
         return self.acquire()
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, exc_type=None, exc=None, traceback=None):
         self.release()
 
     def get_value(self):

@@ -15,16 +15,22 @@ from multiprocessing.context import assert_spawning
 from typing import Any
 
 from mpipc import heap
+from mpipc._sharedctypes import Guarded
 from mpipc.context import _default_context
+from mpipc.synchronize import RLock
 
 _base: Any = multiprocessing.sharedctypes  # its private names are unknown to type checkers
 
-make_property = _base.make_property
 rebuild_ctype = _base.rebuild_ctype
 reduce_ctype = _base.reduce_ctype
 typecode_to_type: dict[str, Any] = _base.typecode_to_type
 
 __all__ = ["Array", "RawArray", "RawValue", "Value", "copy", "synchronized"]
+
+
+def make_property(name: str) -> Any:
+    """A property that reads and writes the attribute `name` of a wrapper's object with its lock held."""
+    return Guarded(name, RLock)
 
 
 def _type(typecode_or_type: Any) -> Any:
@@ -131,10 +137,23 @@ class SynchronizedBase(_base.SynchronizedBase):  # type: ignore[misc]
 class Synchronized(SynchronizedBase, _base.Synchronized):  # type: ignore[misc]
     """A simple ctypes object with a lock; `value` is read and written while holding it."""
 
+    value = make_property("value")
+
 
 class SynchronizedArray(SynchronizedBase, _base.SynchronizedArray):  # type: ignore[misc]
     """A ctypes array with a lock, which each access to items or slices holds."""
 
+    def __getitem__(self, index: Any) -> Any:
+        with self._lock:
+            return self._obj[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        with self._lock:
+            self._obj[index] = value
+
 
 class SynchronizedString(SynchronizedArray, _base.SynchronizedString):  # type: ignore[misc]
     """An array of c_char with a lock; also `value` (up to the first null byte) and `raw`."""
+
+    value = make_property("value")
+    raw = make_property("raw")

@@ -44,6 +44,11 @@ void mp_sem_init(struct mp_block *b, uint32_t value, uint32_t maximum) {
     atomic_store(&b->semaphore.word, sem_word(value, 0, 0));
 }
 
+/* Steps 1 and 3. They are read by recovery only, after the process's death; all they need is to stay before and behind step 2. */
+static void write_record(struct mp_record *r, uint32_t units, uint32_t op, uint32_t seq) {
+    atomic_store_explicit(&r->word, record_word(units, op, seq), memory_order_release);
+}
+
 static bool behind(uint32_t done, uint32_t seq) { return (int16_t)(uint16_t)(seq - done) > 0; }
 
 /* Saves the evidence that stands in the word before it is overwritten. What is found in the word of a moment ago may be old:
@@ -130,12 +135,12 @@ bool mp_sem_try(struct mp_family *f, uint32_t index, int *error) {
     struct mp_record *r = &f->seg->records[mine];
     uint64_t before = atomic_load_explicit(&r->word, memory_order_relaxed);
     uint32_t units = record_units(before), seq = record_seq(before) + 1;
-    atomic_store(&r->word, record_word(units, OP_ACQUIRE, seq));
+    write_record(r, units, OP_ACQUIRE, seq);
     uint64_t word = atomic_load(&s->word);
     while (sem_value(word) != 0) {
         acknowledge(f, s, word);
         if (atomic_compare_exchange_weak(&s->word, &word, sem_word(sem_value(word) - 1, (uint32_t)mine + 1, seq))) {
-            atomic_store(&r->word, record_word(units + 1, OP_NONE, seq));
+            write_record(r, units + 1, OP_NONE, seq);
             return true;
         }
     }
@@ -162,7 +167,7 @@ int mp_sem_release(struct mp_family *f, uint32_t index) {
     struct mp_record *r = &f->seg->records[mine];
     uint64_t before = atomic_load_explicit(&r->word, memory_order_relaxed);
     uint32_t units = record_units(before), seq = record_seq(before) + 1;
-    atomic_store(&r->word, record_word(units, units ? OP_RELEASE_HELD : OP_RELEASE, seq));
+    write_record(r, units, units ? OP_RELEASE_HELD : OP_RELEASE, seq);
     uint64_t word = atomic_load(&s->word);
     do {
         if (sem_value(word) >= limit) {
@@ -171,7 +176,7 @@ int mp_sem_release(struct mp_family *f, uint32_t index) {
         }
         acknowledge(f, s, word);
     } while (!atomic_compare_exchange_weak(&s->word, &word, sem_word(sem_value(word) + 1, (uint32_t)mine + 1, seq)));
-    atomic_store(&r->word, record_word(units ? units - 1 : 0, OP_NONE, seq));
+    write_record(r, units ? units - 1 : 0, OP_NONE, seq);
     ring_waiters(f, index, 1);
     return MP_OK;
 }
