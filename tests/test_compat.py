@@ -133,6 +133,28 @@ def test_interface() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+MADE_OF = {
+    *("multiprocessing.heap.reduce_arena", "multiprocessing.heap.rebuild_arena"),
+    *("multiprocessing.sharedctypes.template", "multiprocessing.sharedctypes.prop_cache"),
+    *("multiprocessing.synchronize.SemLock", "multiprocessing.synchronize.SEMAPHORE"),
+    "multiprocessing.synchronize.RECURSIVE_MUTEX",
+}
+"""Names without an underscore of what multiprocessing is made of; with install() they are multiprocessing's."""
+
+
+def test_names_that_are_not_in_all() -> None:
+    """A module has names of its own beyond __all__, and programs use them: multiprocessing.pool.mapstar, say."""
+    missing = set()
+    for name in MODULES:
+        standard = importlib.import_module(name)
+        ours = importlib.import_module(name.replace("multiprocessing", "mpipc", 1))
+        for public, value in vars(standard).items():
+            imported = inspect.ismodule(value) or getattr(value, "__module__", name) != name
+            if not public.startswith("_") and not imported and not hasattr(ours, public):
+                missing.add(f"{name}.{public}")
+    assert missing == MADE_OF
+
+
 def test_comparison_finds_differences() -> None:
     class Standard:
         def method(self, first: int, second: int = 2, *, third: int = 3) -> None: ...
