@@ -71,7 +71,7 @@ def _numbers(counts: dict[str, Counter[str]], sides: tuple[str, ...]) -> str:
     return "".join(f"  {counts[s]['passed']:>7} {counts[s]['failed']:>7} {counts[s]['skipped']:>8}" for s in sides)
 
 
-ROUNDS = 10
+ROUNDS = 40
 """How often a test that failed on mpipc is repeated on each side, at most."""
 
 

@@ -476,6 +476,24 @@ class ThreadPool(_base.ThreadPool):
         initialize: Any = super(_StandardThreadPool, self).__init__
         initialize(processes, initializer, initargs, context=_ThreadContext())
 
+    @classmethod
+    def _terminate_pool(
+        cls,
+        taskqueue: Any,
+        inqueue: Any,
+        outqueue: Any,
+        pool: Any,
+        change_notifier: Any,
+        worker_handler: Any,
+        task_handler: Any,
+        *others: Any,
+    ) -> None:
+        # The first thing that the standard method does is a system call, in which the thread that hands out tasks may
+        # run and hand some out after all; no thread can be made to give up one that it has begun.
+        task_handler._state = TERMINATE
+        terminate: Any = super()._terminate_pool  # type: ignore[misc]
+        terminate(taskqueue, inqueue, outqueue, pool, change_notifier, worker_handler, task_handler, *others)
+
 
 def __getattr__(name: str) -> Any:
     return getattr(_base, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import sys
 import threading
 import warnings
 import weakref
@@ -578,3 +579,26 @@ def test_thread_pool() -> None:
         pool.join()
     with pytest.raises(ValueError, match="at least 1"):
         ThreadPool(0)
+
+
+def test_thread_pool_begins_nothing_after_terminate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """multiprocessing's may: join() then waits for tasks that have begun while terminate() ran."""
+    pool = ThreadPool(2)
+    notifier, handler = pool._change_notifier, pool._task_handler
+    put = notifier.put
+
+    def let_others_run(message: object) -> None:
+        handler.join(1)  # it ends if it has been told to, or hands out tasks all the time
+        put(message)
+
+    monkeypatch.setattr(notifier, "put", let_others_run)
+    begun: list[int] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # from the call of map_async() on, this thread runs until it waits for something
+    try:
+        pool.map_async(begun.append, range(100), chunksize=1)
+        pool.terminate()
+    finally:
+        sys.setswitchinterval(interval)
+    pool.join()
+    assert not begun
