@@ -1,7 +1,8 @@
 /* The arena of a queue: segments of shared memory, each cut into pieces of one size.
  *
  * A piece is claimed by one compare-and-swap on its word, {state, slot, sequence}, and freed by one store; no lock is needed.
- * The first free piece that has memory is taken, so a queue in a steady state uses the same, warm pieces again and again.
+ * The first free piece is taken, of large ones the first that has memory: a queue in a steady state uses the same, warm pieces
+ * again and again.
  *
  *   FREE -> FILLING by a sender -> QUEUED, when its descriptor is in the queue -> RECEIVED by a receiver -> FREE
  *   FREE -> FILLING -> SPILL, a chunk of the spill (spill.c) -> FREE
@@ -237,35 +238,34 @@ struct census {
     int64_t last_freed; /* when a piece was last given back */
 };
 
-/* A free piece that has memory, or if there is none and `fresh`, any free piece. */
+/* A free piece; without `fresh`, one that has memory. The census is complete if there is none. */
 static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, struct mp_piece *piece, struct census *census) {
     struct mp_arena *a = mp_arena_open(v);
     uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
     *census = (struct census){0};
-    for (int pass = 0; pass < 1 + fresh; pass++) /* of the second one, nobody looks at the census */
-        for (uint32_t i = 0; i < count; i++) {
-            if (a->segment[i].piece_size != class)
+    for (uint32_t i = 0; i < count; i++) {
+        if (a->segment[i].piece_size != class)
+            continue;
+        struct piece_words *words = words_of(v, i);
+        for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
+            uint64_t word = atomic_load_explicit(&words[n].word, memory_order_relaxed);
+            int64_t freed = atomic_load_explicit(&words[n].freed_ns, memory_order_relaxed);
+            if (freed > census->last_freed)
+                census->last_freed = freed;
+            if (mp_piece_state_of(word) != MP_PIECE_FREE) {
+                census->busy++;
                 continue;
-            struct piece_words *words = words_of(v, i);
-            for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
-                uint64_t word = atomic_load_explicit(&words[n].word, memory_order_relaxed);
-                int64_t freed = atomic_load_explicit(&words[n].freed_ns, memory_order_relaxed);
-                if (freed > census->last_freed)
-                    census->last_freed = freed;
-                if (mp_piece_state_of(word) != MP_PIECE_FREE) {
-                    census->busy++;
-                    continue;
-                }
-                if (pass == 0 && freed == 0)
-                    continue;
-                uint64_t sequence = (mp_piece_sequence_of(word) + 1) & 0xffffffffffull;
-                if (!atomic_compare_exchange_strong(&words[n].word, &word,
-                                                    mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
-                    continue;
-                *piece = (struct mp_piece){i, n, sequence, 0};
-                return true;
             }
+            if (!fresh && freed == 0)
+                continue;
+            uint64_t sequence = (mp_piece_sequence_of(word) + 1) & 0xffffffffffull;
+            if (!atomic_compare_exchange_strong(&words[n].word, &word,
+                                                mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
+                continue;
+            *piece = (struct mp_piece){i, n, sequence, 0};
+            return true;
         }
+    }
     return false;
 }
 
@@ -277,10 +277,10 @@ static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, stru
 #define AT_WORK_NS 20000000
 static bool claim_warm(struct mp_queue_view *v, uint64_t class, struct mp_piece *piece) {
     struct census census;
-    if (claim_free(v, class, false, piece, &census))
-        return true;
     if (class < LARGE)
         return false;
+    if (claim_free(v, class, false, piece, &census))
+        return true;
     int64_t now = mp_now_ns(), moment = (int64_t)(class >> 10) * FRESH_NS_PER_KIB;
     int64_t end = now + (moment < LONGEST_MOMENT_NS ? moment : LONGEST_MOMENT_NS);
     while (census.busy >= AHEAD && census.last_freed + AT_WORK_NS > now && now < end) {
