@@ -493,6 +493,11 @@ class ThreadPool(_base.ThreadPool):
         task_handler._state = TERMINATE
         terminate: Any = super()._terminate_pool  # type: ignore[misc]
         terminate(taskqueue, inqueue, outqueue, pool, change_notifier, worker_handler, task_handler, *others)
+        # A worker that went at its sentinel may have been replaced once more before the thread that does so ended: the
+        # new one waits for a sentinel that nobody sends, and join() for the new one.
+        for worker in pool:
+            if worker.is_alive():
+                inqueue.put(None)
 
 
 def __getattr__(name: str) -> Any:

@@ -602,3 +602,40 @@ def test_thread_pool_begins_nothing_after_terminate(monkeypatch: pytest.MonkeyPa
         sys.setswitchinterval(interval)
     pool.join()
     assert not begun
+
+
+def test_a_thread_that_replaces_another_during_terminate_ends_too() -> None:
+    """The thread that replaces workers may find those gone that terminate() has just sent away."""
+    made: list[ThreadPool] = []
+    busy, terminated, released = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    class Late(ThreadPool):
+        @staticmethod
+        def _help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
+            terminated.set()
+            task_handler.join()  # which puts sentinels, too, that are now taken out
+            standard.ThreadPool._help_stuff_finish(inqueue, task_handler, size)  # type: ignore[attr-defined]
+            released.set()
+            pool: Any = made[0]
+            wait_until(lambda: not any(worker.is_alive() for worker in pool._pool))
+            pool._join_exited_workers(pool._pool)
+            pool._repopulate_pool()
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        terminated.wait()
+        yield 3
+
+    def work(item: int) -> None:
+        busy.release()
+        released.wait()
+
+    made.append(Late(3))
+    made[0].imap(work, items())
+    for _ in range(3):
+        busy.acquire()
+    made[0].terminate()
+    made[0].join()
+    pool: Any = made[0]
+    assert len(pool._pool) == 3
+    assert not any(worker.is_alive() for worker in pool._pool)
