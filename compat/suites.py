@@ -24,6 +24,7 @@ OTHER = {
     "test.test_concurrent_futures.test_init": USES,
     "test.test_concurrent_futures.test_process_pool": USES,
     "test.test_concurrent_futures.test_shutdown": USES,
+    "test.test_concurrent_futures.test_thread_pool": USES,
     "test.test_concurrent_futures.test_wait": USES,
     "test.test_asyncio.test_events": USES,
     "test.test_asyncio.test_unix_events": USES,
