@@ -15,9 +15,10 @@ that dies is told by its ledger:
 Threads:
 
 - Any thread of the user submits: it adds to the backlog and runs `dispatch()`, which sends to workers.
-- The *result thread* receives from the workers. It makes room in the worker's window, runs dispatch(), and sets the
-  result; it alone sets results, so that callbacks do not run at the same time. It learns of a death from a message
-  that the supervisor puts into the result queue, behind everything that the dead worker had put there.
+- The *result thread* receives from the workers, as many results at once as there are. It makes room in the workers'
+  windows, runs dispatch(), and sets the results; it alone sets results, so that callbacks do not run at the same time.
+  It learns of a death from a message that the supervisor puts into the result queue, behind everything that the dead
+  worker had put there.
 - The *supervisor* starts workers, waits for one to die, announces that, starts another one, enforces timeouts, and
   winds down. It never waits for the result thread.
 - A *feeder* for each imap() over an iterator of the user: it alone runs the iterator.
@@ -31,15 +32,26 @@ that adds to the backlog or makes room calls dispatch() afterwards, which goes o
 outstanding" is looked at by the supervisor after every wake-up, and the cache wakes it when its last result is
 complete.
 
+Switching between threads costs as much. So a thread that asks for one call and waits for it, while nothing else is
+going on, receives from the workers itself: the result thread *parks*, when it has nothing to do and a call was the last
+thing that was asked for. Only one of the two receives at a time. Whatever the caller receives that is not its result,
+it leaves to the result thread, and waits as anybody else does; so callbacks never run in it. Whoever asks for something
+else, or tells the result thread something, wakes that up, or the caller does so at its end. A caller that is
+interrupted leaves a state in which the result thread can go on.
+
 Tasks are only sent to workers that are ready, so a task never waits for a slow initializer. A worker that has room
-takes over what has waited behind a busy one for a while, and one that has nothing to do whatever waits: the parent
-takes the message out of the busy worker's queue. It is given to one of the two, so it is not run twice.
+takes over what has waited behind a busy one for a while, and one that has nothing to do half of what waits anywhere:
+the parent takes back, in the busy worker's ledger, what that has not begun, so no task is run twice.
+
+Switching between processes costs more than a small task does. So the faster the tasks of a function are, the more of
+them a worker is given at a time (Pace), in one message; and while such results are coming in, the result thread does
+not let each of them wake it up, but sleeps for a moment (NAP) and then takes all that are there. A result that comes
+alone finds it waiting in msgrcv(2).
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
 import time
@@ -49,11 +61,12 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
-from mpipc._pool_channel import WINDOW, Channel, Envelope, OwnReducers, unpack
-from mpipc._pool_member import SHUT, Member
+from mpipc._pool_channel import DRAUGHT, Channel, Envelope, OwnReducers
+from mpipc._pool_hot import Source, Task, receive_into, settle, unpack
+from mpipc._pool_member import Member
 from mpipc._pool_results import Cache
 from mpipc._pool_supervisor import Supervisor
-from mpipc._pool_tasks import Feed, Source, Task
+from mpipc._pool_tasks import SHALLOW, Feed, function_name
 from mpipc._pool_worker import FAILED, INITIALIZER_FAILED, READY, RETURNED, UNKNOWN_FUNCTION
 from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
 
@@ -67,6 +80,10 @@ STOP = 32
 PATIENCE = 0.01
 """Seconds that a task waits behind another one before any worker that has room takes it over. What takes that long
 is not worth having the next task at hand."""
+
+NAP = 0.0001
+"""Seconds that the result thread sleeps while fast tasks are under way, if there are at least so many for a worker:"""
+NAP_DEPTH = 8
 
 
 class Engine:
@@ -86,8 +103,7 @@ class Engine:
         result_reducers: OwnReducers | None = None,
     ) -> None:
         self._pid = os.getpid()
-        self._low_water = 2 * size
-        """Tasks from one iterator in the backlog when its feeder goes on; twice as many when it stops."""
+        self._size = size
         self.results = Channel()
         self.lock = threading.RLock()
         # --- guarded by lock
@@ -103,11 +119,27 @@ class Engine:
         """The workers, until all that they have sent was received, by tag."""
         self.replaced = 0
         """How many workers have died."""
-        self._buckets: list[dict[Member, None]] = [{} for _ in range(SHUT + 1)]
-        """Ready workers by Member.place; in each, the one that has been there longest comes first."""
+        self._idle: dict[Member, None] = {}
+        """Workers that are open and have nothing to do, the one that has been waiting longest first."""
+        self._full = False
+        """No worker has room, and none has got any since that was found."""
+        self._depth = SHALLOW
+        """Pace.depth of the last result."""
         self._unready = 0
         """Workers that are being started."""
         self._backlog: deque[Task | Source] = deque()
+        self._told = 0
+        """Messages to the result thread from this process that it has not received."""
+        self._called = False
+        """The last thing that was asked for was a call(), so another one may follow."""
+        self._parked = False
+        """The result thread waits for `_wanted`, and does not receive: a call() may."""
+        self._calling = False
+        """One does. It does not give up before it has received something."""
+        self._inbox: list[Any] = []
+        """What a call() has received; the result thread handles what that leaves there."""
+        self._wanted = threading.Lock()
+        self._wanted.acquire()
         # --- not guarded: append() and popleft() are atomic
         self._failures: deque[tuple[Any, int, BaseException]] = deque()
 
@@ -139,9 +171,70 @@ class Engine:
             self.supervisor.abandon()
             raise
 
+    def call(self, job: Any, task: Task) -> Any:
+        """Take on a task and wait for its result.
+
+        If nothing else is going on, this thread receives the result itself. See the comment at the top.
+        """
+        worker: Member | None = None
+        number = 0
+        message: Envelope | None = None
+        try:
+            with self.lock:
+                idle = next(iter(self._idle), None)
+                alone = self._parked and not self._calling and len(self.cache) == 1
+                if idle is not None and alone and task.timeout is None and self.state == RUN:
+                    worker, number = idle, idle.sequence + 1
+                    self._calling = True
+                    batch = worker.assign([task])
+                    del self._idle[worker]
+            if worker is not None:
+                self._send(worker, batch)
+                if number in worker.window:  # else it could not be sent
+                    receive_into(self.results.receive, self._inbox)
+                    first = self._inbox[0]
+                    if first[0] in (RETURNED, FAILED) and first[1] == worker.tag and first[2] == number:
+                        with self.lock:
+                            if number in worker.window:
+                                message = Envelope._make(settle(worker, number, self.cache, job._job, self._inbox))
+        finally:
+            if worker is not None:
+                self._end_call(worker, number, orderly=message is not None)
+        if message is None:
+            if worker is None:
+                self.submit(job, task)
+                self._called = True
+            return job.get()
+        value = unpack(message.body, message.buffers)
+        if message.kind == RETURNED:
+            return value
+        raise value
+
+    def _end_call(self, worker: Member, number: int, *, orderly: bool) -> None:
+        """Let the result thread go on if there is anything for it to do."""
+        with self.lock:
+            self._calling = False
+            if worker.packing:  # interrupted before the task was sent, or just after that
+                worker.packing = False
+                for task in worker.take_back_from(number):
+                    self._put_back(task)
+            self._refresh(worker)
+            if not orderly or self.cache or self._failures or self._told or self.state != RUN:
+                self._unpark()
+        if self.state != RUN:
+            self.supervisor.wake()
+
+    def _unpark(self) -> None:
+        """Have the result thread receive again, if it does not; a call() that is under way sees to that at its end."""
+        if self._parked and not self._calling:
+            self._parked = False
+            self._wanted.release()
+
     def submit(self, job: Any, work: Task | Source) -> None:
         """Take on a task or a map's chunks."""
         with self.lock:
+            self._called = False
+            self._unpark()
             ended = self._ended
             if not ended:
                 self._backlog.append(work)
@@ -153,6 +246,7 @@ class Engine:
     def submit_many(self, tasks: list[Task]) -> None:
         """Take on tasks that are each a job of its own."""
         with self.lock:
+            self._unpark()
             ended = self._ended
             if not ended:
                 self._backlog.extend(tasks)
@@ -217,102 +311,143 @@ class Engine:
                 match = self._match()
             if match is None:
                 return
-            worker, number, task = match
-            if task.job.cancellable and not task.job._begin():
-                with self.lock:
-                    worker.packing = False
-                    worker.withdraw(number)
-                    self._place(worker)
-                continue
-            self._send(*match)
+            worker, batch = match
+            if batch[0][1].job.cancellable:
+                batch = self._without_cancelled(worker, batch)
+            self._send(worker, batch)
 
-    def _match(self) -> tuple[Member, int, Task] | None:
-        """Give a task to a worker; the caller has to send it."""
+    def _match(self) -> tuple[Member, list[tuple[int, Task]]] | None:
+        """Give tasks to a worker; the caller has to send them."""
         if self.state == TERMINATE:
             return None
-        worker = next(iter(self._buckets[0]), None)
+        worker = next(iter(self._idle), None)
         if worker is not None:
-            task = self._take_over(PATIENCE) or self._next_task() or self._take_over(0.0)
-        elif self._unready or not self._backlog:
+            tasks = self._take_over(PATIENCE, worker) or self._next_tasks(worker) or self._take_over(0.0, worker)
+        elif self._full or self._unready or not self._backlog:
             return None  # a worker that is about to be ready will run the next task sooner than one that is busy
         else:
-            worker = next(itertools.chain.from_iterable(self._buckets[1:WINDOW]), None)
-            if worker is None:
+            depth = self._depth_wanted()
+            room = 0
+            for member in self.members.values():
+                if member.is_open and member.room(depth) > room:
+                    worker, room = member, member.room(depth)
+            if worker is None or room * 4 < depth:  # one or two are not worth a message if there can soon be many
+                self._full = True
                 return None
-            task = self._take_over(PATIENCE) or self._next_task()
-        if task is None:
+            tasks = self._take_over(PATIENCE, worker) or self._next_tasks(worker)
+        if not tasks:
             return None
-        number = worker.assign(task)
-        self._place(worker)
-        return worker, number, task
+        self._idle.pop(worker, None)
+        return worker, worker.assign(tasks)
 
-    def _next_task(self) -> Task | None:
-        while self._backlog:
-            head = self._backlog[0]
+    def _depth_wanted(self) -> int:
+        """How many of the tasks at the front of the backlog a worker should have."""
+        head = self._backlog[0]
+        depth = head.function.pace.depth
+        if depth > SHALLOW and isinstance(head, Task) and head.job.cancellable:
+            # What a worker has been given cannot be cancelled any more. (Of a map, nobody sees the futures.)
+            depth = min(depth, NAP_DEPTH) if head.function.lasting else SHALLOW
+        return depth
+
+    def _next_tasks(self, worker: Member) -> list[Task]:
+        """Tasks from the backlog for a worker: so many that something is left for the others, if they have room too."""
+        backlog = self._backlog
+        tasks: list[Task] = []
+        if not backlog:
+            return tasks
+        head = backlog[0]
+        waiting = len(backlog) if isinstance(head, Task) else head.remaining
+        depth = self._depth_wanted()
+        most = 1
+        if depth > SHALLOW:
+            most = max(min(worker.room(depth), waiting // (2 * self._size)), 1)
+        while backlog and len(tasks) < most:
+            head = backlog[0]
             if isinstance(head, Task):
-                self._backlog.popleft()
+                backlog.popleft()
                 if head.feed is not None:
                     head.feed.waiting -= 1
-                    if head.feed.waiting == self._low_water:
+                    if head.feed.waiting == head.feed.low:
                         self._room.notify_all()
-                return head
-            task = head.draw()
-            if head.exhausted:
-                self._backlog.popleft()
-            if task is not None:
-                return task
-        return None
+                tasks.append(head)
+                continue
+            tasks.append(head.draw())
+            if not head.remaining:
+                backlog.popleft()
+        return tasks
 
     def _put_back(self, task: Task) -> None:
         if task.feed is not None:
             task.feed.waiting += 1
         self._backlog.appendleft(task)
 
-    def _take_over(self, waiting: float) -> Task | None:
-        """A task that has been waiting so many seconds behind another one, the oldest."""
-        for victim in self._buckets[WINDOW]:
-            if waiting and time.monotonic() - victim.full_since < waiting:
-                return None
-            task = victim.take_back()
-            if task is not None:
-                victim.slow = True
-                self._place(victim)
-                return task
-        return None
+    def _take_over(self, waiting: float, worker: Member) -> list[Task]:
+        """Tasks for a worker that have been waiting behind another one.
 
-    def _place(self, worker: Member) -> None:
-        """Put a worker into the bucket where it belongs now."""
-        bucket = worker.place
-        if bucket == worker.bucket:
-            return
-        if worker.bucket is not None:
-            del self._buckets[worker.bucket][worker]
-        if bucket is not None:
-            self._buckets[bucket][worker] = None
-            if bucket == WINDOW:
-                worker.full_since = time.monotonic()
-        worker.bucket = bucket
+        All of those where nothing has been answered for so many seconds; if that is 0, half of those of the worker that
+        has most. One is left to it in any case, begun or not, and no more given to it until it has answered: else tasks
+        would wander forever among workers that are dead, or do not get the processor.
+        """
+        victim: Member | None = None
+        since = time.monotonic() - waiting
+        most = 1
+        for member in self.members.values():
+            load = len(member.window)
+            if load > most and not member.packing and member.progress <= since:
+                victim, most = member, load
+        if victim is None:
+            return []
+        tasks = victim.take_back(most - 1 if waiting else most // 2)
+        if tasks:
+            victim.slow = True
+            self._refresh(victim)
+        room = worker.room(len(worker.window) + len(tasks))
+        while len(tasks) > room:
+            self._put_back(tasks.pop())
+        return tasks
 
-    def _send(self, worker: Member, number: int, task: Task) -> None:
-        try:
-            worker.send(task, number)
-        except BaseException as error:
+    def _refresh(self, worker: Member) -> None:
+        """To be called when anything has changed for a worker."""
+        if not worker.window and worker.is_open and worker.room(1) > 0:
+            self._idle.setdefault(worker)
+        else:
+            self._idle.pop(worker, None)
+        self._full = False
+
+    def _without_cancelled(self, worker: Member, batch: list[tuple[int, Task]]) -> list[tuple[int, Task]]:
+        """Tell the futures that they run. What was cancelled is not sent."""
+        begun = [(number, task) for number, task in batch if task.job._begin()]
+        if len(begun) < len(batch):
+            numbers = {number for number, _ in batch}.difference(number for number, _ in begun)
             with self.lock:
-                worker.packing = False
-                mine = worker.withdraw(number) is not None  # else the worker has died, and the task was put back
-                self._place(worker)
-                if not isinstance(error, Exception):
-                    if mine:
-                        self._put_back(task)
-                    raise
-            if mine:
-                self.fail(task.job, task.index, error)
-            return
+                for number in numbers:
+                    worker.withdraw(number)
+        return begun
+
+    def _send(self, worker: Member, batch: list[tuple[int, Task]]) -> None:
+        failures = worker.send(batch)
+        lost: list[tuple[Task, BaseException]] = []
+        interrupt: BaseException | None = None
         with self.lock:
             worker.packing = False
-            self._place(worker)
-        if task.timeout is not None:
-            self.supervisor.expect(task.timeout)
+            for number, error in failures:
+                if isinstance(error, Exception):
+                    task = worker.withdraw(number)
+                    if task is not None:  # else the worker has died, and the task was put back
+                        lost.append((task, error))
+                elif interrupt is None:
+                    # It may have been sent, or not; what the worker has not begun can be had back in either case.
+                    interrupt = error
+                    for task in reversed(worker.take_back_from(number)):
+                        self._put_back(task)
+            self._refresh(worker)
+        for task, error in lost:
+            self.fail(task.job, task.index, error)
+        if interrupt is not None:
+            raise interrupt
+        timeout = min((task.timeout for _, task in batch if task.timeout is not None), default=None)
+        if timeout is not None:
+            self.supervisor.expect(timeout)
 
     def fail(self, job: Any, index: int, error: BaseException) -> None:
         """Have the result thread set an error that came up here."""
@@ -324,6 +459,9 @@ class Engine:
 
     def _tell(self, kind: int, tag: int, body: Any = None) -> None:
         """Send to the result thread."""
+        with self.lock:
+            self._told += 1
+            self._unpark()
         self.results.send((kind, tag, 0, None, 0, body, None))
 
     def _feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
@@ -331,12 +469,15 @@ class Engine:
         try:
             for task in tasks:
                 with self._room:
-                    if feed.waiting >= 2 * self._low_water:
+                    feed.low = task.function.pace.depth * self._size
+                    if feed.waiting >= 2 * feed.low:
                         # Woken up for each task, this thread would take more time than the tasks do.
-                        while feed.waiting > self._low_water and not self._ended and self.state != TERMINATE:
+                        while feed.waiting > feed.low and not self._ended and self.state != TERMINATE:
                             self._room.wait()
                     ended = self._ended
                     if not ended and self.state != TERMINATE:
+                        self._called = False
+                        self._unpark()
                         feed.waiting += 1
                         self._backlog.append(task)
                 del task
@@ -355,13 +496,19 @@ class Engine:
 
     def _receive(self) -> None:
         """The result thread."""
-        while True:
+        over = False
+        while not over:
             try:
-                message = Envelope._make(self.results.receive())
-                if message.kind == STOP:
-                    break
-                self._handle(message)
-                del message
+                if self._park():
+                    self._wanted.acquire()
+                    if self._inbox:
+                        messages, self._inbox = self._inbox, []
+                        over = self._handle_all(messages)
+                    self.dispatch()
+                else:
+                    if self._may_nap():
+                        time.sleep(NAP)
+                    over = self._handle_all(self.results.receive_many(DRAUGHT))
                 while self._failures:
                     job, index, failure = self._failures.popleft()
                     if self.state != TERMINATE:
@@ -388,19 +535,50 @@ class Engine:
     def _end_error(self) -> BrokenPoolError:
         return self.broken or BrokenPoolError("the pool was terminated before this was done")
 
+    def _park(self) -> bool:
+        """Whether to leave receiving to a call()."""
+        with self.lock:
+            idle = not (self.cache or self._unready or self._told or self._failures or self._inbox)
+            self._parked = self._called and idle and self.state == RUN
+            return self._parked
+
+    def _may_nap(self) -> bool:
+        """Whether many results are about to come."""
+        if self._depth < NAP_DEPTH:
+            return False
+        with self.lock:
+            return sum([len(worker.window) for worker in self.members.values()]) >= self._size * NAP_DEPTH
+
+    def _handle_all(self, messages: list[Any]) -> bool:
+        """Handle messages in their order; True if they end the thread."""
+        results: list[Envelope] = []
+        messages.reverse()
+        while messages:
+            message = Envelope._make(messages.pop())
+            if message.kind in (DIED, LOOK, STOP):
+                with self.lock:
+                    self._told -= 1
+            if message.kind in (RETURNED, FAILED):
+                results.append(message)
+                continue
+            self._take_results(results)
+            if message.kind == STOP:
+                return True
+            self._handle(message)
+        self._take_results(results)
+        return False
+
     def _handle(self, message: Envelope) -> None:
         kind = message.kind
         with self.lock:
             worker = self.members.get(message.tag)
         if worker is None:
             return  # LOOK
-        if kind in (RETURNED, FAILED):
-            self._take_result(worker, message)
-        elif kind == READY:
+        if kind == READY:
             with self.lock:
                 worker.ready = True
                 self._unready -= 1
-                self._place(worker)
+                self._refresh(worker)
             self.dispatch()
         elif kind == UNKNOWN_FUNCTION:
             with self.lock:
@@ -408,7 +586,7 @@ class Engine:
                 if task is not None:
                     worker.known.pop(task.function.id, None)
                     self._put_back(task)
-                    self._place(worker)
+                    self._refresh(worker)
             self.dispatch()
         elif kind == DIED:
             self._bury(worker, message.body)
@@ -416,20 +594,43 @@ class Engine:
             with contextlib.suppress(Exception):  # the exception can be unpickled in the worker only
                 self.supervisor.start_error = unpack(message.body, message.buffers)
 
-    def _take_result(self, worker: Member, message: Envelope) -> None:
-        """Give the worker its next task, then the user the result of this one."""
-        with self.lock:
-            task = worker.answered(message.number)
-            self._place(worker)
-        self.dispatch()
-        if task is None or self.state == TERMINATE:
+    def _take_results(self, messages: list[Envelope]) -> None:
+        """Give the workers their next tasks, then the user the results of these, which are removed from the list."""
+        if not messages:
             return
-        ok = message.kind == RETURNED
-        try:
-            value = unpack(message.body, message.buffers)
-        except Exception as error:
-            ok, value = False, error
-        task.job._set(task.index, (ok, value))
+        done: list[tuple[Task, Envelope]] = []
+        answers: dict[Member, int] = {}
+        with self.lock:
+            for message in messages:
+                worker = self.members.get(message.tag)
+                task = None if worker is None else worker.answered(message.number)
+                if worker is not None and task is not None:
+                    answers[worker] = answers.get(worker, 0) + 1
+                    done.append((task, message))
+            messages.clear()
+            if done:
+                now = time.monotonic()
+                pace = done[-1][0].function.pace
+                for worker, count in answers.items():
+                    busy = worker.ledger.busy
+                    pace.note(busy - worker.busy, count)
+                    worker.busy = busy
+                    worker.progress = now
+                    self._refresh(worker)
+                self._depth = pace.depth
+        self.dispatch()
+        done.reverse()
+        while done:
+            task, message = done.pop()
+            if self.state == TERMINATE:
+                continue
+            ok = message.kind == RETURNED
+            try:
+                value = unpack(message.body, message.buffers)
+            except Exception as error:
+                ok, value = False, error
+            task.job._set(task.index, (ok, value))
+            del task, message, value
 
     def _bury(self, worker: Member, exitcode: int | None) -> None:
         """A worker has died, and all that it had sent has been received."""
@@ -439,7 +640,7 @@ class Engine:
             self._unready -= not worker.ready
             self.replaced += 1
             worker.dead = True
-            self._place(worker)
+            self._refresh(worker)
             started = worker.ledger.started
             item = worker.ledger.current_item
             for number, task in reversed(worker.window.items()):
@@ -447,15 +648,15 @@ class Engine:
                     task.attempts -= 1
                     self._put_back(task)
                 elif number == worker.condemned:
-                    index = task.first + item
-                    late = TaskTimeoutError(f"{task.name} did not end within {task.timeout:g} s on item {index}")
+                    name, index = function_name(task.function.call), task.first + item
+                    late = TaskTimeoutError(f"{name} did not end within {task.timeout:g} s on item {index}")
                     lost.append((task, late))
                 elif task.retries > 0:
                     task.retries -= 1
                     self._put_back(task)
                 else:
-                    index = task.first + (item if number == started else 0)
-                    error = WorkerLostError(worker.process.pid, exitcode, task.name, index, task.attempts)
+                    name, index = function_name(task.function.call), task.first + (item if number == started else 0)
+                    error = WorkerLostError(worker.process.pid, exitcode, name, index, task.attempts)
                     lost.append((task, error))
             worker.window.clear()
         self.dispatch()
@@ -496,7 +697,7 @@ class Engine:
         with self.lock:
             for worker in self.members.values():
                 worker.quit()
-                self._place(worker)
+                self._refresh(worker)
 
     def end(self) -> None:
         """No worker is left: end the result thread."""
@@ -510,7 +711,7 @@ class Engine:
     def forget(self) -> None:
         """In a forked child: give up what is the parent's."""
         self.members = {}
-        self._buckets = []
+        self._idle = {}
         self._backlog = deque()
 
 

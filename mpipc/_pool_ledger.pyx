@@ -1,14 +1,29 @@
 # distutils: language = c
 """What a pool knows about a worker without being told: a ledger in shared memory, and the watch over the parent's life.
 
-A worker numbers its tasks as the parent did (1, 2, 3 ...). It writes `started` before it runs one and `finished` before
-it sends the result, one store each. The parent reads:
+A worker numbers its tasks as the parent did (1, 2, 3 ..., some may be missing). It claims one before it runs it, which
+sets `started`, and writes `finished` before it sends the result. The parent reads:
 
     number <= finished             the task has run to its end
     finished < number == started   it is running, or was when the worker died
     number > started               it was never begun: it may be given to another worker
 
-Both words only grow. A task that the parent wants to end early is condemned: the parent writes the number and then
+Both only grow.
+
+The parent can take back tasks that the worker has, in a message or in its hands already, and has not begun: all from
+some number on. The word CLAIMED holds `started` and where the tasks begin that were taken back, so both sides change it
+by compare-and-swap and one of them sees the other. REVOKED_TO is where those tasks end. The parent writes it first:
+
+    the worker comes to a number at which a range begins, or after that, and not after REVOKED_TO: it passes over it;
+    any other number: it claims it, unless the word has changed since, for then it looks again.
+
+There is one range at a time. It ends when the worker claims a number behind it; as long as it has not, what is taken
+back next makes it longer, so that it takes back everything up to there. If the worker saw the new REVOKED_TO before the
+parent changed CLAIMED, it has passed over numbers in between, which the parent takes back nevertheless: CLAIMED has not
+changed, or the parent looks again. A worker that dies at any of this leaves a word that is true. (When the parent dies,
+so does the worker.)
+
+ A task that the parent wants to end early is condemned: the parent writes the number and then
 reads `finished`, the worker writes `finished` and then reads the number. As both are sequentially consistent, at least
 one of them sees the other. So either the task counts as finished and its result will be sent, or the worker stops
 before it sends and can be killed: a result is never sent for a task that was condemned, and no other task is hit by
@@ -49,20 +64,29 @@ cdef extern from * nogil:
     """
     static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
     static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
+    static inline int swap(uint64_t *word, uint64_t old, uint64_t new_value) {
+        return __atomic_compare_exchange_n(word, &old, new_value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
     """
     uint64_t load(const uint64_t *word)
     void store(uint64_t *word, uint64_t value)
+    bint swap(uint64_t *word, uint64_t old, uint64_t new)
 
 # The words of the 64 bytes of payload.
 cdef enum:
-    STARTED      # number of the task that runs, or ran last
+    CLAIMED      # number of the task that runs, or ran last << DISTANCE_BITS | distance to the range taken back
     FINISHED     # number of the last task that has run to its end
     CONDEMNED    # number of the task that the parent wants to end; 0 if none
     ITEM         # which item of a chunk is running, from 0
     SINCE        # when the task was started, CLOCK_MONOTONIC in ns
     BUSY         # ns spent in tasks that have ended
-    READY        # when the initializer had returned, CLOCK_MONOTONIC in ns; 0 before
-    ARRIVED      # when the process had started and was about to run the initializer; 0 before
+    READY        # when the initializer had returned, CLOCK_MONOTONIC in ns; 1 when it was about to run; 0 before
+    REVOKED_TO   # the last number that was taken back
+
+# The distance is 0 if there is no range. A worker has fewer tasks at a time, and never begins more than 2**40.
+cdef enum:
+    DISTANCE_BITS = 24
+    DISTANCE = (1 << 24) - 1
 
 
 cdef uint64_t now() noexcept nogil:
@@ -88,17 +112,28 @@ cdef class Ledger:
 
     def arrive(self):
         """The next thing this process does is to run the initializer."""
-        store(&self.words[ARRIVED], now())
+        store(&self.words[READY], 1)
 
     def ready(self):
         """The initializer has returned."""
         store(&self.words[READY], now())
 
     def start(self, uint64_t number):
-        """The next thing this process does is to run the task."""
+        """The next thing this process does is to run the task. False: the parent has taken it back, do not run it."""
+        cdef uint64_t word, claimed, distance
         self.words[ITEM] = 0
         self.words[SINCE] = now()
-        store(&self.words[STARTED], number)
+        while True:
+            word = load(&self.words[CLAIMED])
+            claimed, distance = word >> DISTANCE_BITS, word & DISTANCE
+            if distance and number >= claimed + distance:
+                if number <= load(&self.words[REVOKED_TO]):
+                    return False
+                distance = 0
+            elif distance:
+                distance -= number - claimed
+            if swap(&self.words[CLAIMED], word, number << DISTANCE_BITS | distance):
+                return True
 
     def item(self, uint64_t index):
         """The next thing this process does is to run this item of the chunk that it has started."""
@@ -119,6 +154,23 @@ cdef class Ledger:
 
     # ---- the parent's side
 
+    def revoke(self, uint64_t first, uint64_t last):
+        """Take back the tasks from `first` to `last`, the last one of all, as far as they were not begun.
+
+        Returns the number from which on they are taken back: greater than `first` if the worker has begun more, smaller
+        if it has not come to what was taken back before.
+        """
+        cdef uint64_t word, claimed, distance, start
+        store(&self.words[REVOKED_TO], last)
+        while True:
+            word = load(&self.words[CLAIMED])
+            claimed, distance = word >> DISTANCE_BITS, word & DISTANCE
+            start = max(first, claimed + 1)
+            if distance:
+                start = min(start, claimed + distance)
+            if start > last or swap(&self.words[CLAIMED], word, claimed << DISTANCE_BITS | (start - claimed)):
+                return start
+
     def condemn(self, uint64_t number):
         """Try to end a task early. True: its result will not be sent, kill the worker. False: it has finished."""
         store(&self.words[CONDEMNED], number)
@@ -130,17 +182,17 @@ cdef class Ledger:
     @property
     def has_arrived(self):
         """Whether the initializer was about to run."""
-        return load(&self.words[ARRIVED]) != 0
+        return load(&self.words[READY]) != 0
 
     @property
     def is_ready(self):
         """Whether the initializer has returned."""
-        return load(&self.words[READY]) != 0
+        return load(&self.words[READY]) > 1
 
     @property
     def started(self):
         """Number of the task that was started last; 0 before the first."""
-        return load(&self.words[STARTED])
+        return load(&self.words[CLAIMED]) >> DISTANCE_BITS
 
     @property
     def finished(self):
@@ -155,7 +207,7 @@ cdef class Ledger:
     @property
     def running_for(self):
         """Seconds since the task that runs was started; None if none is running."""
-        cdef uint64_t started = load(&self.words[STARTED])
+        cdef uint64_t started = load(&self.words[CLAIMED]) >> DISTANCE_BITS
         cdef uint64_t since = load(&self.words[SINCE])
         if load(&self.words[FINISHED]) >= started:
             return None
@@ -170,7 +222,7 @@ cdef class Ledger:
     def ready_for(self):
         """Seconds since the initializer returned; None before."""
         cdef uint64_t ready = load(&self.words[READY])
-        return (now() - ready) / 1e9 if ready else None
+        return (now() - ready) / 1e9 if ready > 1 else None
 
 
 def exit_with_parent(int semid, int slot, uint32_t generation):

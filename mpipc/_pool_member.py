@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
-from mpipc._pool_channel import WINDOW, Channel, OwnReducers
+from mpipc._pool_channel import Channel, OwnReducers
+from mpipc._pool_hot import Task
 from mpipc._pool_ledger import Ledger
-from mpipc._pool_tasks import Task
-from mpipc._pool_worker import FUNCTIONS, QUIT
+from mpipc._pool_worker import BATCH, FUNCTIONS, QUIT
 
-__all__ = ["SHUT", "Member"]
+__all__ = ["Member"]
 
-SHUT = WINDOW + 1
+BULK = 1 << 16
+"""Bytes of arguments from which a message gets no more tasks."""
 
 
 class Member:
@@ -36,7 +38,7 @@ class Member:
         self.window: dict[int, Task] = {}
         """Tasks given to it and not answered, by number, in the order in which they are sent."""
         self.packing = False
-        """A thread is about to send it the last one in the window. It gets no other task until that is done, so that
+        """A thread is about to send it the last ones in the window. It gets no other task until that is done, so that
         the order of the numbers is that of the messages."""
         self.sequence = 0
         """Number of the last task."""
@@ -44,8 +46,10 @@ class Member:
         """Tasks given to it and not taken back."""
         self.known: dict[int, None] = {}
         """Functions that it has used last, so it has them (unless it has forgotten them, which it will say)."""
-        self.full_since = 0.0
-        """When its window was last filled, time.monotonic()."""
+        self.progress = 0.0
+        """When it has last answered, or was given something after it had nothing to do; time.monotonic()."""
+        self.busy = 0.0
+        """Its ledger's `busy` at that time."""
         self.slow = False
         """Its task was waited for in vain: there is no point in having another one wait behind it."""
         self.ready = False
@@ -53,32 +57,75 @@ class Member:
         self.dead = False
         self.condemned = 0
         """Number of the task that it is killed for; 0 if none."""
-        self.bucket: int | None = None
         self.done = 0
         """Tasks that it has answered."""
 
     @property
-    def place(self) -> int | None:
-        """How many tasks it has; SHUT if fewer than WINDOW and it is to get none; None if it is not to be touched."""
-        if not self.ready or self.dead or self.quitting or self.packing:
-            return None
+    def is_open(self) -> bool:
+        """Whether it may be given tasks at all."""
+        return self.ready and not (self.dead or self.quitting or self.packing)
+
+    def room(self, depth: int) -> int:
+        """How many tasks it can be given if it is to have so many at a time."""
         load = len(self.window)
-        if load < WINDOW and ((self.slow and load) or (self.quota is not None and self.charged >= self.quota)):
-            return SHUT
-        return load
+        if load and self.slow:
+            return 0
+        if self.quota is None:
+            return depth - load
+        return min(depth - load, self.quota - self.charged)
 
-    def assign(self, task: Task) -> int:
-        """Put a task into the window, and return its number; `send()` has to follow."""
+    def assign(self, tasks: list[Task]) -> list[tuple[int, Task]]:
+        """Put tasks into the window, and return them with their numbers; `send()` has to follow."""
         self.packing = True
-        self.sequence += 1
-        self.charged += 1
-        task.attempts += 1
-        self.window[self.sequence] = task
-        return self.sequence
+        if not self.window:
+            self.progress = time.monotonic()
+        self.charged += len(tasks)
+        numbered = list(enumerate(tasks, self.sequence + 1))
+        self.sequence += len(tasks)
+        for task in tasks:
+            task.attempts += 1
+        self.window.update(numbered)
+        return numbered
 
-    def send(self, task: Task, number: int) -> None:
-        """Send a task. Without the lock, because it runs code of the user. Raises what pickling raises, and OSError."""
-        self.tasks.send(task.envelope(self.tag, number, self.known, self.own_reducers))
+    def send(self, batch: list[tuple[int, Task]]) -> list[tuple[int, BaseException]]:
+        """Send tasks. Without the lock, because it runs code of the user.
+
+        Returns the numbers of those that could not be sent, with the reason; that is all the others if the reason is no
+        Exception.
+        """
+        failures: list[tuple[int, BaseException]] = []
+        envelopes: list[tuple[Any, ...]] = []
+        numbers: list[int] = []
+        has = 0
+        bulk = 0
+        count = len(batch)
+        try:
+            for place, (number, task) in enumerate(batch, 1):
+                try:
+                    function = task.function
+                    known = function.id == has or function.id in self.known
+                    envelope = task.envelope(self.tag, number, known, self.own_reducers)
+                    if function.lasting:
+                        has = function.id
+                    body = envelope[5]
+                    if type(body) is bytes:
+                        bulk += len(body)
+                    numbers.append(number)
+                    envelopes.append(envelope)
+                except Exception as error:
+                    failures.append((number, error))
+                if envelopes and (place == count or bulk >= BULK):
+                    try:
+                        if len(envelopes) == 1:
+                            self.tasks.send(envelopes[0])
+                        else:
+                            self.tasks.send((BATCH, self.tag, 0, None, 0, envelopes, None))
+                    except Exception as error:
+                        failures += [(number, error) for number in numbers]
+                    numbers, envelopes, bulk = [], [], 0
+        except BaseException as error:  # KeyboardInterrupt
+            failures += [(number, error) for number, _ in batch if number >= (numbers[0] if numbers else number)]
+        return failures
 
     def withdraw(self, number: int) -> Task | None:
         """Remove a task from the window as if it had not been there; None if it is not there any more."""
@@ -88,17 +135,26 @@ class Member:
             self.charged -= 1
         return task
 
-    def take_back(self) -> Task | None:
-        """A task that it has not fetched yet, which is then not its task any more."""
-        message = self.tasks.take()
-        return None if message is None else self.withdraw(message.number)
+    def take_back(self, count: int) -> list[Task]:
+        """Up to `count` tasks, the last ones that it was given, which it has not begun. (More, in a rare case.)"""
+        waiting = [number for number in self.window if number > self.ledger.started]
+        if not waiting:
+            return []
+        return self.take_back_from(waiting[-min(count, len(waiting))])
+
+    def take_back_from(self, number: int) -> list[Task]:
+        """The tasks from this number on that it has not begun."""
+        start = self.ledger.revoke(number, self.sequence)
+        taken = [self.withdraw(number) for number in list(self.window) if number >= start]
+        return [task for task in taken if task is not None]
 
     def answered(self, number: int) -> Task | None:
         """Remove a task from the window, whose result was received."""
         task = self.window.pop(number, None)
         if task is not None:
-            if task.function.lasting:
-                self.known[task.function.id] = None
+            function = task.function
+            if function.lasting and function.id not in self.known:
+                self.known[function.id] = None
                 if len(self.known) > FUNCTIONS:
                     del self.known[next(iter(self.known))]
             self.done += 1

@@ -68,12 +68,17 @@ AsyncResult = ApplyResult
 
 
 class MapResult(_base.MapResult):  # type: ignore[type-arg]
-    """multiprocessing.pool.MapResult. `progress` is called with the number of items whenever a chunk is done."""
+    """multiprocessing.pool.MapResult. `progress` is told the number of items whenever a chunk is done.
+
+    `single`: what a task returns is the result of an item, not a list of one.
+    """
 
     cancellable = False
     _job: int
     _cache: dict[int, Any]
     _number_left: int
+    _success: bool
+    _value: Any
 
     def __init__(
         self,
@@ -83,14 +88,23 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         progress: Progress | None = None,
+        *,
+        single: bool = False,
     ) -> None:
         self._progress = progress
-        self._length = length
+        self._single = single
         super().__init__(pool, chunksize, length, _guarded(callback), _guarded(error_callback))
         if progress is not None and not length:
             progress.finish()
 
     def _set(self, i: int, success_result: tuple[bool, Any]) -> None:
+        if self._single and success_result[0]:
+            if self._success and self._number_left > 1 and self._progress is None:
+                # What the base class does for most of the results, without a list for each.
+                self._number_left -= 1
+                self._value[i] = success_result[1]
+                return
+            success_result = True, [success_result[1]]
         if self._progress is not None:
             if success_result[0]:
                 self._progress.advance(len(success_result[1]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from mpipc._pool_tasks import function_name
+
 if TYPE_CHECKING:
     from mpipc._pool_engine import Engine
 
@@ -59,7 +61,7 @@ def gather(engine: Engine) -> PoolStatistics:
                     worker.done,
                     busy,
                     max((ledger.ready_for or 0.0) - busy, 0.0),
-                    task.name if task is not None else None,
+                    function_name(task.function.call) if task is not None else None,
                     task.first + ledger.current_item if task is not None else None,
                     running_for,
                     _resident_memory(pid),

@@ -12,16 +12,27 @@ from multiprocessing import pool as _base
 from multiprocessing import util
 from typing import Any
 
-from mpipc._pool_channel import Channel, Envelope, OwnReducers, pack, unpack
+from mpipc._pool_channel import Channel, Envelope, OwnReducers
+from mpipc._pool_hot import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, pack, unpack
 from mpipc._pool_ledger import Ledger, exit_with_parent
-from mpipc._pool_tasks import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK
 
-__all__ = ["FAILED", "FUNCTIONS", "INITIALIZER_FAILED", "QUIT", "READY", "RETURNED", "UNKNOWN_FUNCTION", "work"]
+__all__ = [
+    "BATCH",
+    "FAILED",
+    "FUNCTIONS",
+    "INITIALIZER_FAILED",
+    "QUIT",
+    "READY",
+    "RETURNED",
+    "UNKNOWN_FUNCTION",
+    "work",
+]
 
 _base_private: Any = _base
 
 # A message to a worker, besides the kinds of tasks.
 QUIT = 10  # there is nothing more to do
+BATCH = 11  # body: envelopes of tasks
 
 # Kinds of messages from a worker.
 READY = 20  # the initializer has returned
@@ -96,21 +107,28 @@ class Worker:
         done = 0
         receive = self._tasks.receive
         while limit is None or done < limit:
-            message = Envelope._make(receive())
-            if message.kind == QUIT:
+            message = receive()
+            if message[0] == QUIT:
                 util.debug("worker got QUIT -- exiting")
                 break
-            done += self._perform(message)
+            if message[0] == BATCH:
+                tasks = message[5]
+                tasks.reverse()
+                while tasks:
+                    done += self._perform(Envelope._make(tasks.pop()))
+            else:
+                done += self._perform(Envelope._make(message))
             del message
         util.debug("worker exiting after %d tasks", done)
 
     def _perform(self, message: Envelope) -> bool:
-        """Run a task and send its result; False if it could not be begun."""
+        """Run a task and send its result; False if it was not begun."""
         number = message.number
         if message.function is None and message.function_id not in self._functions:
             self._send(UNKNOWN_FUNCTION, number, None, None)
             return False
-        self._ledger.start(number)
+        if not self._ledger.start(number):
+            return False  # another worker has it now
         try:
             value = self._call(message)
         except (KeyboardInterrupt, SystemExit):

@@ -28,9 +28,10 @@ from multiprocessing import util
 from typing import Any
 
 from mpipc._pool_engine import Engine
+from mpipc._pool_hot import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool_results import Cache
 from mpipc._pool_statistics import PoolStatistics, gather
-from mpipc._pool_tasks import APPLY, CALL, STAR_CHUNK, Function, Task
+from mpipc._pool_tasks import Function
 from mpipc.exceptions import BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
@@ -172,7 +173,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             engine = self._started_engine()
             job = _Job(engine.cache)  # from here on the engine does not end
         kind, payload = (CALL, (args, kwargs)) if kwargs else (APPLY, args)
-        function = Function(fn, job._job, lasting=False)
+        function = Function(fn, job._job + 1, lasting=False)
         engine.submit(job, Task(job, 0, kind, function, payload, **self._options))
         return job.future
 
@@ -194,7 +195,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             jobs = [_Job(engine.cache) for _ in firsts]
         if not jobs:
             return iter(())
-        function = Function(fn, jobs[0]._job)
+        function = Function(fn, jobs[0]._job + 1)
         if chunksize == 1:
             tasks = [
                 Task(job, 0, APPLY, function, item, first=first, **self._options)

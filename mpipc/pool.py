@@ -33,6 +33,7 @@ from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ign
 from typing import Any
 
 from mpipc._pool_engine import Engine
+from mpipc._pool_hot import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool_results import (
     ApplyResult,
     AsyncResult,
@@ -44,7 +45,7 @@ from mpipc._pool_results import (
 from mpipc._pool_statistics import PoolStatistics as PoolStatistics
 from mpipc._pool_statistics import WorkerStatistics as WorkerStatistics
 from mpipc._pool_statistics import gather
-from mpipc._pool_tasks import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Feed, Function, Source, Task, chunks, function_name
+from mpipc._pool_tasks import Feed, Function, function_name
 from mpipc._subclasses import own_reducers, settle_pool
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
@@ -135,7 +136,8 @@ class Pool(_base.Pool):
         timeout: float | None = None,
     ) -> Any:
         """Return func(*args, **kwds), run by a worker. A task that runs longer than `timeout` seconds is killed."""
-        return self.apply_async(func, args, kwds, timeout=timeout).get()
+        result, task = self._call(func, args, kwds, None, None, timeout)
+        return self._engine.call(result, task)
 
     def apply_async(
         self,
@@ -151,14 +153,25 @@ class Pool(_base.Pool):
 
         `timeout` is in seconds from when the task is begun; then its worker is killed, and get() raises TimeoutError.
         """
-        self._check_running()
-        result = ApplyResult(self, callback, error_callback)
-        kind, payload = (CALL, (tuple(args), kwds)) if kwds else (APPLY, tuple(args))
-        options = self._options(timeout)
-        self._engine.submit(
-            result, Task(result, 0, kind, Function(func, result._job, lasting=False), payload, **options)
-        )
+        result, task = self._call(func, args, kwds, callback, error_callback, timeout)
+        self._engine.submit(result, task)
         return result
+
+    def _call(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: Any,
+        callback: Callable[[Any], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+        timeout: float | None,
+    ) -> tuple[ApplyResult, Task]:
+        self._check_running()
+        options = self._options(timeout)
+        kind, payload = (CALL, (tuple(args), kwds)) if kwds else (APPLY, tuple(args))
+        result = ApplyResult(self, callback, error_callback)
+        function = Function(func, result._job + 1, lasting=False)
+        return result, Task(result, 0, kind, function, payload, **options)
 
     # --- maps ---------------------------------------------------------------------------------------------------------
 
@@ -258,14 +271,12 @@ class Pool(_base.Pool):
             result = MapResult(self, 1, 1, callback, error_callback, bar)
             self._engine.fail(result, 0, error)
             return result
-        result = MapResult(self, chunksize, length, callback, error_callback, bar)
+        if chunksize == 1 and kind == CHUNK:
+            kind = ITEM
+        result = MapResult(self, chunksize, length, callback, error_callback, bar, single=kind == ITEM)
         if length:
             function = Function(func, result._job + 1)
-
-            def make(index: int, first: int, payload: Any) -> Task:
-                return Task(result, index, kind, function, payload, first=first, **options)
-
-            self._engine.submit(result, Source(chunks(items, chunksize, make)))
+            self._engine.submit(result, Source(result, kind, function, items, chunksize, **options))
         return result
 
     def imap(  # type: ignore[override]
@@ -297,7 +308,7 @@ class Pool(_base.Pool):
 
     def _imap(
         self,
-        kind: type[IMapIterator],
+        make_iterator: type[IMapIterator],
         func: Callable[[Any], Any],
         iterable: Iterable[Any],
         chunksize: int,
@@ -309,21 +320,22 @@ class Pool(_base.Pool):
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
         options = self._options(timeout)
         bar = Progress(getattr(iterable, "__len__", lambda: None)(), function_name(func)) if progress else None
-        result: Any = kind(self)
+        result: Any = make_iterator(self)
         function = Function(func, result._job + 1)
-        feed: Feed | None = None
-
-        def make(index: int, first: int, items: tuple[Any, ...]) -> Task:
-            if chunksize == 1:
-                return Task(result, index, ITEM, function, items[0], first=first, feed=feed, **options)
-            return Task(result, index, CHUNK, function, items, first=first, feed=feed, **options)
+        kind = ITEM if chunksize == 1 else CHUNK
 
         if isinstance(iterable, list | tuple | range):
-            result._set_length(-(-len(iterable) // chunksize))
-            if len(iterable):
-                self._engine.submit(result, Source(chunks(iterable, chunksize, make)))
+            count = -(-len(iterable) // chunksize)
+            result._set_length(count)
+            if count:
+                self._engine.submit(result, Source(result, kind, function, iterable, chunksize, **options))
         else:
             feed = Feed()
+
+            def make(index: int, first: int, items: tuple[Any, ...]) -> Task:
+                payload = items[0] if kind == ITEM else items
+                return Task(result, index, kind, function, payload, first=first, feed=feed, **options)
+
             self._engine.feed(result, _chunks_of_iterator(iter(iterable), chunksize, make), feed)
         found: Iterator[Any] = result
         if chunksize > 1:
