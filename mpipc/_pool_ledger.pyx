@@ -20,14 +20,14 @@ by compare-and-swap and one of them sees the other. REVOKED_TO is where those ta
 There is one range at a time. It ends when the worker claims a number behind it; as long as it has not, what is taken
 back next makes it longer, so that it takes back everything up to there. If the worker saw the new REVOKED_TO before the
 parent changed CLAIMED, it has passed over numbers in between, which the parent takes back nevertheless: CLAIMED has not
-changed, or the parent looks again. A worker that dies at any of this leaves a word that is true. (When the parent dies,
-so does the worker.)
+changed, or the parent looks again. If the worker saw the old one, its compare-and-swap has to fail: hence the turn,
+which makes the word a different one also where a longer range begins at the same number. A worker that dies at any of
+this leaves a word that is true. (When the parent dies, so does the worker.)
 
- A task that the parent wants to end early is condemned: the parent writes the number and then
-reads `finished`, the worker writes `finished` and then reads the number. As both are sequentially consistent, at least
-one of them sees the other. So either the task counts as finished and its result will be sent, or the worker stops
-before it sends and can be killed: a result is never sent for a task that was condemned, and no other task is hit by
-the kill.
+A task that the parent wants to end early is condemned: the parent writes the number and then reads `finished`, the
+worker writes `finished` and then reads the number. As both are sequentially consistent, at least one of them sees the
+other. So either the task counts as finished and its result will be sent, or the worker stops before it sends and can be
+killed: a result is never sent for a task that was condemned, and no other task is hit by the kill.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -74,7 +74,7 @@ cdef extern from * nogil:
 
 # The words of the 64 bytes of payload.
 cdef enum:
-    CLAIMED      # number of the task that runs, or ran last << DISTANCE_BITS | distance to the range taken back
+    CLAIMED      # number of the task that runs, or ran last : 36 | distance to the range taken back : 20 | turn : 8
     FINISHED     # number of the last task that has run to its end
     CONDEMNED    # number of the task that the parent wants to end; 0 if none
     ITEM         # which item of a chunk is running, from 0
@@ -83,10 +83,20 @@ cdef enum:
     READY        # when the initializer had returned, CLOCK_MONOTONIC in ns; 1 when it was about to run; 0 before
     REVOKED_TO   # the last number that was taken back
 
-# The distance is 0 if there is no range. A worker has fewer tasks at a time, and never begins more than 2**40.
+# The distance is 0 if there is no range. The turn counts the calls of revoke(); a worker that is held up between its
+# look and its compare-and-swap has long lost all its tasks before 256 of them.
 cdef enum:
-    DISTANCE_BITS = 24
-    DISTANCE = (1 << 24) - 1
+    TURN = 0xff
+    DISTANCE_MOST = 0xfffff
+
+cdef inline uint64_t claimed_of(uint64_t word) noexcept nogil:
+    return word >> 28
+
+cdef inline uint64_t distance_of(uint64_t word) noexcept nogil:
+    return word >> 8 & DISTANCE_MOST
+
+cdef inline uint64_t word_of(uint64_t claimed, uint64_t distance, uint64_t turn) noexcept nogil:
+    return claimed << 28 | distance << 8 | turn & TURN
 
 
 cdef uint64_t now() noexcept nogil:
@@ -125,14 +135,14 @@ cdef class Ledger:
         self.words[SINCE] = now()
         while True:
             word = load(&self.words[CLAIMED])
-            claimed, distance = word >> DISTANCE_BITS, word & DISTANCE
+            claimed, distance = claimed_of(word), distance_of(word)
             if distance and number >= claimed + distance:
                 if number <= load(&self.words[REVOKED_TO]):
                     return False
                 distance = 0
             elif distance:
                 distance -= number - claimed
-            if swap(&self.words[CLAIMED], word, number << DISTANCE_BITS | distance):
+            if swap(&self.words[CLAIMED], word, word_of(number, distance, word)):
                 return True
 
     def item(self, uint64_t index):
@@ -164,11 +174,15 @@ cdef class Ledger:
         store(&self.words[REVOKED_TO], last)
         while True:
             word = load(&self.words[CLAIMED])
-            claimed, distance = word >> DISTANCE_BITS, word & DISTANCE
+            claimed, distance = claimed_of(word), distance_of(word)
             start = max(first, claimed + 1)
             if distance:
                 start = min(start, claimed + distance)
-            if start > last or swap(&self.words[CLAIMED], word, claimed << DISTANCE_BITS | (start - claimed)):
+            if start > last:
+                return start
+            if start - claimed > DISTANCE_MOST:
+                return last + 1  # it keeps them
+            if swap(&self.words[CLAIMED], word, word_of(claimed, start - claimed, word + 1)):
                 return start
 
     def condemn(self, uint64_t number):
@@ -192,7 +206,7 @@ cdef class Ledger:
     @property
     def started(self):
         """Number of the task that was started last; 0 before the first."""
-        return load(&self.words[CLAIMED]) >> DISTANCE_BITS
+        return claimed_of(load(&self.words[CLAIMED]))
 
     @property
     def finished(self):
@@ -207,7 +221,7 @@ cdef class Ledger:
     @property
     def running_for(self):
         """Seconds since the task that runs was started; None if none is running."""
-        cdef uint64_t started = load(&self.words[CLAIMED]) >> DISTANCE_BITS
+        cdef uint64_t started = claimed_of(load(&self.words[CLAIMED]))
         cdef uint64_t since = load(&self.words[SINCE])
         if load(&self.words[FINISHED]) >= started:
             return None

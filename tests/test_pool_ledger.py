@@ -9,6 +9,7 @@ from helpers import wait_until
 
 import mpipc
 from mpipc._pool_ledger import Ledger
+from mpipc.family import payload
 
 
 def test_what_is_claimed_is_not_taken_back() -> None:
@@ -45,6 +46,26 @@ def test_missing_numbers() -> None:
     assert not ledger.start(6)
     assert ledger.start(9)
     assert ledger.started == 9
+
+
+def test_a_longer_range_is_another_word() -> None:
+    """Or a worker that has looked at the end of the old range could claim what has been taken back since."""
+    ledger = Ledger()
+    assert ledger.start(5)
+    assert ledger.revoke(8, 9) == 8
+    word = bytes(payload(ledger.block)[:8])
+    assert ledger.revoke(11, 12) == 8
+    assert bytes(payload(ledger.block)[:8]) != word
+    assert ledger.started == 5
+
+
+def test_what_is_too_far_ahead_is_not_taken_back() -> None:
+    ledger = Ledger()
+    assert ledger.start(1)
+    assert ledger.revoke(1 << 21, (1 << 21) + 3) == (1 << 21) + 4
+    assert ledger.start(1 << 21)
+    assert ledger.revoke((1 << 21) + 1, (1 << 21) + 3) == (1 << 21) + 1
+    assert not ledger.start((1 << 21) + 1)
 
 
 def _claim(ledger: Ledger, numbers: Any, claimed: Any) -> None:
