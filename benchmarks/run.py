@@ -24,7 +24,7 @@ from typing import Any
 import lanes
 import machine
 import native
-import report
+import tables
 from cases import CASES
 from harness import FAILED, Case, Measurement, Result
 
@@ -48,8 +48,8 @@ def main() -> int:
         write_json(args.output, run)
     results = {result["key"]: restored(result) for result in run["results"]}
     write(args.output, run, results)
-    print(report.must_show(results))
-    for line in report.problems(results):
+    print(tables.must_show(results))
+    for line in tables.problems(results):
         print(line)
     print(f"\nThe tables are in {args.output / 'results.md'}, the values in {args.output / 'results.json'}.")
     if args.publish:
@@ -57,7 +57,7 @@ def main() -> int:
             sys.exit("only a complete run is published, and this was a selection of the cases")
         write_json(ROOT / "docs/benchmarks", run)
         write(ROOT / "docs/benchmarks", run, results)
-        report.publish(ROOT / "README.md", run, results)
+        tables.publish(ROOT / "README.md", run, results)
         print("docs/benchmarks and README.md show them.")
     failed = [m for result in results.values() for m in result.contestants.values() if m.status == FAILED]
     return 1 if len(failed) == sum(len(result.contestants) for result in results.values()) else 0
@@ -146,7 +146,7 @@ def write(folder: Path, run: Run, results: dict[str, Result]) -> None:
         drawn = []
     else:
         drawn = charts.draw_all(folder, run, results)
-    (folder / "results.md").write_text(report.page(run, results, drawn))
+    (folder / "results.md").write_text(tables.page(run, results, drawn))
 
 
 class Progress:

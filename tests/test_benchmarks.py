@@ -20,7 +20,7 @@ sys.path.append(str(BENCHMARKS))
 
 import lanes  # noqa: E402
 import must_show  # noqa: E402
-import report  # noqa: E402
+import tables  # noqa: E402
 from cases import CASES  # noqa: E402
 from harness import (  # noqa: E402
     FAILED,
@@ -110,7 +110,7 @@ def test_every_target_names_what_is_measured() -> None:
 
 
 def test_every_case_has_a_group_that_is_reported() -> None:
-    assert {case.group for case in CASES.values()} == set(report.GROUPS)
+    assert {case.group for case in CASES.values()} == set(tables.GROUPS)
     assert any(case.quick for case in CASES.values())
 
 
@@ -171,9 +171,9 @@ def test_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert outcome.contestants["chatty"].values == [5.0, 5.0, 5.0]
     child = int(child_file.read_text())
     wait_until(lambda: child not in processes() or processes()[child].state == "Z")
-    told = list(report.problems({"test/wrong": outcome}))
+    told = list(tables.problems({"test/wrong": outcome}))
     assert told[0] == "missing: not installed in test/wrong: No module named 'no_such_peer'"
-    assert "| missing | not installed |" in report.table([outcome])
+    assert "| missing | not installed |" in tables.table([outcome])
 
 
 def test_nothing_is_begun_when_the_time_is_over() -> None:
@@ -214,7 +214,7 @@ def test_one_case_and_its_page(tmp_path: Path) -> None:
 
 def test_publishing_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     run = {
         "machine": {
             "date": "2020-01-01 00:00 UTC",
@@ -227,15 +227,15 @@ def test_publishing_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
         "settings": {"repetitions": 5},
     }
     for _ in range(2):
-        report.publish(readme, run, {"locks/Lock-1": result(mpipc=[1.0], multiprocessing=[1.0])})
+        tables.publish(readme, run, {"locks/Lock-1": result(mpipc=[1.0], multiprocessing=[1.0])})
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert text.count("Measured on 2020-01-01") == 1
     with pytest.raises(SystemExit):
         (tmp_path / "none.md").write_text("nothing\n")
-        report.publish(tmp_path / "none.md", run, {})
+        tables.publish(tmp_path / "none.md", run, {})
 
 
 def test_the_readme_has_the_marks() -> None:
     text = (ROOT / "README.md").read_text()
-    assert text.index(report.BEGIN) < text.index(report.END)
+    assert text.index(tables.BEGIN) < text.index(tables.END)
