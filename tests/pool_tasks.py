@@ -213,3 +213,16 @@ def expect_interrupt() -> None:
 def interruptible(x: Any) -> bool:
     """Whether Ctrl-C would be noticed."""
     return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class CountingPickles:
+    """A function that counts how many times it was pickled."""
+
+    pickles = 0
+
+    def __call__(self, x: int) -> int:
+        return x
+
+    def __getstate__(self) -> Any:
+        self.pickles += 1
+        return {}

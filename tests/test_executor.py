@@ -88,21 +88,10 @@ def test_map_with_a_timeout(ctx: Any) -> None:
 
 
 def test_a_mapped_function_is_pickled_once(executor: ProcessPoolExecutor) -> None:
-    function = CountingPickles()
+    function = tasks.CountingPickles()
     assert list(executor.map(function, range(50))) == list(range(50))
     assert list(executor.map(function, range(50), chunksize=7)) == list(range(50))
     assert function.pickles == 2
-
-
-class CountingPickles:
-    pickles = 0
-
-    def __call__(self, x: int) -> int:
-        return x
-
-    def __getstate__(self) -> Any:
-        self.pickles += 1
-        return {}
 
 
 def test_large_arguments_and_results(executor: ProcessPoolExecutor) -> None:

@@ -110,21 +110,10 @@ def test_large_arguments_and_results(pool: Any) -> None:
 
 
 def test_a_function_is_pickled_once_a_map(pool: Any) -> None:
-    function = CountingPickles()
+    function = tasks.CountingPickles()
     assert pool.map(function, range(100), 1) == list(range(100))
     assert list(pool.imap(function, range(100))) == list(range(100))
     assert function.pickles == 2
-
-
-class CountingPickles:
-    pickles = 0
-
-    def __call__(self, x: int) -> int:
-        return x
-
-    def __getstate__(self) -> Any:
-        self.pickles += 1
-        return {}
 
 
 def test_more_functions_than_a_worker_remembers(pool: Any) -> None:
