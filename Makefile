@@ -131,7 +131,7 @@ bench-publish: $(VENV)/.built $(VENV)/.bench-tools
 
 lint: $(VENV)/.dev-tools
 	@status=0; \
-	echo 'ruff'; $(BIN)/ruff check . || status=1; \
+	echo 'ruff'; $(BIN)/ruff check . && $(BIN)/ruff format --check . || status=1; \
 	echo 'mypy --strict mpipc'; $(BIN)/mypy --strict -p mpipc || status=1; \
 	echo 'mypy --strict examples'; $(BIN)/mypy --strict examples/*.py || status=1; \
 	echo 'cython-lint'; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint mpipc || status=1; \

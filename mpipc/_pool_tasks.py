@@ -11,6 +11,7 @@ from mpipc._pool_hot import pack_whole
 
 __all__ = ["SHALLOW", "Feed", "Function", "Pace", "function_name"]
 
+
 class Function:
     """The function of a job: pickled once, and sent once to each worker (twice if it has given no answer before)."""
 

@@ -18,6 +18,7 @@ installed; they get SIGUSR1 if they have faulthandler on it (all forked children
 
 from __future__ import annotations
 
+import _multiprocessing
 import contextlib
 import faulthandler
 import gc
@@ -101,6 +102,7 @@ def _is_worker(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leftovers(reason): the test may leave kernel objects or processes behind")
+    config.addinivalue_line("markers", "compares: the test runs the standard library's multiprocessing beside mpipc")
     if not _is_worker(config):
         os.environ[RUN_ID_VARIABLE] = uuid.uuid4().hex
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -113,6 +115,22 @@ def pytest_configure(config: pytest.Config) -> None:
         _State.before_session = kernel_objects(uid=os.geteuid())
     _State.terminal = _uncaptured_stderr(config)
     faulthandler.register(signal.SIGUSR1, file=_State.terminal, all_threads=True)
+
+
+def _why_multiprocessing_fails() -> str:
+    """Empty where the standard library's locks work: they need a /dev/shm that can be written."""
+    try:
+        _multiprocessing.SemLock(1, 0, 1, f"/mpipc-test-{os.getpid()}", True)
+    except OSError as e:
+        return f"multiprocessing does not work here: {e}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := _why_multiprocessing_fails():
+        for item in items:
+            if item.get_closest_marker("compares"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _uncaptured_stderr(config: pytest.Config) -> TextIO:

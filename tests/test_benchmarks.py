@@ -194,6 +194,7 @@ def run_suite(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.compares
 @pytest.mark.timeout(300)
 def test_one_case_and_its_page(tmp_path: Path) -> None:
     run = run_suite("--repeat", 2, "--seconds", 0.002, "--output", tmp_path, "locks/Lock-1", "wakeups/semaphore")

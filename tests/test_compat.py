@@ -205,6 +205,7 @@ def run_compat(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.compares
 def test_runner(tmp_path: Path) -> None:
     result = run_compat(
         "--class", "WithProcessesTestLock", "--class", "TestFlags", "--json", str(tmp_path / "out.json")
@@ -227,6 +228,7 @@ EXPECTED = """
     """
 
 
+@pytest.mark.compares
 def test_listed_test_that_passes_fails_the_run(tmp_path: Path) -> None:
     path = tmp_path / "expected.toml"
     path.write_text(textwrap.dedent(EXPECTED))

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_wordfreq import BACKENDS, environment, on_a_terminal
+from test_wordfreq import BACKENDS, backends, environment, on_a_terminal
 
 PROGRAM = Path(__file__).resolve().parent.parent / "examples" / "hashtree.py"
 FILES = 400
@@ -38,7 +38,7 @@ def expected_list(tree: Path) -> list[str]:
     return [f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}  {path}" for path in files]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@backends
 def test_the_digests_are_those_of_sha256sum(backend: str, start_method: str, tree: Path) -> None:
     result = hashtree("--backend", backend, "--start-method", start_method, "--list", tree)
     assert result.returncode == 0, result.stderr
@@ -46,6 +46,7 @@ def test_the_digests_are_those_of_sha256sum(backend: str, start_method: str, tre
     assert f"{backend}, {start_method}, 2 processes: " in result.stderr
 
 
+@pytest.mark.compares
 def test_the_summary_is_the_same_on_both(tree: Path) -> None:
     ours, theirs = (hashtree("--backend", backend, tree) for backend in BACKENDS)
     assert ours.stdout == theirs.stdout

@@ -108,6 +108,7 @@ def test_executor_imported_before() -> None:
     )
 
 
+@pytest.mark.compares
 def test_uninstall_leaves_everything_as_it_was() -> None:
     run_script(
         script(
@@ -225,6 +226,7 @@ def test_children_and_grandchildren(start_method: str) -> None:
     assert result.stdout.splitlines() == expected
 
 
+@pytest.mark.compares
 def test_fork_server_started_before() -> None:
     result = run_script(
         script(
@@ -258,6 +260,7 @@ def test_fork_server_started_before() -> None:
     assert result.stdout.split() == ["multiprocessing", "mpipc", "multiprocessing"]
 
 
+@pytest.mark.compares
 def test_fork_server_that_outlives_uninstall() -> None:
     result = run_script(
         script(
@@ -403,6 +406,7 @@ MAIN_OBJECTS = """
     """
 
 
+@pytest.mark.compares
 def test_objects_of_main_travel(start_method: str) -> None:
     plain, ours = both(MAIN_OBJECTS, arguments=[start_method])
     assert (ours.returncode, ours.stdout, ours.stderr) == (0, plain.stdout, plain.stderr)
@@ -434,6 +438,7 @@ def program(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.compares
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -493,6 +498,7 @@ def test_executor_uses_message_queues(start_method: str) -> None:
         assert running.finish("\n").returncode == 0
 
 
+@pytest.mark.compares
 def test_compileall(tmp_path: Path) -> None:
     """The standard library's own program with a ProcessPoolExecutor."""
     trees = []
@@ -571,6 +577,7 @@ def test_subclass_that_replaces_the_transport() -> None:
     )
 
 
+@pytest.mark.compares
 def test_joblib() -> None:
     """With multiprocessing's pool, and with loky, which brings its own."""
     source = """
@@ -629,6 +636,7 @@ POOL_WITH_REDUCERS = """
     """
 
 
+@pytest.mark.compares
 def test_pool_with_reducers_of_its_own(start_method: str) -> None:
     """joblib's pools say by setting up queues of their own how tasks and results are pickled."""
     plain, ours = both(POOL_WITH_REDUCERS, arguments=[start_method])

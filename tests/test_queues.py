@@ -8,8 +8,10 @@ import random
 import resource
 import selectors
 import signal
+import subprocess
 import threading
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any
@@ -596,11 +598,33 @@ def test_no_more_segments(fork: Any, limit: str) -> None:
 
 
 def _remove(queue: Any) -> None:
-    os.spawnlp(os.P_WAIT, "ipcrm", "ipcrm", "-q", str(queue._messages.block.id))
+    # Not by fork(2) of this process: the child would be a member of the family, its end a reason to look at the queue.
+    subprocess.run(["ipcrm", "-q", str(queue._messages.block.id)], check=True)
 
 
+def _stream(queue: Any) -> None:
+    """Brings the (empty) queue to where messages do not go through the kernel."""
+    for i in range(50):
+        queue.put(i)
+        assert queue.get() == i
+    queue.put(None)
+    assert queue.statistics().overflow == 1
+    assert queue.get() is None
+
+
+def _refused_before_long(put: Callable[[], object]) -> None:
+    """In the clock tick of the removal a message may still be accepted."""
+    for _ in range(100_000_000):
+        try:
+            put()
+        except BrokenPipeError:
+            return
+    raise AssertionError("not refused")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("timed", [True, False])
-def test_removed_under_a_reader(fork: Any, timed: bool) -> None:
+def test_removed_under_a_reader(fork: Any, timed: bool, streamed: bool) -> None:
     queue = fork.Queue()
     raised: list[type[BaseException]] = []
 
@@ -610,6 +634,8 @@ def test_removed_under_a_reader(fork: Any, timed: bool) -> None:
         except BaseException as e:
             raised.append(type(e))
 
+    if streamed:
+        _stream(queue)
     reader = threading.Thread(target=read)
     reader.start()
     wait_until(lambda: queue.statistics().waiting_readers == 1)
@@ -620,13 +646,17 @@ def test_removed_under_a_reader(fork: Any, timed: bool) -> None:
         queue.get()
     with pytest.raises(EOFError):
         queue.get_nowait()
+    with pytest.raises(EOFError):
+        queue.get_many(3)
     with pytest.raises(BrokenPipeError):
         queue.put(1)
+    with pytest.raises(BrokenPipeError):
+        queue.put_many([1, 2])
 
 
-def test_removed_under_a_writer(fork: Any) -> None:
+@pytest.mark.parametrize("streamed", [True, False])
+def test_removed_under_a_writer(fork: Any, streamed: bool) -> None:
     queue = fork.Queue(1)
-    queue.put(1)
     raised: list[type[BaseException]] = []
 
     def write() -> None:
@@ -635,12 +665,51 @@ def test_removed_under_a_writer(fork: Any) -> None:
         except BaseException as e:
             raised.append(type(e))
 
+    if streamed:
+        _stream(queue)
+    queue.put(1)
     writer = threading.Thread(target=write)
     writer.start()
     wait_until(lambda: queue.statistics().waiting_writers == 1)
     _remove(queue)
     writer.join(60)
     assert raised == [BrokenPipeError]
+
+
+def _get(queue: Any) -> None:
+    with pytest.raises(EOFError):
+        queue.get(timeout=60)
+
+
+def test_removed_while_nobody_meets_the_kernel(fork: Any) -> None:
+    """What was put before is received, unless somebody has met the kernel; then all are told."""
+    queue = fork.Queue()
+    _stream(queue)
+    queue.put_many(range(3))
+    _remove(queue)
+    assert [queue.get() for _ in range(3)] == [0, 1, 2]
+    for get in (queue.get_nowait, queue.get, lambda: queue.get(timeout=0.001), lambda: queue.get_many(2)):
+        with pytest.raises(EOFError):
+            get()
+    with pytest.raises(EOFError):
+        queue.qsize()
+    child = fork.Process(target=_get, args=(queue,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_removed_under_a_writer_who_does_not_meet_the_kernel(fork: Any, many: bool) -> None:
+    queue = fork.Queue()
+    _stream(queue)
+    _remove(queue)
+    _refused_before_long((lambda: queue.put_many([1, 2])) if many else (lambda: queue.put(1)))
+    with pytest.raises(BrokenPipeError):
+        queue.put(1)
+    with pytest.raises(EOFError):
+        while True:
+            queue.get()
 
 
 def test_out_of_memory_sends_nothing() -> None:

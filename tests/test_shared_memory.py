@@ -124,6 +124,7 @@ def test_repr(make: Any, name: str) -> None:
     assert repr(make(name, 10)) == f"SharedMemory({name!r}, size=10)"
 
 
+@pytest.mark.compares
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

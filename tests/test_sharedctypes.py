@@ -221,6 +221,7 @@ def test_unknown_typecodes(make: Callable[..., Any], type_: str) -> None:
         mpipc.Array(type_, 3)
 
 
+@pytest.mark.compares
 def test_bad_arguments() -> None:
     before = current().blocks()
     for function, arguments, error in (
@@ -375,6 +376,7 @@ def _both(ours: Any, theirs: Any) -> None:
     theirs.value += 2
 
 
+@pytest.mark.compares
 def test_beside_multiprocessings_own(start_method: str) -> None:
     """Values of both packages, of one ctypes type, go to one child."""
     standard = multiprocessing.get_context(start_method).Value("i", 10)

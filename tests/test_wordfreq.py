@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).resolve().parent.parent / "examples" / "wordfreq.py"
 
 BACKENDS = ("multiprocessing", "mpipc")
 
-backends = pytest.mark.parametrize("backend", BACKENDS)
+backends = pytest.mark.parametrize("backend", [pytest.param("multiprocessing", marks=pytest.mark.compares), "mpipc"])
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -79,6 +79,7 @@ def test_counts_names_and_reports_what_it_cannot_read(backend: str, start_method
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.compares
 def test_output_is_the_same_for_both_backends_and_any_number_of_processes() -> None:
     tree = Path(os.__file__).parent
     paths = [tree / name for name in ("json", "asyncio", "multiprocessing", "email", "collections")]

@@ -32,7 +32,13 @@
  *     the lock next makes it exact again;
  *   with the lock: the lock says so (DIED), and the next one who takes it repairs the spill;
  *   with a message in its hand: it is lost with the process, and with nobody else.
- * Nothing is ever moved from the spill to the kernel queue, so there is no moment in which a message is in both, or none. */
+ *
+ * Nothing is ever moved from the spill to the kernel queue, so there is no moment in which a message is in both, or none.
+ *
+ * Somebody may remove the kernel queue (ipcrm(1)). Who meets the kernel is told so; who does not has to ask: a receiver when it
+ * finds nothing, a sender with the first message in each tick of the coarse clock. GONE, which is never cleared, saves the
+ * others the question; who dies before it has rung for the waiters leaves them to their own ticks. A message sent in the tick of
+ * the removal may still be accepted: it is in the spill, and can be received. */
 #include "queue.h"
 
 #include <sched.h>
@@ -40,6 +46,7 @@
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
+#include <time.h>
 
 /* Taking so many messages without sleeping makes a receiver put out a token; if it was for nothing, twice as many the next time,
  * up to the limit. */
@@ -92,6 +99,34 @@ int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) 
 
 void mp_queue_close(struct mp_queue_view *v) { mp_arena_close(v); }
 
+/* ---- was it removed? ------------------------------------------------------------------------------------------------------- */
+
+/* For those who have not met the kernel: MP_OK or EIDRM. */
+static int ask_whether_removed(struct mp_queue_view *v) {
+    struct msqid_ds ds;
+    if (atomic_load(&v->q->token) & MP_TOKEN_GONE)
+        return EIDRM;
+    if (msgctl(v->id, IPC_STAT, &ds) == 0 || removed(errno) != EIDRM)
+        return MP_OK;
+    atomic_fetch_or(&v->q->token, MP_TOKEN_GONE);
+    mp_room_ring(v->f, &v->q->getters, true);
+    mp_room_ring(v->f, &v->q->putters, true);
+    return EIDRM;
+}
+
+/* The same, but it is not asked twice in one tick of the clock. */
+static int removed_lately(struct mp_queue_view *v) {
+    if (atomic_load_explicit(&v->q->token, memory_order_relaxed) & MP_TOKEN_GONE)
+        return EIDRM;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    int64_t tick = now.tv_sec * 1000000000ll + now.tv_nsec;
+    if (atomic_load_explicit(&v->asked, memory_order_relaxed) == tick)
+        return MP_OK;
+    atomic_store_explicit(&v->asked, tick, memory_order_relaxed);
+    return ask_whether_removed(v);
+}
+
 /* ---- the lock ------------------------------------------------------------------------------------------------------------- */
 
 static int send_token(struct mp_queue_view *v) {
@@ -124,7 +159,7 @@ static int repair(struct mp_queue_view *v) {
     do {
         while (msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT) >= 0)
             ;
-        next = ((generation(token) + 1) & 0xffff) << 16 | (token & MP_TOKEN_ARENA);
+        next = ((generation(token) + 1) & 0xffff) << 16 | (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE));
     } while (!atomic_compare_exchange_strong(&v->q->token, &token, next));
     v->q->credit = 0;
     ensure_token(v);
@@ -241,7 +276,9 @@ static int admit(struct mp_queue_view *v) {
 }
 
 static int send_and_unlock(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    int error = admit(v);
+    int error = removed_lately(v);
+    if (error == MP_OK)
+        error = admit(v);
     if (error == MP_OK)
         error = send_locked(v, m, length, level);
     mp_queue_unlock(v);
@@ -277,7 +314,8 @@ uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies
     if ((*error = mp_queue_lock(v)) != MP_OK)
         return 0;
     struct mp_message m = {.type = MP_TYPE_LEVEL + level};
-    for (; sent < count; sent++) {
+    *error = removed_lately(v);
+    for (; *error == MP_OK && sent < count; sent++) {
         const struct mp_body *body = (const struct mp_body *)bodies;
         if ((*error = admit(v)) != MP_OK)
             break;
@@ -397,6 +435,11 @@ static void end_streak(struct mp_queue_view *v) {
     mp_queue_unlock(v);
 }
 
+/* Without the lock: what to tell who has looked for a message, and perhaps not into the kernel queue. */
+static int found_nothing(struct mp_queue_view *v, int error) {
+    return error == ENOMSG && atomic_load(&v->q->token) & MP_TOKEN_DRY && ask_whether_removed(v) == EIDRM ? EIDRM : error;
+}
+
 static int take_and_unlock(struct mp_queue_view *v, struct mp_item *item) {
     if (item->token != 0)
         forget_token(v, item->token);
@@ -409,7 +452,7 @@ static int take_and_unlock(struct mp_queue_view *v, struct mp_item *item) {
         lengthen_streak(v);
         mp_room_ring(v->f, &v->q->putters, false);
     }
-    return error;
+    return found_nothing(v, error);
 }
 
 /* As mp_queue_take(), if that waits for nobody: EAGAIN: call mp_queue_take() with this item, there may be a message. */
@@ -456,7 +499,7 @@ int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t 
     ensure_token(v);
     mp_queue_unlock(v);
     if (*count == 0)
-        return error;
+        return found_nothing(v, error);
     mp_room_ring(v->f, &v->q->putters, true);
     return MP_OK;
 }

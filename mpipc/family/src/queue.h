@@ -40,7 +40,8 @@ enum {
     MP_TOKEN_SUSPECT = 2, /* ... or died with it: somebody has to look */
     MP_TOKEN_REPAIR = 4,  /* the spill was being changed by a process that died */
     MP_TOKEN_ARENA = 8,   /* the queue owns segments, or its maker died making one */
-    MP_TOKEN_DRY = 16     /* the kernel queue has only tokens, but for what comes from senders who clear this */
+    MP_TOKEN_DRY = 16,    /* the kernel queue has only tokens, but for what comes from senders who clear this */
+    MP_TOKEN_GONE = 32    /* the kernel queue was removed */
 };
 
 /* extra[1] of a queue's block; fixed when it is made */
@@ -131,6 +132,7 @@ struct mp_queue_view {
     uint32_t flags;
     _Atomic uint32_t streak;   /* messages taken since the last one that was slept for */
     _Atomic uint32_t patience; /* length of the streak that makes us try shared memory */
+    _Atomic int64_t asked;     /* the tick of CLOCK_MONOTONIC_COARSE, in ns, in which the kernel queue was there */
     _Atomic(struct mp_arena *) arena;
     _Atomic(unsigned char *) *segments;
 };
