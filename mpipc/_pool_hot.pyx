@@ -4,8 +4,6 @@
 import io
 import pickle
 
-from cpython.dict cimport PyDict_DelItem
-
 from collections import ChainMap
 
 from mpipc._queues import Reducers, dumps
@@ -112,17 +110,6 @@ cdef class Task:
     moves it.
     """
 
-    cdef public object job
-    cdef public Py_ssize_t index
-    cdef public int kind
-    cdef public object function
-    cdef public object payload
-    cdef public Py_ssize_t first  # index of its first item in the user's iterable
-    cdef public Py_ssize_t retries  # how many times it may still be run again when its worker dies
-    cdef public object timeout  # seconds that it may run; None for no limit
-    cdef public object feed
-    cdef public Py_ssize_t attempts  # how many workers it has been sent to that may have begun it
-
     def __init__(
             self, job, Py_ssize_t index, int kind, function, payload, *, Py_ssize_t first=0, Py_ssize_t retries=0,
             timeout=None, feed=None):
@@ -136,10 +123,11 @@ cdef class Task:
         self.timeout = timeout
         self.feed = feed
 
-    def envelope(self, tag, number, bint known, own=None):
+    cdef tuple envelope(self, object tag, object number, bint known, object own):
         """The message for a worker, to which the function is `known` or not. Runs the user's code, to pickle."""
-        function = self.function
-        body, buffers = pack(self.payload, own)
+        cdef object function = self.function, body = self.payload, buffers = None
+        if own or not is_plain_or_of_plain(body):
+            body, buffers = pack(body, own)
         return (
             self.kind, tag, number, None if known else function.pickled(own), function.id if function.lasting else 0,
             body, buffers)
@@ -147,16 +135,6 @@ cdef class Task:
 
 cdef class Source:
     """The chunks of a map over a sequence, made when a worker has room for one. Runs no code of the user."""
-
-    cdef readonly object function
-    cdef readonly Py_ssize_t remaining  # chunks that have not been drawn
-    cdef object job
-    cdef int kind
-    cdef object items
-    cdef Py_ssize_t size
-    cdef Py_ssize_t retries
-    cdef object timeout
-    cdef Py_ssize_t index
 
     def __init__(self, job, int kind, function, items, Py_ssize_t size, Py_ssize_t retries=0, timeout=None):
         self.job = job
@@ -168,7 +146,7 @@ cdef class Source:
         self.timeout = timeout
         self.remaining = (len(items) + size - 1) // size
 
-    def draw(self):
+    cdef Task draw(self):
         """The next chunk, of at least one."""
         cdef Task task = Task.__new__(Task)
         cdef Py_ssize_t first = self.index * self.size
@@ -183,22 +161,3 @@ cdef class Source:
         self.index += 1
         self.remaining -= 1
         return task
-
-
-# ---- a call whose caller receives the result itself ------------------------------------------------------------------
-
-# The main thread may be interrupted by a signal handler of Python's, which may raise, between any two bytecodes. Not in
-# here: what these two do is done as a whole, or not at all.
-
-def receive_into(receive, list inbox):
-    """inbox.append(receive())"""
-    inbox.append(receive())
-
-
-def settle(worker, number, cache, job, list inbox):
-    """A task is answered and its result removed from the cache and the inbox, which is returned."""
-    worker.window.pop(number, None)
-    worker.done += 1
-    worker.slow = False
-    PyDict_DelItem(cache, job)
-    return inbox.pop()

@@ -16,15 +16,25 @@ __all__ = ["ApplyResult", "AsyncResult", "Cache", "IMapIterator", "IMapUnordered
 
 
 class Cache(dict[int, Any]):
-    """The results that are not complete, by job number. `on_empty` is called whenever the last one is."""
+    """The results that are not complete, by job number. `on_empty` is called whenever the last one is.
+
+    multiprocessing's results enter the cache, and may leave it, as they are made. Here they do not before their tasks
+    have been taken on: a result whose maker is interrupted before that would never be complete.
+    """
 
     def __init__(self, on_empty: Callable[[], object]) -> None:
         super().__init__()
         self._on_empty = on_empty
 
+    def enter(self, job: Any) -> None:
+        """A result is outstanding."""
+        super().__setitem__(job._job, job)
+
+    def __setitem__(self, job: int, result: Any) -> None:
+        pass
+
     def __delitem__(self, job: int) -> None:
-        super().__delitem__(job)
-        if not self:
+        if self.pop(job, None) is not None and not self:
             self._on_empty()
 
 
@@ -132,8 +142,10 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
     _length: int | None
     _unsorted: dict[int, Any]
 
+    _aborted = False
+
     def _set_length(self, length: int) -> None:
-        if self._job in self._cache:  # else it was aborted
+        if not self._aborted:
             super()._set_length(length)  # type: ignore[misc]
 
     def _abort(self, error: BaseException, *, callback: bool) -> None:
@@ -144,6 +156,7 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
             self._index += 1
             self._length = self._index
             self._cond.notify_all()
+            self._aborted = True
             self._cache.pop(self._job, None)
             self._pool = None
 

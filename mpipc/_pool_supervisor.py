@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import wait
@@ -75,8 +74,6 @@ class Supervisor:
         member = family.current()
         self._parent = (member.semid, member.slot, member.generation)
         self._tags = itertools.count(1)
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._wakeup).atexit = False
         self.processes: list[Any] = []
         """The Process objects of the workers that are to be there; what Pool._pool is."""
         self._starting = threading.RLock()
@@ -85,21 +82,9 @@ class Supervisor:
         """Why the last start failed, as far as known."""
         self._failed_starts = 0
         self._first_failed = 0
-        self._due: float | None = None
         self.thread = threading.Thread(target=self._run, name="mpipc-pool-supervisor", daemon=True)
 
     # --- for any thread -----------------------------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        """Have the supervisor look at the state of things."""
-        with contextlib.suppress(BlockingIOError):  # it has been told 2**64 times
-            os.eventfd_write(self._wakeup, 1)
-
-    def expect(self, timeout: float) -> None:
-        """A task that may run so many seconds was sent."""
-        due = self._due
-        if due is None or time.monotonic() + timeout < due:
-            self.wake()
 
     def populate(self) -> None:
         """Start as many workers as are missing."""
@@ -109,7 +94,7 @@ class Supervisor:
                 self._start_worker()
                 started = True
         if started:
-            self.wake()
+            self._engine.wake()
 
     def abandon(self) -> None:
         """End the workers after the pool could not be started."""
@@ -181,13 +166,16 @@ class Supervisor:
         except Exception as error:
             self.start_error = error
             self._count_failed_start(None, None)
+        if self._engine.state == CLOSE:
+            # Who was interrupted between adding a task and sending it has left it to whoever comes next.
+            self._engine.dispatch()
         with self._starting, self._engine.lock:
             watched = [member for member in self._engine.members.values() if member.process in self.processes]
             # Before it is looked for what is due: a task that is sent from now on wakes the supervisor.
-            self._due = None
+            self._engine.due = None
         timeout = self._enforce_timeouts()
         if timeout is not None:
-            self._due = time.monotonic() + timeout
+            self._engine.due = time.monotonic() + timeout
         if len(watched) < self._size:
             timeout = RETRY_START if timeout is None else min(timeout, RETRY_START)
         for member in self._wait(watched, timeout):
@@ -200,10 +188,10 @@ class Supervisor:
             handles[member.process.sentinel] = member
             if member.pidfd >= 0:
                 handles[member.pidfd] = member
-        found = wait([*handles, self._wakeup], timeout)
-        if self._wakeup in found:
+        found = wait([*handles, self._engine.wakeup], timeout)
+        if self._engine.wakeup in found:
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wakeup)
+                os.eventfd_read(self._engine.wakeup)
         return list({handles[handle]: None for handle in found if handle in handles})
 
     def _report_death(self, member: Member) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -85,9 +86,12 @@ def pace_of(call: Any) -> Pace:
 class Feed:
     """How many tasks made from a user's iterator wait in the backlog; guarded by the engine's lock."""
 
-    __slots__ = ("low", "waiting")
+    __slots__ = ("bell", "low", "waiting")
 
     def __init__(self) -> None:
+        self.bell = threading.Lock()
+        """Released when the feeder, which waits for it, is to go on."""
+        self.bell.acquire()
         self.waiting = 0
         self.low = 0
         """How many there are when the feeder goes on; twice as many when it stops."""

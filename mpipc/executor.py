@@ -51,8 +51,8 @@ class BrokenProcessPool(BrokenPoolError, _base.BrokenProcessPool):
 class _Job:
     """A future, as the engine sees a result.
 
-    In the cache from the start until the future is done, or was cancelled and nobody will run it. A future can be
-    cancelled until its task is about to be sent to a worker, as with the standard executor.
+    In the cache from when its task is taken on until the future is done, or was cancelled and nobody will run it. A
+    future can be cancelled until its task is about to be sent to a worker, as with the standard executor.
     """
 
     cancellable = True
@@ -63,12 +63,17 @@ class _Job:
         self._job: int = next(_base_pool.job_counter)  # type: ignore[attr-defined]
         self._cache = cache
         self._begun = False
-        cache[self._job] = self
 
     def _begin(self) -> bool:
         """The task is about to be sent to a worker. False if the future was cancelled: then it must not be sent."""
         if not self._begun:
-            if not self.future.set_running_or_notify_cancel():
+            future = self.future
+            # It may have been told already: by one who was interrupted in this.
+            if future.running():
+                pass
+            elif future.cancelled() and self._job not in self._cache:
+                return False
+            elif not future.set_running_or_notify_cancel():
                 self._forget()
                 return False
             self._begun = True
@@ -169,12 +174,17 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         RuntimeError after shutdown(); BrokenProcessPool, which is one too, if no worker can be started. What pickling
         raises, the future raises.
         """
+        kind, payload = (CALL, (args, kwargs)) if kwargs else (APPLY, args)
         with self._lock:
             engine = self._started_engine()
-            job = _Job(engine.cache)  # from here on the engine does not end
-        kind, payload = (CALL, (args, kwargs)) if kwargs else (APPLY, args)
-        function = Function(fn, job._job + 1, lasting=False)
-        engine.submit(job, Task(job, 0, kind, function, payload, **self._options))
+            job = _Job(engine.cache)
+            function = Function(fn, job._job + 1, lasting=False)
+            task = Task(job, 0, kind, function, payload, **self._options)
+            added = engine.add(job, task)  # from here on the engine does not end
+        if added:
+            engine.dispatch()
+        else:
+            engine.refuse(job)
         return job.future
 
     def map(
@@ -189,25 +199,27 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         items = list(zip(*iterables, strict=False))
+        firsts = range(0, len(items), chunksize)
+        if chunksize == 1:
+            kind, payloads = APPLY, items
+        else:
+            kind, payloads = STAR_CHUNK, [tuple(items[first : first + chunksize]) for first in firsts]
         with self._lock:
             engine = self._started_engine()
-            firsts = range(0, len(items), chunksize)
             jobs = [_Job(engine.cache) for _ in firsts]
-        if not jobs:
-            return iter(())
-        function = Function(fn, jobs[0]._job + 1)
-        if chunksize == 1:
+            if not jobs:
+                return iter(())
+            function = Function(fn, jobs[0]._job + 1)
             tasks = [
-                Task(job, 0, APPLY, function, item, first=first, **self._options)
-                for job, first, item in zip(jobs, firsts, items, strict=True)
+                Task(job, 0, kind, function, payload, first=first, **self._options)
+                for job, first, payload in zip(jobs, firsts, payloads, strict=True)
             ]
+            added = engine.add_many(tasks)
+        if added:
+            engine.dispatch()
         else:
-            chunks = (tuple(items[first : first + chunksize]) for first in firsts)
-            tasks = [
-                Task(job, 0, STAR_CHUNK, function, chunk, first=first, **self._options)
-                for job, first, chunk in zip(jobs, firsts, chunks, strict=True)
-            ]
-        engine.submit_many(tasks)
+            for job in jobs:
+                engine.refuse(job)
         return _results([job.future for job in reversed(jobs)], chunksize > 1, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

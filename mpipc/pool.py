@@ -137,7 +137,7 @@ class Pool(_base.Pool):
     ) -> Any:
         """Return func(*args, **kwds), run by a worker. A task that runs longer than `timeout` seconds is killed."""
         result, task = self._call(func, args, kwds, None, None, timeout)
-        return self._engine.call(result, task)
+        return self._engine.run(result, task)
 
     def apply_async(
         self,
@@ -154,7 +154,7 @@ class Pool(_base.Pool):
         `timeout` is in seconds from when the task is begun; then its worker is killed, and get() raises TimeoutError.
         """
         result, task = self._call(func, args, kwds, callback, error_callback, timeout)
-        self._engine.submit(result, task)
+        self._engine.take_on(result, task)
         return result
 
     def _call(
@@ -269,14 +269,14 @@ class Pool(_base.Pool):
         bar = Progress(length, function_name(func)) if progress else None
         if error is not None:
             result = MapResult(self, 1, 1, callback, error_callback, bar)
-            self._engine.fail(result, 0, error)
+            self._engine.take_on_failure(result, error)
             return result
         if chunksize == 1 and kind == CHUNK:
             kind = ITEM
         result = MapResult(self, chunksize, length, callback, error_callback, bar, single=kind == ITEM)
         if length:
             function = Function(func, result._job + 1)
-            self._engine.submit(result, Source(result, kind, function, items, chunksize, **options))
+            self._engine.take_on(result, Source(result, kind, function, items, chunksize, **options))
         return result
 
     def imap(  # type: ignore[override]
@@ -328,7 +328,7 @@ class Pool(_base.Pool):
             count = -(-len(iterable) // chunksize)
             result._set_length(count)
             if count:
-                self._engine.submit(result, Source(result, kind, function, iterable, chunksize, **options))
+                self._engine.take_on(result, Source(result, kind, function, iterable, chunksize, **options))
         else:
             feed = Feed()
 

@@ -197,11 +197,12 @@ def run_suite(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.compares
 @pytest.mark.timeout(300)
 def test_one_case_and_its_page(tmp_path: Path) -> None:
-    run = run_suite("--repeat", 2, "--seconds", 0.002, "--output", tmp_path, "locks/Lock-1", "wakeups/semaphore")
+    cases = ("locks/Lock-1", "wakeups/semaphore", "footprint/import")
+    run = run_suite("--repeat", 2, "--seconds", 0.002, "--output", tmp_path, *cases)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     found: dict[str, Any] = {result["key"]: result["contestants"] for result in results}
-    assert set(found) == {"locks/Lock-1", "wakeups/semaphore"}
+    assert set(found) == set(cases)
     for key, contestants in found.items():
         for name in ("mpipc", "multiprocessing"):
             assert contestants[name]["status"] == OK, contestants[name]["reason"]

@@ -41,7 +41,7 @@ def pool(ctx: Any, gate: Gate) -> Iterator[Any]:
 def park(pool: Any) -> None:
     def parked() -> bool:
         assert pool.apply(tasks.square, (3,)) == 9
-        return bool(pool._engine._parked)
+        return bool(pool._engine.parked)
 
     wait_until(parked)
 
@@ -55,7 +55,7 @@ class Caller(threading.Thread):
         self._arguments = pool, argument
         self.start()
         assert gate.running.acquire(True, LONG)
-        assert pool._engine._calling
+        assert pool._engine.calling
 
     def run(self) -> None:
         pool, argument = self._arguments
@@ -67,7 +67,7 @@ class Caller(threading.Thread):
 
 def test_many_in_a_row(pool: Any) -> None:
     assert [pool.apply(tasks.square, (x,)) for x in range(300)] == [x * x for x in range(300)]
-    assert pool._engine._parked
+    assert pool._engine.parked
     assert pool.apply(tasks.identity, (b"x" * 3_000_000,)) == b"x" * 3_000_000
     assert not pool._cache
 

@@ -81,7 +81,8 @@ if __name__ == "__main__":
 
 def interpreter(program: str) -> float:
     """What the program prints."""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    # -P: not the sources in the current folder, which need not be compiled.
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     if result.returncode != 0:
         lines = result.stderr.strip().splitlines()
         raise RuntimeError(lines[-1] if lines else f"the interpreter ended with status {result.returncode}")
