@@ -12,7 +12,7 @@ is looked after here:
     waiting for a call's result     nothing was received; the call's end is in a `finally`
 
 So a function of this module does what it says or nothing, and in either case tasks are where they belong. Under the
-lock nothing may be called that is written in Python.
+lock nothing that submits calls anything that is written in Python.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A signal handler may raise between any two bytecodes of the main thread. Here something does, at each of them in turn.
+"""A signal handler may raise between any two bytecodes of the main thread. Here it happens at each of them in turn.
 
 The first call is interrupted before its first bytecode, the second before its second, until one gets through. After
 each, nothing is outstanding that will not be done, and the pool works as before.
