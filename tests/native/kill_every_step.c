@@ -13,6 +13,7 @@
  *   kill_every_step --list     names them
  */
 #include "family.h"
+#include "ledger.h"
 #include "queue.h"
 
 #include <poll.h>
@@ -52,6 +53,7 @@ static long step_now;
 static pid_t child_pid;
 static struct shared {
     volatile int finished;
+    volatile int ran[16]; /* ledger: tasks that the child has begun */
 } *shared;
 static bool seen; /* the effect was seen at an earlier step: it must be there at all later ones */
 
@@ -769,14 +771,17 @@ static void check_sent_in_order(bool finished) {
     check(last_taken == 101 || !finished);
     no_queue();
 }
-/* To its end, and what it has sent is received before recovery can put anything right. */
-static void child_goes_on(void) {
+static void run_child_to_its_end(void) {
     check(ptrace(PTRACE_CONT, child_pid, NULL, NULL) == 0);
     int64_t deadline = mp_now_ns() + PATIENCE_NS;
     while (!shared->finished) {
         check(mp_now_ns() < deadline);
         sched_yield();
     }
+}
+/* What it has sent is received before recovery can put anything right. */
+static void child_goes_on(void) {
+    run_child_to_its_end();
     take_in_order();
     check_equal(last_taken, 101);
 }
@@ -854,6 +859,8 @@ static void check_queue_goes_on(bool finished) {
 
 /* ---- the list --------------------------------------------------------------------------------------------------------------------------- */
 
+#include "ledger_scenarios.h"
+
 static void setup_nothing(void) { count_objects(); }
 static const struct scenario scenarios[] = {
     {"semaphore-acquire", setup_semaphore_3, NULL, op_acquire, NULL, NULL, check_3},
@@ -907,6 +914,14 @@ static const struct scenario scenarios[] = {
     {"queue-take-from-both", setup_1_in_kernel_2_in_spill, NULL, op_take, NULL, NULL, check_taken},
     {"queue-take-last-of-streak", setup_end_of_streak, NULL, op_take, NULL, NULL, check_taken},
     {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},
+    {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, NULL, check_claimed},
+    {"ledger-start-while-taken-back", setup_ledger, NULL, op_run_tasks, NULL, take_back_and_child_goes_on, check_each_has_one},
+    {"ledger-start-while-more-is-taken-back", setup_ledger_5_and_6_taken_back, NULL, op_run_tasks, NULL,
+     take_back_and_child_goes_on, check_each_but_5_and_6_has_one},
+    {"ledger-start-while-the-same-is-taken-back", setup_ledger_5_and_6_taken_back, NULL, op_run_tasks, NULL,
+     take_back_the_same_and_child_goes_on, check_each_but_5_and_6_has_one},
+    {"ledger-finish-while-condemned", setup_ledger, NULL, op_finish_and_send, NULL, condemn_and_child_goes_on,
+     check_sent_or_condemned},
     {"join", setup_shared_queue, forget_membership, op_join, NULL, NULL, check_still_shared},
     {"fork-prepare", setup_shared_queue, NULL, op_fork_prepare, NULL, NULL, check_still_shared},
     {"transit", setup_shared_queue, NULL, op_transit, NULL, NULL, check_still_shared},

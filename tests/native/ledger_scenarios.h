@@ -1,0 +1,85 @@
+/* Scenarios of kill_every_step.c: the ledger of a pool's worker, who is the child. */
+
+#define TASKS 8
+
+static uint64_t taken_from; /* what the parent took back begins here */
+static bool condemned;
+
+static struct mp_ledger *ledger(void) { return (struct mp_ledger *)at()->bytes; }
+
+static void setup_ledger(void) {
+    block = make(MP_KIND_DATA);
+    mp_block_ready(f, block);
+    memset((void *)shared->ran, 0, sizeof shared->ran);
+    taken_from = TASKS + 1;
+    condemned = false;
+}
+static void setup_ledger_5_and_6_taken_back(void) {
+    setup_ledger();
+    check_equal(mp_ledger_revoke(ledger(), 5, 6), 5);
+}
+
+/* The child has all tasks in its hands. */
+static void op_run_tasks(void) {
+    for (uint64_t number = 1; number <= TASKS; number++)
+        if (mp_ledger_start(ledger(), number, number))
+            shared->ran[number] = 1;
+}
+static void take_back_and_child_goes_on(void) {
+    taken_from = mp_ledger_revoke(ledger(), 4, TASKS);
+    run_child_to_its_end();
+}
+/* It begins where a range has begun before: only the turn tells the words apart. */
+static void take_back_the_same_and_child_goes_on(void) {
+    taken_from = mp_ledger_revoke(ledger(), 5, TASKS);
+    run_child_to_its_end();
+}
+
+static void no_ledger(void) { mp_block_drop(f, block); }
+
+/* A task that was begun is known to be, by whoever looks after the death; one more at most has been claimed. */
+static void check_claimed(bool finished) {
+    uint64_t claimed = mp_ledger_claimed(ledger()), ran = 0;
+    for (uint64_t number = 1; number <= TASKS; number++)
+        if (shared->ran[number])
+            ran = number;
+    check(claimed == ran || (claimed == ran + 1 && !finished));
+    no_ledger();
+}
+/* Each task is run by the child, or the parent has it back. */
+static void check_each_has_one(bool finished) {
+    for (uint64_t number = 1; number <= TASKS; number++)
+        check_equal(shared->ran[number], number < taken_from);
+    no_ledger();
+}
+static void check_each_but_5_and_6_has_one(bool finished) {
+    for (uint64_t number = 1; number <= TASKS; number++)
+        if (number == 5 || number == 6)
+            check_equal(shared->ran[number], 0);
+        else
+            check_equal(shared->ran[number], number < taken_from);
+    no_ledger();
+}
+
+/* ---- a task that takes too long */
+
+static void op_finish_and_send(void) {
+    check(mp_ledger_start(ledger(), 1, 1));
+    if (mp_ledger_finish(ledger(), 1, 2))
+        while (atomic_load(&ledger()->condemned) == 1)
+            sched_yield();
+    shared->ran[1] = 1; /* sends */
+}
+static void condemn_and_child_goes_on(void) {
+    bool blocked = false;
+    condemned = mp_ledger_condemn(ledger(), 1);
+    if (!condemned)
+        run_child_to_its_end();
+    else
+        for (int i = 0; i < 300; i++)
+            step(&blocked);
+}
+static void check_sent_or_condemned(bool finished) {
+    check_equal(shared->ran[1], !condemned);
+    no_ledger();
+}
