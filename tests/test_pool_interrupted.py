@@ -62,7 +62,8 @@ class Told:
 def interrupted_everywhere(call: Callable[[], Any], check: Callable[[Any], object], after: Callable[[], object]) -> int:
     """Returns at how many places it was."""
     before = sys.gettrace()
-    for n in range(1, 100_000):
+    # The first time is for Python 3.12, which traces the bytecodes of a function from its second call on.
+    for n in (1_000_000, *range(1, 100_000)):
         done = False
         result = None
         try:
@@ -80,7 +81,7 @@ def interrupted_everywhere(call: Callable[[], Any], check: Callable[[Any], objec
         if done:
             check(result)
         after()
-        if done:
+        if done and n != 1_000_000:
             return n - 1
     raise AssertionError("it never got through")
 

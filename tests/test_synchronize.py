@@ -68,6 +68,7 @@ def waiting(primitive: Any, number: int) -> None:
 # --- signatures, errors, reprs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.compares
 @pytest.mark.parametrize("name", NAMES)
 def test_signatures(name: str) -> None:
     ours, theirs = make(mpipc.get_context("fork"), name), make(multiprocessing.get_context("fork"), name)
@@ -100,6 +101,7 @@ def both(name: str, *args: Any) -> Iterator[Any]:
         yield getattr(module.get_context("fork"), name)(*args)
 
 
+@pytest.mark.compares
 @pytest.mark.parametrize(
     "situation",
     [
@@ -167,6 +169,7 @@ def hold(lock: Any, held: Any, done: Any) -> None:
         assert done.wait(60)
 
 
+@pytest.mark.compares
 @pytest.mark.parametrize("name", ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition"])
 def test_reprs(name: str) -> None:
     """In each situation the string that multiprocessing gives."""
@@ -203,6 +206,7 @@ def test_reprs(name: str) -> None:
     assert strings[0] == strings[1]
 
 
+@pytest.mark.compares
 def test_reprs_of_event_and_barrier() -> None:
     event = mpipc.Event()
     assert repr(event).startswith("<Event at 0x") and repr(event).endswith(" unset>")
@@ -214,6 +218,7 @@ def test_reprs_of_event_and_barrier() -> None:
     assert repr(ours).partition(":")[2] == repr(theirs).partition(":")[2] == " broken>"
 
 
+@pytest.mark.compares
 @pytest.mark.parametrize("name", NAMES)
 def test_pickling_is_for_children_that_are_being_started(name: str) -> None:
     ours, theirs = both(name, *ARGUMENTS.get(name, ()))
@@ -622,6 +627,7 @@ def test_a_notification_is_not_remembered() -> None:
         condition.notify(-1)
 
 
+@pytest.mark.compares
 def test_condition_needs_its_lock(ctx: Any) -> None:
     ours, theirs = both("Condition")
     for call in ("wait", "notify", "notify_all"):
