@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from crew import together
 from harness import Operation, Prepare
 
 PACKAGES = ("mpipc", "multiprocessing")
@@ -36,6 +37,23 @@ def repeated(body: Callable[[], object]) -> Operation:
             body()
 
     return Operation(run)
+
+
+def wake_by_semaphores(ctx: Any, alive: Any = None) -> Operation:
+    """Two processes wake each other, there and back, while other objects are `alive`."""
+    ping, pong = ctx.Semaphore(0), ctx.Semaphore(0)
+
+    def first(count: int, alive: Any = alive) -> None:
+        for _ in range(count):
+            ping.release()
+            pong.acquire()
+
+    def second(count: int) -> None:
+        for _ in range(count):
+            ping.acquire()
+            pong.release()
+
+    return together(ctx, [first, second])
 
 
 SMALL_DICT: dict[str, Any] = {"index": 12345, "name": "measurement", "value": 0.125, "final": False}

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from crew import together
 from harness import Case, Operation, Prepare
 
 from . import CASES
-from .common import SMALL_DICT, context
+from .common import SMALL_DICT, context, wake_by_semaphores
 
 COUNTS = (10, 100, 1_000, 10_000)
 
@@ -94,19 +93,7 @@ def one_value(package: str, number: int) -> Operation:
 def wake_up(package: str, number: int) -> Operation:
     """Two processes wake each other by two semaphores, which takes the kernel, while so many locks are alive."""
     ctx, objects = alive(package, "Lock", number)
-    ping, pong = ctx.Semaphore(0), ctx.Semaphore(0)
-
-    def first(count: int, objects: Any = objects) -> None:
-        for _ in range(count):
-            ping.release()
-            pong.acquire()
-
-    def second(count: int) -> None:
-        for _ in range(count):
-            ping.acquire()
-            pong.release()
-
-    return together(ctx, [first, second])
+    return wake_by_semaphores(ctx, objects)
 
 
 def label(package: str, number: int) -> str:

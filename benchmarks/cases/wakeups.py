@@ -11,23 +11,7 @@ from crew import together
 from harness import Case, Operation
 
 from . import CASES
-from .common import on_packages
-
-
-def semaphore(ctx: Any) -> Operation:
-    ping, pong = ctx.Semaphore(0), ctx.Semaphore(0)
-
-    def first(count: int) -> None:
-        for _ in range(count):
-            ping.release()
-            pong.acquire()
-
-    def second(count: int) -> None:
-        for _ in range(count):
-            ping.acquire()
-            pong.release()
-
-    return together(ctx, [first, second])
+from .common import on_packages, wake_by_semaphores
 
 
 def event(ctx: Any) -> Operation:
@@ -85,7 +69,7 @@ CASES.add(
         "wakeups/semaphore",
         "Semaphore: release to acquire, there and back",
         {
-            **on_packages(semaphore),
+            **on_packages(wake_by_semaphores),
             "C, sem_t": partial(native.operation, "wakeups", "semaphore", 2),
             "C, semop": partial(native.operation, "wakeups", "semop", 2),
         },
