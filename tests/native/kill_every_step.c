@@ -859,6 +859,7 @@ static void check_queue_goes_on(bool finished) {
 
 /* ---- the list --------------------------------------------------------------------------------------------------------------------------- */
 
+#include "arena_scenarios.h"
 #include "ledger_scenarios.h"
 
 static void setup_nothing(void) { count_objects(); }
@@ -914,6 +915,8 @@ static const struct scenario scenarios[] = {
     {"queue-take-from-both", setup_1_in_kernel_2_in_spill, NULL, op_take, NULL, NULL, check_taken},
     {"queue-take-last-of-streak", setup_end_of_streak, NULL, op_take, NULL, NULL, check_taken},
     {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},
+    {"piece-claim-and-free", setup_3_pieces_taken, NULL, op_claim_and_free, NULL, NULL, check_claimed_and_freed},
+    {"piece-claim-while-one-is-freed", setup_3_pieces_taken, NULL, op_claim, NULL, free_one_and_child_goes_on, check_mark},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, NULL, check_claimed},
     {"ledger-start-while-taken-back", setup_ledger, NULL, op_run_tasks, NULL, take_back_and_child_goes_on, check_each_has_one},
     {"ledger-start-while-more-is-taken-back", setup_ledger_5_and_6_taken_back, NULL, op_run_tasks, NULL,

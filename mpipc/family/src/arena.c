@@ -238,8 +238,30 @@ struct census {
     int64_t last_freed; /* when a piece was last given back */
 };
 
-/* A free piece; without `fresh`, one that has memory. The census is complete if there is none. */
-static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, struct mp_piece *piece, struct census *census) {
+/* Of many small pieces that nobody has received yet, not all are looked at for every claim, but only those from `low` on.
+ * Whoever frees a piece lowers it, after that; whoever finds no free piece before another raises it to that, and then looks
+ * again whether one was freed meanwhile. So one of the two sees the other. If a process dies in between, some free pieces are
+ * not found from there: hence the second look, from the first piece, before a segment is added. */
+static void lower(struct mp_arena *a, uint32_t segment, uint32_t number) {
+    uint32_t low = atomic_load(&a->low[segment]);
+    while (number < low && !atomic_compare_exchange_weak(&a->low[segment], &low, number))
+        ;
+}
+
+static void raise_low(struct mp_arena *a, uint32_t segment, struct piece_words *words, uint32_t low, uint32_t number) {
+    uint32_t first = low;
+    if (number <= low || !atomic_compare_exchange_strong(&a->low[segment], &low, number))
+        return;
+    for (uint32_t n = first; n < number; n++)
+        if (mp_piece_state_of(atomic_load(&words[n].word)) == MP_PIECE_FREE) {
+            lower(a, segment, n);
+            return;
+        }
+}
+
+/* A free piece; without `fresh`, one that has memory. The census is complete if there is none and `from_low` is false. */
+static bool claim_from(struct mp_queue_view *v, uint64_t class, bool fresh, bool from_low, struct mp_piece *piece,
+                       struct census *census) {
     struct mp_arena *a = mp_arena_open(v);
     uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
     *census = (struct census){0};
@@ -247,7 +269,8 @@ static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, stru
         if (a->segment[i].piece_size != class)
             continue;
         struct piece_words *words = words_of(v, i);
-        for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
+        uint32_t low = from_low ? atomic_load(&a->low[i]) : 0, n;
+        for (n = low; words != NULL && n < a->segment[i].pieces; n++) {
             uint64_t word = atomic_load_explicit(&words[n].word, memory_order_relaxed);
             int64_t freed = atomic_load_explicit(&words[n].freed_ns, memory_order_relaxed);
             if (freed > census->last_freed)
@@ -263,10 +286,22 @@ static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, stru
                                                 mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
                 continue;
             *piece = (struct mp_piece){i, n, sequence, 0};
+            if (from_low)
+                raise_low(a, i, words, low, n + 1);
+            else
+                lower(a, i, n + 1);
             return true;
         }
+        if (from_low && words != NULL)
+            raise_low(a, i, words, low, n);
     }
     return false;
+}
+
+static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, struct mp_piece *piece, struct census *census) {
+    if (class < LARGE && claim_from(v, class, fresh, true, piece, census))
+        return true;
+    return claim_from(v, class, fresh, false, piece, census);
 }
 
 /* Touching fresh memory takes far longer than copying into memory that has been used, so a sender that is ahead of a receiver
@@ -349,6 +384,7 @@ void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
     struct piece_words *words = words_of(v, piece->segment);
     atomic_store(&words[piece->number].freed_ns, mp_now_ns());
     atomic_store(&words[piece->number].word, mp_piece_word_of(MP_PIECE_FREE, -1, piece->sequence));
+    lower(atomic_load(&v->arena), piece->segment, piece->number);
 }
 
 /* Frees what dead processes were filling or had received. */
@@ -366,6 +402,7 @@ void mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
             atomic_store(&words[n].freed_ns, mp_now_ns());
             atomic_compare_exchange_strong(&words[n].word, &word,
                                            mp_piece_word_of(MP_PIECE_FREE, -1, mp_piece_sequence_of(word)));
+            lower(a, i, n);
         }
     }
 }
@@ -391,6 +428,7 @@ int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns) {
                 returned += (int64_t)a->segment[i].piece_size;
             }
             atomic_store(&words[n].word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
+            lower(a, i, n);
         }
     }
     return returned;

@@ -117,6 +117,7 @@ struct mp_arena {
     _Atomic uint32_t segments; /* published entries; they never change again */
     uint32_t pad;
     struct mp_arena_segment segment[MP_ARENA_SEGMENTS];
+    _Atomic uint32_t low[MP_ARENA_SEGMENTS]; /* no piece of the segment before this one is free, as far as is known */
     _Atomic uint64_t used[MP_QUEUE_LEVELS / 64]; /* a lane whose bit is clear is empty */
     struct mp_lane lanes[];
 };
