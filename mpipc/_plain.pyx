@@ -101,6 +101,8 @@ cdef inline bint put_text(Writer *w, PyObject *obj) noexcept:
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(obj)
     cdef int kind = PyUnicode_KIND(obj)
     cdef unsigned char tag = LATIN1 if kind == 1 else UCS2 if kind == 2 else UCS4
+    if kind == 0:  # of an extension that uses the old API of Python 3.11, and not ready
+        return False
     if PyUnicode_IS_COMPACT_ASCII(obj):
         tag = ASCII
     return put_bytes(w, tag, length, PyUnicode_DATA(obj), length * kind)

@@ -58,12 +58,14 @@ class Channel:
         """Send an envelope's fields as a tuple. Does not wait. BrokenPipeError if somebody has removed the queue."""
         self.receive: Callable[..., Any] = messages.get
         """Wait for the next message. EOFError if somebody removes the queue."""
+        self.receive_unless_interrupted: Callable[..., Any] = messages.get_unless_interrupted
+        """As receive(); None after a signal handler has run."""
         self.receive_many: Callable[[int], list[Any]] = messages.get_many
         """Up to so many messages that are there; if there are none, wait for the next. EOFError as above."""
 
     def close(self) -> None:
         """Let go of the queue, which is gone when its last user has done so. Nothing can be sent any more."""
-        self.send = self.receive = self.receive_many = _closed
+        self.send = self.receive = self.receive_unless_interrupted = self.receive_many = _closed
         del self._messages
 
     def __getstate__(self) -> Any:

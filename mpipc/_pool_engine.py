@@ -54,6 +54,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -133,6 +134,9 @@ class Engine(Schedule):
         except BaseException:
             self.state = TERMINATE
             self.supervisor.abandon()
+            if self._receiver.is_alive() and not self.supervisor.thread.is_alive():
+                self.end()
+                self._receiver.join()
             raise
 
     def run(self, job: Any, task: Task) -> Any:
@@ -168,13 +172,7 @@ class Engine(Schedule):
         """Cancel what can be cancelled and no worker has been given."""
         with self.lock:
             waiting = [task for task in self.backlog if isinstance(task, Task) and task.job.cancellable]
-        cancelled = {task for task in waiting if task.job.future.cancel()}
-        for task in cancelled:
-            task.job._begin()
-        with self.lock:
-            # Those that a thread has taken out in between, it finds to be cancelled.
-            cancelled.intersection_update(self.backlog)
-            self.backlog = deque(task for task in self.backlog if task not in cancelled)
+        self.drop({task for task in waiting if task.job.future.cancel()})
 
     def refuse(self, job: Any) -> None:
         """Complete a result that came too late."""
@@ -195,24 +193,32 @@ class Engine(Schedule):
 
     def close(self) -> None:
         """Wind down when all that was submitted is done."""
+        if os.getpid() != self._pid:
+            return
         with self.lock:
             if self.state == RUN:
                 self.state = CLOSE
         self.wake()
 
     def terminate(self) -> None:
-        """End the workers, and wait until all is over unless this is called by a thread of the engine (a callback)."""
+        """End the workers, and wait until all is over.
+
+        Not if that waits for this: in a thread of the engine (a callback), and in a signal handler or a finalizer that
+        has come while its thread held the lock.
+        """
         if os.getpid() != self._pid:
             return
+        nested = self.lock._is_owned()
         with self.lock:
             self.state = TERMINATE
             self.ring_all()
         self.wake()
-        if threading.current_thread() not in (self.supervisor.thread, self._receiver):
+        if threading.current_thread() not in (self.supervisor.thread, self._receiver) and not nested:
             self.join()
 
     def join(self) -> None:
         """Wait until all is over."""
+        self.hand_over()
         self.supervisor.thread.join()
         self._receiver.join()
 
@@ -229,7 +235,12 @@ class Engine(Schedule):
         with self.lock:
             self.told += 1
             self.unpark()
-        self.results.send((kind, tag, 0, None, 0, body, None))
+        try:
+            self.results.send((kind, tag, 0, None, 0, body, None))
+        except BaseException:
+            with self.lock:
+                self.told -= 1
+            raise
 
     def _feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
         count = 0
@@ -274,7 +285,7 @@ class Engine(Schedule):
                     if self.state != TERMINATE:
                         job._set(index, (False, failure))
                     del job, failure
-            except Exception as error:
+            except BaseException as error:
                 self.fail_all(f"the pool's result thread failed: {error!r}", error)
                 if isinstance(error, EOFError):  # somebody has removed the queue
                     break
@@ -290,7 +301,10 @@ class Engine(Schedule):
             self.results.close()
         for job in unfinished:
             if job._job in self.cache:  # a callback may have submitted something, and been refused
-                job._abort(self._end_error(), callback=self.broken is not None)
+                try:
+                    job._abort(self._end_error(), callback=self.broken is not None)
+                except BaseException:
+                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def _end_error(self) -> BrokenPoolError:
         return self.broken or BrokenPoolError("the pool was terminated before this was done")
@@ -431,7 +445,10 @@ class Engine(Schedule):
         """Nothing is left to do: tell the workers."""
         with self.lock:
             for worker in self.members.values():
-                worker.quit()
+                try:
+                    worker.quit()
+                except OSError:  # somebody has removed its queue, or there is no memory
+                    worker.process.kill()
                 self.refresh(worker)
 
     def end(self) -> None:

@@ -40,6 +40,7 @@ cdef inline bint is_plain(object value):
 
 
 cdef bint is_plain_or_of_plain(object value):
+    """A list has to be a copy: else somebody may change it before it is sent, and two tasks of a message share it."""
     cdef object item
     if is_plain(value):
         return True
@@ -65,7 +66,11 @@ def pack(value, own=None):
 
     `own` reducers go before those that are registered.
     """
-    if not own and is_plain_or_of_plain(value):
+    if type(value) is list and not own:
+        copy = list(value)
+        if is_plain_or_of_plain(copy):
+            return copy, None
+    elif not own and is_plain_or_of_plain(value):
         return value, None
     cdef list buffers = []
 
@@ -126,7 +131,7 @@ cdef class Task:
     cdef tuple envelope(self, object tag, object number, bint known, object own):
         """The message for a worker, to which the function is `known` or not. Runs the user's code, to pickle."""
         cdef object function = self.function, body = self.payload, buffers = None
-        if own or not is_plain_or_of_plain(body):
+        if own or type(body) is list or not is_plain_or_of_plain(body):
             body, buffers = pack(body, own)
         return (
             self.kind, tag, number, None if known else function.pickled(own), function.id if function.lasting else 0,
@@ -134,17 +139,20 @@ cdef class Task:
 
 
 cdef class Source:
-    """The chunks of a map over a sequence, made when a worker has room for one. Runs no code of the user."""
+    """The chunks of a map over a tuple or range that is not empty, made when a worker has room for one.
+
+    Runs no code of the user.
+    """
 
     def __init__(self, job, int kind, function, items, Py_ssize_t size, Py_ssize_t retries=0, timeout=None):
         self.job = job
         self.kind = kind
         self.function = function
         self.items = items
-        self.size = size
+        self.size = min(size, len(items))
         self.retries = retries
         self.timeout = timeout
-        self.remaining = (len(items) + size - 1) // size
+        self.remaining = (len(items) - 1) // self.size + 1
 
     cdef Task draw(self):
         """The next chunk, of at least one."""

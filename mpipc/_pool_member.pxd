@@ -9,7 +9,7 @@ cdef class Member:
     cdef readonly object tasks
     cdef readonly object ledger
     cdef public object process
-    cdef public object pidfd
+    cdef int pidfd_
     cdef readonly dict window
     cdef public bint packing
     cdef Py_ssize_t sequence

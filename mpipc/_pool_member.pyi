@@ -6,7 +6,6 @@ from mpipc._pool_ledger import Ledger
 
 class Member:
     process: Any
-    pidfd: int
     packing: bool
     progress: float
     busy: float
@@ -16,6 +15,8 @@ class Member:
     dead: bool
     condemned: int
     def __init__(self, tag: int, quota: int | None, own_reducers: OwnReducers | None = None) -> None: ...
+    @property
+    def pidfd(self) -> int: ...
     @property
     def tag(self) -> int: ...
     @property

@@ -7,6 +7,7 @@ Compiled, as _pool_schedule.pyx is, which says why.
 import os
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
 
 from mpipc._pool_hot cimport Task
 
@@ -52,13 +53,19 @@ cdef class Member:
     done            tasks that it has answered
     """
 
+    def __cinit__(self, *arguments, **options):
+        self.pidfd_ = -1
+
+    def __dealloc__(self):
+        if self.pidfd_ >= 0:
+            close(self.pidfd_)
+
     def __init__(self, tag, quota, own_reducers=None):
         self.tag = tag
         self.quota = quota
         self.own_reducers = own_reducers
         self.tasks = Channel()
         self.ledger = Ledger()
-        self.pidfd = -1
         self.window = {}
         self.known = {}
         self.condemned = 0
@@ -130,6 +137,9 @@ cdef class Member:
                         self.tasks.send(envelopes[0])
                     else:
                         self.tasks.send((BATCH, self.tag, 0, None, 0, envelopes, None))
+                except BrokenPipeError as error:  # the queue was removed, and the worker is about to find that
+                    self.quitting = True
+                    return failures + [(n, error) for n, _ in batch if n >= numbers[0]]
                 except Exception as error:
                     failures.extend([(n, error) for n in numbers])
                 except BaseException as error:
@@ -186,15 +196,20 @@ cdef class Member:
         """
         if getattr(getattr(self.process, "_popen", None), "method", None) in ("fork", "spawn"):
             try:
-                self.pidfd = os.pidfd_open(self.process.pid)
+                self.pidfd_ = os.pidfd_open(self.process.pid)
             except OSError:  # ENOSYS before Linux 5.3, EPERM in some sandboxes
-                self.pidfd = -1
+                self.pidfd_ = -1
+
+    @property
+    def pidfd(self):
+        """The descriptor; -1 if there is none."""
+        return self.pidfd_
 
     def unwatch(self):
         """Give the descriptor back."""
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        if self.pidfd_ >= 0:
+            close(self.pidfd_)
+            self.pidfd_ = -1
 
     def exitcode(self):
         """Exit code of the process, which is dead; None if somebody else took it."""

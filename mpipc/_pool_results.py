@@ -46,7 +46,7 @@ def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], object
     def call(value: Any) -> None:
         try:
             callback(value)
-        except Exception:
+        except BaseException:
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     return call
@@ -147,6 +147,9 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
     def _set_length(self, length: int) -> None:
         if not self._aborted:
             super()._set_length(length)  # type: ignore[misc]
+        with self._cond:
+            if self._aborted:  # meanwhile, perhaps
+                self._length = self._index
 
     def _abort(self, error: BaseException, *, callback: bool) -> None:
         """The next item is the error, and there is none after it."""

@@ -12,13 +12,15 @@ is looked after here:
     waiting for a call's result     nothing was received; the call's end is in a `finally`
 
 So a function of this module does what it says or nothing, and in either case tasks are where they belong. Under the
-lock nothing that submits calls anything that is written in Python.
+lock nothing that submits calls anything that is written in Python. A handler may also use the pool, and wait for
+something that the function it interrupts is in the way of: see hand_over().
 """
 
 import os
 import threading
 
 from cpython.dict cimport PyDict_DelItem, PyDict_SetItem
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close, write
 
@@ -38,6 +40,7 @@ cdef object TERMINATE = _TERMINATE
 cdef int RETURNED = _RETURNED
 cdef int FAILED = _FAILED
 cdef Py_ssize_t SHALLOW = _SHALLOW
+cdef unsigned long main_thread = threading.main_thread().ident
 
 # Seconds that a task waits behind another one before any worker that has room takes it over. What takes that long is
 # not worth having the next task at hand.
@@ -68,7 +71,8 @@ cdef class Schedule:
     told        messages to the result thread from this process that it has not received
     called      the last thing that was asked for was a call(), so another one may follow
     parked      the result thread waits for `wanted`, and does not receive: a call() may
-    calling     one does; it does not give up before it has received something
+    calling     one does, in thread `caller`; it does not give up before it has received something, but where a signal
+                handler, which runs on top of it, wants something of the pool (hand_over)
     inbox       what a call() has received; the result thread handles what that leaves there
     due         when the supervisor is going to look after timeouts; time.monotonic()
     failures    (job, index, exception) that came up here, for the result thread to set
@@ -94,6 +98,7 @@ cdef class Schedule:
     cdef public bint called
     cdef public bint parked
     cdef public bint calling
+    cdef unsigned long caller
     cdef public list inbox
     cdef public object due
 
@@ -142,12 +147,21 @@ cdef class Schedule:
             self.parked = False
             self.wanted.release()
 
+    cpdef hand_over(self):
+        """This thread is about to wait for the result thread, or to give it work. If that is in a signal handler that
+        runs on top of a call(), the call gives up receiving by itself."""
+        with self.lock:
+            if self.calling and self.caller == PyThread_get_thread_ident():
+                self.calling = False
+                self.unpark()
+
     # ---- submitting
 
     cpdef bint add(self, object job, object work) except -1:
         """Take on a task or a map's chunks; dispatch() has to follow. False if it is too late for that."""
         with self.lock:
             self.called = False
+            self.hand_over()
             self.unpark()
             if self.ended:
                 return False
@@ -166,6 +180,7 @@ cdef class Schedule:
         """As add(), for tasks that are each a job of its own."""
         cdef Task task
         with self.lock:
+            self.hand_over()
             self.unpark()
             if self.ended:
                 return False
@@ -204,6 +219,7 @@ cdef class Schedule:
                 PyDict_SetItem(self.cache, job._job, job)
                 worker = next(iter(self.idle))
                 self.calling = True
+                self.caller = PyThread_get_thread_ident()
                 batch = worker.assign([task])
                 number = batch[0][0]
                 del self.idle[worker]
@@ -211,8 +227,7 @@ cdef class Schedule:
             return None
         try:
             self.send(worker, batch)
-            if number in worker.window:  # else it could not be sent
-                self.inbox.append(self.results.receive())
+            if number in worker.window and self.receive():  # else it could not be sent, or this has given up
                 first = self.inbox[0]
                 if (first[0] == RETURNED or first[0] == FAILED) and first[1] == worker.tag and first[2] == number:
                     with self.lock:
@@ -223,11 +238,27 @@ cdef class Schedule:
             self.end_call(worker, len(message) != 0)
         return message
 
+    cdef bint receive(self) except -1:
+        """Receive the next message into the inbox. False if that is left to the result thread."""
+        cdef object message
+        while True:
+            with self.lock:
+                if not self.calling or self.caller != PyThread_get_thread_ident():
+                    return False
+            try:
+                message = self.results.receive_unless_interrupted()
+            except EOFError:  # the result thread will find the same, and say so
+                return False
+            if message is not None:
+                self.inbox.append(message)
+                return True
+
     cdef end_call(self, Member worker, bint orderly):
         """Let the result thread go on if there is anything for it to do."""
         cdef object raised = self.hold()
         try:
-            self.calling = False
+            if self.caller == PyThread_get_thread_ident():
+                self.calling = False  # if it has not been handed over
             self.refresh(worker)
             if not orderly or self.cache or self.failures or self.told or self.state != RUN:
                 self.unpark()
@@ -350,7 +381,7 @@ cdef class Schedule:
         cdef list tasks
         for member in self.members.values():
             load = len(member.window)
-            if load > most and not member.packing:
+            if load > most and not member.packing and member is not worker:
                 if since == 0.0:
                     since = monotonic() - waiting
                 if member.progress <= since:
@@ -373,6 +404,23 @@ cdef class Schedule:
         else:
             self.idle.pop(worker, None)
         self.full = False
+
+    def drop(self, set cancelled):
+        """Take tasks whose futures were cancelled out of the backlog, and tell these."""
+        cdef object kept = deque(), dropped = [], raised = None
+        with self.lock:
+            # Those that a thread has taken out in between, it finds to be cancelled.
+            for work in self.backlog:
+                (dropped if work in cancelled else kept).append(work)
+            self.backlog = kept
+        for work in dropped:
+            try:
+                (<Task> work).job._begin()
+            except BaseException as error:
+                raised = error
+                (<Task> work).job._begin()
+        if raised is not None:
+            raise raised
 
     cdef tuple begin(self, Member worker, list batch):
         """Tell the futures that they run. What was cancelled is not sent.
@@ -409,22 +457,27 @@ cdef class Schedule:
 
     cdef send(self, Member worker, list batch):
         """Send what was assigned. Raises what a signal handler raises."""
-        cdef list failures = worker.send(batch), lost = []
+        cdef list failures = worker.send(batch), lost = [], unsent = []
         cdef object raised = self.hold(), number, timeout = None, _
         cdef Task task
         try:
             worker.packing = False
             if failures:
                 for number, error in failures:
-                    if isinstance(error, Exception):
+                    if isinstance(error, Exception) or PyThread_get_thread_ident() != main_thread:
                         task = worker.withdraw(number)
-                        if task is not None:  # else the worker has died, and the task was put back
+                        if task is None:  # the worker has died, and the task was put back
+                            pass
+                        elif worker.quitting:  # its queue was removed: it will end
+                            unsent.append(task)
+                        else:
                             lost.append((task.job, task.index, error))
                     else:
                         # It may have been sent, or not; what the worker has not begun can be had back in either case.
                         raised = error
                         self.put_all_back(worker.take_back_from(number))
                         break
+            self.put_all_back(unsent)
             self.refresh(worker)
             if lost:
                 self.failures.extend(lost)
@@ -446,8 +499,9 @@ cdef class Schedule:
         """Tell the result thread of `failures`."""
         try:
             self.results.send((LOOK, 0, 0, None, 0, None, None))
-        except BrokenPipeError:
-            pass  # it is through, or about to be: it sets what is left
+        except OSError:  # it is through, or about to be: it sets what is left; or there is no memory: with the next one
+            with self.lock:
+                self.told -= 1
 
     # ---- receiving
 
@@ -460,6 +514,8 @@ cdef class Schedule:
         cdef tuple message
         cdef double now
         cdef Py_ssize_t count
+        cdef bint mixed = False
+        cdef object pace = None, before = None
         with self.lock:
             for message in messages:
                 worker = self.members.get(message[1])
@@ -467,15 +523,18 @@ cdef class Schedule:
                     continue
                 task = worker.answered(message[2])
                 if task is not None:
+                    pace = task.function.pace
                     answers[worker] = answers.get(worker, 0) + 1
+                    mixed = mixed or (done and pace is not before)
+                    before = pace
                     done.append((task, message))
             messages.clear()
             if done:
                 now = monotonic()
-                pace = (<Task> done[len(done) - 1][0]).function.pace
                 for worker, count in answers.items():
                     busy = worker.ledger.busy
-                    pace.note(busy - worker.busy, count)
+                    if not mixed:  # else nobody knows which function took how long
+                        pace.note(busy - worker.busy, count)
                     worker.busy = busy
                     worker.progress = now
                     self.refresh(worker)

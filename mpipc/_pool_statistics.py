@@ -45,29 +45,31 @@ class PoolStatistics(NamedTuple):
 
 def gather(engine: Engine) -> PoolStatistics:
     """What the workers have done, and what they are doing."""
+    with engine.lock:  # nothing slow: whoever interrupts this may want the engine
+        members = list(engine.members.values())
+        replaced, outstanding = engine.replaced, len(engine.cache)
     workers = []
-    with engine.lock:
-        for worker in engine.members.values():
-            ledger = worker.ledger
-            running_for = ledger.running_for
-            task = worker.window.get(ledger.started) if running_for is not None else None
-            busy = ledger.busy + (running_for or 0.0)
-            pid = worker.process.pid
-            if pid is None:
-                continue  # about to be started
-            workers.append(
-                WorkerStatistics(
-                    pid,
-                    worker.done,
-                    busy,
-                    max((ledger.ready_for or 0.0) - busy, 0.0),
-                    function_name(task.function.call) if task is not None else None,
-                    task.first + ledger.current_item if task is not None else None,
-                    running_for,
-                    _resident_memory(pid),
-                )
+    for worker in members:
+        ledger = worker.ledger
+        running_for = ledger.running_for
+        task = worker.window.get(ledger.started) if running_for is not None else None
+        busy = ledger.busy + (running_for or 0.0)
+        pid = worker.process.pid
+        if pid is None:
+            continue  # about to be started
+        workers.append(
+            WorkerStatistics(
+                pid,
+                worker.done,
+                busy,
+                max((ledger.ready_for or 0.0) - busy, 0.0),
+                function_name(task.function.call) if task is not None else None,
+                task.first + ledger.current_item if task is not None else None,
+                running_for,
+                _resident_memory(pid),
             )
-        return PoolStatistics(workers, engine.replaced, len(engine.cache))
+        )
+    return PoolStatistics(workers, replaced, outstanding)
 
 
 def _resident_memory(pid: int | None) -> int:

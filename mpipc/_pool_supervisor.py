@@ -37,6 +37,9 @@ FAILED_STARTS = 3  # by an exception or an exit
 KILLED_STARTS = 30  # by a signal in the initializer
 EARLY_KILLS = 1000  # by a signal before that: it came from outside, and the next may be luckier
 
+LONGEST_WAIT = 3600.0
+"""Seconds; poll(2) takes no more than 24 days."""
+
 RETRY_START = 1.0
 """Seconds after which it is tried again to start a worker if the system had no process for it."""
 
@@ -103,6 +106,8 @@ class Supervisor:
                 process.terminate()
         for process in self.processes:
             process.join()
+        for member in self._engine.members.values():
+            member.unwatch()
 
     def _start_worker(self) -> None:
         engine = self._engine
@@ -136,14 +141,14 @@ class Supervisor:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             member.process.start()
+            member.watch()
+            with engine.lock:
+                self.processes.append(member.process)
         except BaseException:
             engine.strike_off(member)
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        member.watch()
-        with engine.lock:
-            self.processes.append(member.process)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # Ctrl-C comes here, and finds the worker in its place
         util.debug("added worker")
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ class Supervisor:
             handles[member.process.sentinel] = member
             if member.pidfd >= 0:
                 handles[member.pidfd] = member
-        found = wait([*handles, self._engine.wakeup], timeout)
+        found = wait([*handles, self._engine.wakeup], timeout if timeout is None else min(timeout, LONGEST_WAIT))
         if self._engine.wakeup in found:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._engine.wakeup)
@@ -258,18 +263,20 @@ class Supervisor:
             processes = list(self.processes)
             members = [member for member in engine.members.values() if member.process in processes]
         left = set(members)
-        if engine.state != TERMINATE:
-            engine.quit_all()
-        while left and engine.state != TERMINATE:
-            for member in self._wait(left, None):
-                left.discard(member)
+        try:
+            if engine.state != TERMINATE:
+                engine.quit_all()
+            while left and engine.state != TERMINATE:
+                for member in self._wait(left, None):
+                    left.discard(member)
+                    member.exitcode()
+            if left:
+                _kill(processes)
+            for member in members:
                 member.exitcode()
-        if left:
-            _kill(processes)
-        for member in members:
-            member.exitcode()
-            member.unwatch()
-        engine.end()
+                member.unwatch()
+        finally:
+            engine.end()
         util.debug("supervisor exiting")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from mpipc._pool_channel import OwnReducers
@@ -73,7 +74,7 @@ _PACES = 64
 def pace_of(call: Any) -> Pace:
     """The pace of a function: what was learned from its last tasks, if it is a plain function."""
     code = getattr(call, "__code__", None)
-    if code is None:
+    if not isinstance(code, CodeType):
         return Pace()
     pace = _paces.get(code)
     if pace is None:

@@ -467,6 +467,22 @@ cdef class MessageQueue:
         epoch[0] = mp_room_stay(room, epoch[0])
         return 1
 
+    def get_unless_interrupted(self):
+        """As get(); None when a signal handler has run. For messages that are not None, and queues without tasks."""
+        cdef mp_item item
+        cdef int error
+        self.ensure()
+        error = self.take(&item)
+        while error == ENOMSG:
+            with nogil:
+                error = mp_queue_await(&self.v, &item)
+        if error == EINTR:
+            PyErr_CheckSignals()
+            return None
+        if error != MP_OK:
+            fail_receiving(error)
+        return self.unpack(&item)
+
     def get(self, block=True, timeout=None):
         """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; EOFError if the queue was
         removed. An error in unpickling is raised, too; the message is gone then."""
@@ -517,12 +533,12 @@ cdef class MessageQueue:
         cdef int error
         if most == 0:
             return []
+        self.ensure()
         cdef uint32_t batch = min(most, BATCH)
         cdef mp_item *items = <mp_item *> PyMem_Malloc(batch * sizeof(mp_item))
         cdef list objects
         if items == NULL:
             raise MemoryError
-        self.ensure()
         failure = None
         try:
             with nogil:
@@ -535,7 +551,7 @@ cdef class MessageQueue:
                         error = mp_queue_take_many(&self.v, items, min(batch, most - 1), &n)
             else:
                 objects = []
-            if error != MP_OK and error != ENOMSG:
+            if error != MP_OK and error != ENOMSG and not objects:  # else the next call will meet it
                 fail_receiving(error)
             for i in range(n):
                 try:

@@ -35,7 +35,7 @@ from mpipc._pool_tasks import Function
 from mpipc.exceptions import BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
-from mpipc.pool import default_processes
+from mpipc.pool import check_retries, checked_timeout, default_processes
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 
@@ -56,28 +56,34 @@ class _Job:
     """
 
     cancellable = True
-    __slots__ = ("_begun", "_cache", "_job", "future")
+    __slots__ = ("_begun", "_cache", "_job", "_untold", "future")
 
     def __init__(self, cache: Cache) -> None:
         self.future: Future[Any] = Future()
         self._job: int = next(_base_pool.job_counter)  # type: ignore[attr-defined]
         self._cache = cache
         self._begun = False
+        self._untold = [True]
 
     def _begin(self) -> bool:
-        """The task is about to be sent to a worker. False if the future was cancelled: then it must not be sent."""
-        if not self._begun:
-            future = self.future
-            # It may have been told already: by one who was interrupted in this.
-            if future.running():
-                pass
-            elif future.cancelled() and self._job not in self._cache:
-                return False
-            elif not future.set_running_or_notify_cancel():
-                self._forget()
-                return False
+        """The task is about to be sent to a worker. False if the future was cancelled, or somebody else has set it."""
+        if self._begun:
+            return True
+        future = self.future
+        try:
+            self._untold.pop()  # once only: a future that was told already would raise
+        except IndexError:  # the one who has told it was interrupted in that
+            runs = not future.cancelled()
+        else:
+            try:
+                runs = not (future.done() and not future.cancelled()) and future.set_running_or_notify_cancel()
+            except RuntimeError:  # somebody else has just set it
+                runs = False
+        if runs:
             self._begun = True
-        return True
+        else:
+            self._forget()
+        return runs
 
     def _forget(self) -> None:
         if self._job in self._cache:
@@ -140,10 +146,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        if not isinstance(retries, int) or retries < 0:
-            raise ValueError(f"retries must be an int of at least 0, got {retries!r}")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+        check_retries(retries)
         if mp_context is None:
             from mpipc.context import _default_context
 
@@ -153,7 +156,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._initializer: Any = initializer
         self._initargs = initargs
         self._max_tasks_per_child = max_tasks_per_child
-        self._options: dict[str, Any] = {"retries": retries, "timeout": timeout}
+        self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}
         self._pid = os.getpid()
         self._lock = threading.RLock()
         # --- guarded by _lock

@@ -15,7 +15,9 @@ results. How it works stands in _pool_engine.py.
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -93,8 +95,7 @@ class Pool(_base.Pool):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        if not isinstance(retries, int) or retries < 0:
-            raise ValueError(f"retries must be an int of at least 0, got {retries!r}")
+        check_retries(retries)
         self._processes = processes
         self._maxtasksperchild = maxtasksperchild
         self._initializer = initializer
@@ -250,12 +251,13 @@ class Pool(_base.Pool):
     ) -> MapResult:
         self._check_running()
         error: Exception | None = None
-        if isinstance(iterable, list | tuple | range):
-            items: Any = iterable
+        items: tuple[Any, ...] | range
+        if type(iterable) in (tuple, range):
+            items = iterable  # type: ignore[assignment]
         elif hasattr(iterable, "__len__"):
             items, error = _items_before_error(iterable)
         else:
-            items = list(iterable)
+            items = tuple(iterable)
         length = len(items)
         if chunksize is None:
             chunksize, extra = divmod(length, self._processes * 4)
@@ -324,11 +326,13 @@ class Pool(_base.Pool):
         function = Function(func, result._job + 1)
         kind = ITEM if chunksize == 1 else CHUNK
 
-        if isinstance(iterable, list | tuple | range):
-            count = -(-len(iterable) // chunksize)
+        if type(iterable) in (list, tuple, range):
+            # A list may be changed by the caller before the last chunk is made of it.
+            items: Any = tuple(iterable) if type(iterable) is list else iterable
+            count = -(-len(items) // chunksize)
             result._set_length(count)
             if count:
-                self._engine.take_on(result, Source(result, kind, function, iterable, chunksize, **options))
+                self._engine.take_on(result, Source(result, kind, function, items, chunksize, **options))
         else:
             feed = Feed()
 
@@ -380,12 +384,26 @@ class Pool(_base.Pool):
             raise self._engine.broken
 
     def _options(self, timeout: float | None) -> dict[str, Any]:
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
-        return {"retries": self._retries, "timeout": timeout}
+        return {"retries": self._retries, "timeout": checked_timeout(timeout)}
 
     def _repopulate_pool(self) -> None:
         self._engine.supervisor.populate()
+
+
+def check_retries(retries: int) -> None:
+    """ValueError unless it is a number of retries."""
+    if not isinstance(retries, int) or not 0 <= retries <= sys.maxsize:
+        raise ValueError(f"retries must be an int of at least 0, and at most sys.maxsize, got {retries!r}")
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """The timeout of a task as a float, None if it is infinite; ValueError if it is not positive."""
+    if timeout is None:
+        return None
+    seconds = float(timeout)
+    if not seconds > 0:
+        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+    return None if seconds == math.inf else seconds
 
 
 def _default_context() -> Any:
@@ -394,11 +412,11 @@ def _default_context() -> Any:
     return default.get_context()
 
 
-def _items_before_error(iterable: Iterable[Any]) -> tuple[list[Any], Exception | None]:
+def _items_before_error(iterable: Iterable[Any]) -> tuple[tuple[Any, ...], Exception | None]:
     try:
-        return list(iterable), None
+        return tuple(iterable), None
     except Exception as error:
-        return [], error
+        return (), error
 
 
 def _chunks_of_iterator(iterator: Iterator[Any], size: int, make: Callable[[int, int, Any], Task]) -> Iterator[Task]:

@@ -33,7 +33,7 @@
 #include <unistd.h>
 
 #define PATIENCE_NS 20000000000ll /* how long a hang may take to be called one */
-#define EVERY_STEP 1300           /* operations up to this length are killed at every step */
+#define EVERY_STEP 2000           /* operations up to this length are killed at every step */
 
 struct scenario {
     const char *name;

@@ -360,7 +360,7 @@ static ssize_t receive_locked(struct mp_queue_view *v, struct mp_item *item, lon
     }
     atomic_fetch_or(&v->q->token, MP_TOKEN_DRY);
     ssize_t n = msgrcv(v->id, &item->message, MP_BODY_SIZE, MP_TYPE_LEVEL, IPC_NOWAIT);
-    if (n >= 0)
+    if (n >= 0 || errno != ENOMSG) /* removed: with messages that come before those in the spill, perhaps */
         atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_DRY);
     return n;
 }
