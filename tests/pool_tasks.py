@@ -226,3 +226,9 @@ class CountingPickles:
     def __getstate__(self) -> Any:
         self.pickles += 1
         return {}
+
+
+def append_and_count(values: list[Any]) -> int:
+    """Changes its argument."""
+    values.append(1)
+    return len(values)

@@ -9,6 +9,7 @@ import gc
 import os
 import pickle
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -471,3 +472,59 @@ def test_arguments_are_not_kept(executor: ProcessPoolExecutor) -> None:
 
 class Collectable:
     pass
+
+
+def test_cancelling_while_tasks_are_handed_out(ctx: Any) -> None:
+    """Both tell a future that it runs, or does not; each future is told once."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            executor = mpipc.ProcessPoolExecutor(2, mp_context=ctx)
+            futures = [executor.submit(tasks.square, x) for x in range(200)]
+            futures[0].result(LONG)
+            executor.shutdown(cancel_futures=True)
+            assert all(future.done() for future in futures)
+            for x, future in enumerate(futures):
+                assert future.cancelled() or future.result() == x * x
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_future_that_somebody_else_sets(ctx: Any) -> None:
+    running, proceed = ctx.Semaphore(0), ctx.Event()
+    with mpipc.ProcessPoolExecutor(1, ctx, tasks.start, ((running, proceed),)) as executor:
+        waiting = executor.submit(tasks.enter_and_wait, 1)
+        assert running.acquire(True, LONG)
+        futures = [executor.submit(tasks.square, x) for x in range(10)]
+        futures[7].set_result("mine")
+        proceed.set()
+        assert waiting.result(LONG) is not None
+        expected: list[Any] = [x * x for x in range(10)]
+        expected[7] = "mine"
+        assert [future.result(LONG) for future in futures] == expected
+
+
+@pytest.mark.parametrize("what", ["mpipc.Pool(2)", "mpipc.ProcessPoolExecutor(2).submit(abs, 1)"])
+def test_ctrl_c_while_a_worker_starts(what: str) -> None:
+    """It is known then, and ended, and nobody waits for it."""
+    result = run_script(
+        f"""
+        import multiprocessing
+        import os
+        import signal
+        import mpipc
+
+        armed = True
+        os.register_at_fork(before=lambda: armed and os.kill(os.getpid(), signal.SIGINT))
+        if __name__ == "__main__":
+            mpipc.set_start_method("fork")
+            mpipc.Lock()
+            try:
+                {what}
+            except KeyboardInterrupt:
+                print("interrupted", multiprocessing.active_children())
+            armed = False
+        """
+    )
+    assert result.stdout == "interrupted []\n"

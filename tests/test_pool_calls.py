@@ -191,3 +191,50 @@ def test_the_caller_is_interrupted(pool: Any, gate: Gate) -> None:
     gate.proceed.set()
     wait_until(lambda: not pool._cache)  # its result has come, and nobody misses it
     park(pool)
+
+
+@pytest.mark.parametrize("what", ["apply", "apply_async", "map", "terminate", "close and join"])
+def test_a_signal_handler_uses_the_pool(pool: Any, gate: Gate, what: str) -> None:
+    """It runs on top of the apply() that is receiving, which has to leave that to others."""
+    done = threading.Event()
+    answers: list[Any] = []
+
+    def handler(*_: Any) -> None:
+        if done.is_set():
+            return
+        done.set()
+        if what == "apply":
+            answers.append(pool.apply(tasks.square, (5,)))
+        elif what == "apply_async":
+            answers.append(pool.apply_async(tasks.square, (5,)).get(LONG))
+        elif what == "map":
+            answers.append(sum(pool.map(tasks.square, [3, 4])))
+        elif what == "terminate":
+            pool.terminate()
+            raise Alarm
+        gate.proceed.set()
+        if what == "close and join":
+            pool.close()
+            pool.join()
+            answers.append(25)
+
+    def interrupt() -> None:
+        assert gate.running.acquire(True, LONG)
+        while not done.wait(0.02):  # a signal that comes just before the system call does not interrupt that
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    helper = threading.Thread(target=interrupt)
+    try:
+        helper.start()
+        if what == "terminate":
+            with pytest.raises(Alarm):
+                pool.apply(tasks.enter_and_wait, (1,))
+        else:
+            assert pool.apply(tasks.enter_and_wait, (1,)) is not None
+            assert answers == [25]
+    finally:
+        helper.join()
+        signal.signal(signal.SIGALRM, previous)
+    if what not in ("terminate", "close and join"):
+        park(pool)
