@@ -40,7 +40,7 @@ cdef object TERMINATE = _TERMINATE
 cdef int RETURNED = _RETURNED
 cdef int FAILED = _FAILED
 cdef Py_ssize_t SHALLOW = _SHALLOW
-cdef unsigned long main_thread = threading.main_thread().ident
+cdef unsigned long main_thread = threading.main_thread().ident  # in which signal handlers run
 
 # Seconds that a task waits behind another one before any worker that has room takes it over. What takes that long is
 # not worth having the next task at hand.
@@ -565,3 +565,11 @@ cdef class Schedule:
         with self.lock:
             for feed in list(self.feeds):
                 self.ring(feed)
+
+
+def _become_main_thread():
+    global main_thread
+    main_thread = PyThread_get_thread_ident()
+
+
+os.register_at_fork(after_in_child=_become_main_thread)

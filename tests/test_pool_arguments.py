@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -14,8 +15,8 @@ import pool_tasks as tasks
 import pytest
 from helpers import wait_until
 
-import mpipc.pool
-from mpipc.pool import BrokenPoolError
+import mpipc
+from mpipc.pool import BrokenPoolError, Pool
 from mpipc.sysv import IPC_RMID, msgctl
 
 LONG = 60.0
@@ -120,6 +121,30 @@ def test_no_exception_when_it_is_pickled_by_the_result_thread(ctx: Any) -> None:
         assert last.get(LONG) == 81
 
 
+class Interrupting:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def _submit_and_be_interrupted() -> None:
+    with mpipc.Pool(1) as pool:
+        assert pool.apply(tasks.square, (3,)) == 9  # its worker is ready: the next task is sent by who submits it
+        with pytest.raises(KeyboardInterrupt):
+            pool.apply_async(tasks.identity, (Interrupting(),))
+        pool.close()
+        pool.join()
+
+
+def test_a_child_of_another_thread_has_a_main_thread() -> None:
+    """In a forked child the thread that has forked is the main one, in which signal handlers run."""
+    child = mpipc.get_context("fork").Process(target=_submit_and_be_interrupted)
+    thread = threading.Thread(target=child.start)
+    thread.start()
+    thread.join()
+    child.join()
+    assert child.exitcode == 0
+
+
 def _exit(value: Any) -> None:
     raise SystemExit(value)
 
@@ -183,7 +208,7 @@ def test_a_failed_start_leaves_no_descriptor(ctx: Any, monkeypatch: pytest.Monke
             raise OSError("no more processes")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(mpipc.pool.Pool, "Process", staticmethod(make))
+    monkeypatch.setattr(Pool, "Process", staticmethod(make))
     ctx.Pool(1).terminate()  # what stays open from the first pool on is not counted
     started.clear()
     gc.collect()
