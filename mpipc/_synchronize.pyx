@@ -52,6 +52,7 @@ from mpipc.family._core cimport (
     mp_family,
     mp_lock_mine,
     mp_lock_release,
+    mp_lock_release_now,
     mp_lock_set_thread,
     mp_lock_try,
     mp_lock_wait,
@@ -64,14 +65,11 @@ from mpipc.family._core cimport (
     mp_sem_withdraw,
     mp_slot_lives,
     mp_slot_pid,
+    mp_this_thread,
     mp_tick,
     new_block,
     seal,
 )
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    pthread_t pthread_self()
 
 SEM_VALUE_MAX = 0x7fffffff
 
@@ -95,6 +93,20 @@ cdef class Shared:
         return name if thread == "MainThread" else f"{name}|{thread}"
 
 
+# Functions, not methods, so that the compiler puts them into the callers.
+
+cdef inline void note_taken(mp_block *b) noexcept:
+    b.lock.depth = 1
+    mp_lock_set_thread(b, mp_this_thread())
+
+
+cdef inline bint take_at_once(mp_family *f, mp_block *b) noexcept:
+    if f.slot < 0 or not mp_lock_try(f, b, 0):
+        return False
+    note_taken(b)
+    return True
+
+
 cdef class LockBase(Shared):
     """A mutual exclusion lock whose owner is known, and which is handed on when its owner dies.
 
@@ -111,22 +123,18 @@ cdef class LockBase(Shared):
         return mp_lock_mine(self.f, self.b)
 
     cdef void taken(self) noexcept:
-        self.b.lock.depth = 1
-        mp_lock_set_thread(self.b, <uint64_t> pthread_self())
+        note_taken(self.b)
 
     def acquire(self, block=True, timeout=None):
         """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it
         was taken. See multiprocessing.Lock.acquire."""
-        if self.take_now():
+        if take_at_once(self.f, self.b):
             return True
         return self.take(block, timeout)
 
     cdef bint take_now(self) noexcept:
         """The common case: the lock is free."""
-        if self.f.slot < 0 or not mp_lock_try(self.f, self.b, 0):
-            return False
-        self.taken()
-        return True
+        return take_at_once(self.f, self.b)
 
     cdef bint take(self, object block, object timeout) except -1:
         cdef mp_family *f = self.f
@@ -160,7 +168,12 @@ cdef class LockBase(Shared):
 
         Raises ValueError (Lock) or AssertionError (RLock) if it is not held. See multiprocessing.Lock.release.
         """
-        self.give_back()
+        if self.recursive:
+            self.give_back()
+            return
+        mp_lock_set_thread(self.b, 0)
+        if not mp_lock_release_now(self.f, self.b):
+            self.give_back()
 
     cdef int give_back(self) except -1:
         cdef int error
@@ -171,6 +184,8 @@ cdef class LockBase(Shared):
                 self.b.lock.depth -= 1
                 return 0
         mp_lock_set_thread(self.b, 0)
+        if mp_lock_release_now(self.f, self.b):
+            return 0
         error = mp_lock_release(self.f, self.block.index)
         if error == EPERM:
             raise ValueError("semaphore or lock released too many times")

@@ -155,9 +155,11 @@ cdef extern from "family.h" nogil:
 
     bint mp_lock_try(mp_family *f, mp_block *b, uint64_t contended)
     void mp_lock_set_thread(mp_block *b, uint64_t thread)
+    uint64_t mp_this_thread()
     bint mp_lock_mine(mp_family *f, mp_block *b)
     int mp_lock_wait(mp_family *f, uint32_t index, int64_t deadline_ns)
     int mp_lock_release(mp_family *f, uint32_t index)
+    bint mp_lock_release_now(mp_family *f, mp_block *b)
 
     void mp_sem_init(mp_block *b, uint32_t value, uint32_t maximum)
     uint32_t mp_sem_value(mp_block *b)

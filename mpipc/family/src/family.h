@@ -107,7 +107,7 @@ enum mp_kind {
 #define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
 #define MP_LOCK_DIED (1ull << 17)      /* the previous owner died holding it; cleared by the next release */
 
-/* Which thread of the owning process: its pthread_self(), in this word of `extra`. Written after the word is taken, set to 0
+/* Which thread of the owning process: mp_this_thread(), in this word of `extra`. Written after the word is taken, set to 0
  * before it is given back, so in the owning process it is never an earlier owner's. */
 #define MP_LOCK_THREAD 2
 
@@ -383,6 +383,26 @@ static inline bool mp_lock_try(struct mp_family *f, struct mp_block *b, uint64_t
     return true;
 }
 
+/* The common case of mp_lock_release(): this process has it, nobody waits, and nobody has died with it. */
+static inline bool mp_lock_release_now(struct mp_family *f, struct mp_block *b) {
+    uint64_t word = f->me;
+    return word != 0 && atomic_compare_exchange_strong(&b->lock.word, &word, 0);
+}
+
+/* A number that no other living thread of the process has. The thread pointer, where the compiler knows it, is a register;
+ * pthread_self(3) of glibc returns the same by a call. */
+static inline uint64_t mp_this_thread(void) {
+#if defined __has_builtin
+#if __has_builtin(__builtin_thread_pointer)
+    return (uint64_t)__builtin_thread_pointer();
+#else
+    return (uint64_t)pthread_self();
+#endif
+#else
+    return (uint64_t)pthread_self();
+#endif
+}
+
 static inline void mp_lock_set_thread(struct mp_block *b, uint64_t thread) {
     __atomic_store_n(&b->extra[MP_LOCK_THREAD], thread, __ATOMIC_RELEASE);
 }
@@ -390,7 +410,7 @@ static inline void mp_lock_set_thread(struct mp_block *b, uint64_t thread) {
 /* Does this thread own the lock? */
 static inline bool mp_lock_mine(struct mp_family *f, struct mp_block *b) {
     return (atomic_load_explicit(&b->lock.word, memory_order_relaxed) & MP_LOCK_OWNER) == f->me && f->me != 0 &&
-           __atomic_load_n(&b->extra[MP_LOCK_THREAD], __ATOMIC_ACQUIRE) == (uint64_t)pthread_self();
+           __atomic_load_n(&b->extra[MP_LOCK_THREAD], __ATOMIC_ACQUIRE) == mp_this_thread();
 }
 
 static inline uint32_t mp_cell_bell(uint32_t cell) { return MP_BLOCKS + cell; }
