@@ -251,10 +251,11 @@ class Engine(Schedule):
                     # Woken up for each task, this thread would take more time than the tasks do.
                     while self.wait_for_room(feed):
                         feed.bell.acquire()
-                if not (added := self.add_fed(task)):
-                    if added is not None and job._job in self.cache:
+                if not self.add_fed(task):
+                    self._receiver.join()  # it completes what is not complete
+                    if job._job in self.cache:  # taken on after that
                         self.refuse(job)
-                    return  # the result thread completes what is not complete
+                    return
                 del task
                 count += 1
                 self.dispatch()

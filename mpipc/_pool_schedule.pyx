@@ -151,9 +151,12 @@ cdef class Schedule:
         """This thread is about to wait for the result thread, or to give it work. If that is in a signal handler that
         runs on top of a call(), the call gives up receiving by itself."""
         with self.lock:
-            if self.calling and self.caller == PyThread_get_thread_ident():
-                self.calling = False
-                self.unpark()
+            self.step_aside()
+
+    cdef step_aside(self):
+        if self.calling and self.caller == PyThread_get_thread_ident():
+            self.calling = False
+            self.unpark()
 
     # ---- submitting
 
@@ -161,7 +164,7 @@ cdef class Schedule:
         """Take on a task or a map's chunks; dispatch() has to follow. False if it is too late for that."""
         with self.lock:
             self.called = False
-            self.hand_over()
+            self.step_aside()
             self.unpark()
             if self.ended:
                 return False
@@ -180,7 +183,7 @@ cdef class Schedule:
         """As add(), for tasks that are each a job of its own."""
         cdef Task task
         with self.lock:
-            self.hand_over()
+            self.step_aside()
             self.unpark()
             if self.ended:
                 return False
@@ -190,10 +193,10 @@ cdef class Schedule:
         return True
 
     def add_fed(self, Task task):
-        """As add(), for a task that was made from an iterator of the user. None: the iterator is to be left alone."""
+        """As add(), for a task that was made from an iterator of the user, whose job is outstanding already."""
         with self.lock:
             if self.ended or self.state == TERMINATE:
-                return False if self.ended else None
+                return False
             self.called = False
             self.unpark()
             task.feed.waiting += 1
@@ -292,7 +295,7 @@ cdef class Schedule:
         """Give tasks to a worker: [worker, batch]. The caller has to send them."""
         cdef Member worker = None, member
         cdef list tasks
-        cdef Py_ssize_t depth, room = 0
+        cdef Py_ssize_t depth, most = 0, room
         if self.state == TERMINATE:
             return None
         if self.idle:
@@ -304,9 +307,10 @@ cdef class Schedule:
         else:
             depth = self.depth_wanted()
             for member in self.members.values():
-                if member.is_open() and member.room(depth) > room:
-                    worker, room = member, member.room(depth)
-            if worker is None or room * 4 < depth:  # one or two are not worth a message if there can soon be many
+                room = member.room(depth) if member.is_open() else 0
+                if room > most:
+                    worker, most = member, room
+            if worker is None or most * 4 < depth:  # one or two are not worth a message if there can soon be many
                 self.full = True
                 return None
             tasks = self.take_over(PATIENCE, worker) or self.next_tasks(worker)

@@ -12,8 +12,5 @@ cdef class LockBase(Shared):
     cdef bint recursive
     cdef mp_family *f
     cdef mp_block *b
-    cdef bint mine(self) noexcept
-    cdef void taken(self) noexcept
-    cdef bint take_now(self) noexcept
     cdef bint take(self, object block, object timeout) except -1
     cdef int give_back(self) except -1

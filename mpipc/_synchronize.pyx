@@ -101,6 +101,7 @@ cdef inline void note_taken(mp_block *b) noexcept:
 
 
 cdef inline bint take_at_once(mp_family *f, mp_block *b) noexcept:
+    """The common case: the lock is free."""
     if f.slot < 0 or not mp_lock_try(f, b, 0):
         return False
     note_taken(b)
@@ -119,22 +120,12 @@ cdef class LockBase(Shared):
         self.f = self.block.f
         self.b = self.block.b
 
-    cdef bint mine(self) noexcept:
-        return mp_lock_mine(self.f, self.b)
-
-    cdef void taken(self) noexcept:
-        note_taken(self.b)
-
     def acquire(self, block=True, timeout=None):
         """Takes the lock; waits for it if `block`, at most `timeout` seconds if that is not None. Returns whether it
         was taken. See multiprocessing.Lock.acquire."""
         if take_at_once(self.f, self.b):
             return True
         return self.take(block, timeout)
-
-    cdef bint take_now(self) noexcept:
-        """The common case: the lock is free."""
-        return take_at_once(self.f, self.b)
 
     cdef bint take(self, object block, object timeout) except -1:
         cdef mp_family *f = self.f
@@ -143,10 +134,10 @@ cdef class LockBase(Shared):
         cdef int error
         if f.slot < 0:
             self.block.ensure()
-        if self.recursive and self.mine():
+        if self.recursive and mp_lock_mine(self.f, self.b):
             self.b.lock.depth += 1
             return True
-        if self.take_now():
+        if take_at_once(self.f, self.b):
             return True
         deadline = acquire_deadline(block, timeout)
         if deadline == 0:
@@ -155,7 +146,7 @@ cdef class LockBase(Shared):
             with nogil:
                 error = mp_lock_wait(f, index, deadline)
             if error == MP_OK:
-                self.taken()
+                note_taken(self.b)
                 return True
             if error == ETIMEDOUT:
                 return False
@@ -178,7 +169,7 @@ cdef class LockBase(Shared):
     cdef int give_back(self) except -1:
         cdef int error
         if self.recursive:
-            if not self.mine():
+            if not mp_lock_mine(self.f, self.b):
                 raise AssertionError("attempt to release recursive lock not owned by thread")
             if self.b.lock.depth > 1:
                 self.b.lock.depth -= 1
@@ -225,13 +216,13 @@ cdef class LockBase(Shared):
                 if pending is not None:
                     raise
                 pending = exception
-        self.taken()
+        note_taken(self.b)
         handle.b.lock.depth = depth
         if pending is not None:
             raise pending
 
     def __enter__(self):
-        return True if self.take_now() else self.take(True, None)
+        return True if take_at_once(self.f, self.b) else self.take(True, None)
 
     def __exit__(self, exc_type=None, exc=None, traceback=None):
         self.give_back()
@@ -246,7 +237,7 @@ cdef class LockBase(Shared):
         return (self.block.b.lock.word & MP_LOCK_DIED) != 0
 
     def _is_mine(self):
-        return self.mine()
+        return mp_lock_mine(self.f, self.b)
 
     def _count(self):
         """How many times this process has acquired the lock, as the standard library's SemLock._count()."""

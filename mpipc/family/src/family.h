@@ -389,15 +389,15 @@ static inline bool mp_lock_release_now(struct mp_family *f, struct mp_block *b) 
     return word != 0 && atomic_compare_exchange_strong(&b->lock.word, &word, 0);
 }
 
+#ifndef __has_builtin
+#define __has_builtin(name) 0
+#endif
+
 /* A number that no other living thread of the process has. The thread pointer, where the compiler knows it, is a register;
  * pthread_self(3) of glibc returns the same by a call. */
 static inline uint64_t mp_this_thread(void) {
-#if defined __has_builtin
 #if __has_builtin(__builtin_thread_pointer)
     return (uint64_t)__builtin_thread_pointer();
-#else
-    return (uint64_t)pthread_self();
-#endif
 #else
     return (uint64_t)pthread_self();
 #endif
