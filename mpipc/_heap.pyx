@@ -36,7 +36,6 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from mpipc.family._core cimport (
-    MP_BLOCK_READY,
     MP_KIND_DATA,
     MP_KIND_PIECE,
     MP_KIND_SEGMENT,
@@ -44,9 +43,9 @@ from mpipc.family._core cimport (
     Family,
     mp_block,
     mp_block_abandon,
+    mp_block_is_live,
     mp_block_serial,
     mp_block_shmget,
-    mp_block_state_of,
     new_block,
     seal,
 )
@@ -341,7 +340,7 @@ cdef Arena attached_arena(Block block):
 # ---- pieces ---------------------------------------------------------------------------------------------------------
 
 cdef inline bint gone(mp_block *b, uint32_t serial) noexcept nogil:
-    return mp_block_state_of(b.word) != MP_BLOCK_READY or mp_block_serial(b.word) != serial
+    return not mp_block_is_live(b.word) or mp_block_serial(b.word) != serial
 
 
 @no_gc
@@ -397,8 +396,8 @@ cdef class Piece:
     def __reduce__(self):
         popen = _mp_context.get_spawning_popen()
         if popen is not None and self.arena is not None:
-            # The child attaches the arena by its id, which works while somebody has it attached; and nobody else might,
-            # if its creator is dead and this process drops the piece.
+            # The child attaches the arena by its id, which works while somebody has it attached: this process, and should
+            # it die before the child has come, the reaper.
             vars(popen).setdefault("_mpipc_arenas", set()).add(self.arena)
         return _rebuild_piece, (self.block, None if self.arena is None else self.arena.block, self.size)
 

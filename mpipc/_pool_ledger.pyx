@@ -10,19 +10,17 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 
 from mpipc.family import new_data
 from mpipc.family._core cimport (
+    MP_OK,
     MP_SLOT_ALIVE,
     Block,
     Family,
+    mp_alive,
     mp_family,
     mp_slot_generation,
     mp_slot_state_of,
 )
 
 from mpipc.family._core import families_of_this_process
-
-cdef extern from "family.h" nogil:
-    enum:
-        MP_SEM_ALIVE
 
 cdef extern from "<sys/sem.h>" nogil:
     struct sembuf:
@@ -171,12 +169,12 @@ def exit_with_parent(int semid, int slot, uint32_t generation):
     cdef timespec second
     cdef mp_family *f = NULL
     cdef uint64_t word
+    cdef int alive
     for family in families_of_this_process():
         if (<Family> family).f.semid == semid:
             f = (<Family> family).f
-    if f == NULL:
+    if f == NULL or mp_alive(f, slot, &alive, &gone.sem_num) != MP_OK:
         return
-    gone.sem_num = <unsigned short> (MP_SEM_ALIVE + slot)
     gone.sem_op = 0
     gone.sem_flg = 0
     second.tv_sec = 1
@@ -186,7 +184,7 @@ def exit_with_parent(int semid, int slot, uint32_t generation):
             word = f.seg.slots[slot].word
             if mp_slot_generation(word) != generation or mp_slot_state_of(word) != MP_SLOT_ALIVE:
                 _exit(1)
-            if semtimedop(semid, &gone, 1, &second) == 0:
+            if semtimedop(alive, &gone, 1, &second) == 0:
                 _exit(1)
             if errno != EINTR and errno != EAGAIN:
                 break

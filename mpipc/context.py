@@ -241,6 +241,17 @@ class Process(_FamilyProcess, _base.Process):
 class ForkProcess(_FamilyProcess, _base.ForkProcess):
     """A process started by os.fork()."""
 
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> Any:
+        family = sys.modules.get("mpipc.family")
+        if family is None:
+            return _base.ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        family.reserve_for_child()
+        try:
+            return _base.ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        finally:
+            family.cancel_reservations()
+
 
 class SpawnProcess(_FamilyProcess, _base.SpawnProcess):
     """A process started as a fresh interpreter."""

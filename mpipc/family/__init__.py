@@ -12,6 +12,7 @@ from mpipc.family._core import (
     Family,
     all_families,
     arrived,
+    cancel_reservations,
     cancel_transit,
     current,
     families_of_this_process,
@@ -21,6 +22,7 @@ from mpipc.family._core import (
     new_segment,
     payload,
     record_transit,
+    reserve_for_child,
     sweep,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "Family",
     "all_families",
     "arrived",
+    "cancel_reservations",
     "cancel_transit",
     "current",
     "families_of_this_process",
@@ -41,6 +44,7 @@ __all__ = [
     "payload",
     "record_transit",
     "register_reserve",
+    "reserve_for_child",
     "sweep",
 ]
 

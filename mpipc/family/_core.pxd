@@ -1,6 +1,6 @@
 # What the Cython modules above the family see of it: the C layer (src/family.h), and the handle on a control block.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
 
@@ -9,6 +9,8 @@ cdef extern from "family.h" nogil:
         MP_SLOTS
         MP_BLOCKS
         MP_BELL_SETS
+        MP_ALIVE_SETS
+        MP_SET_LEAST
         MP_LOCK_OWNER
         MP_LOCK_CONTENDED
         MP_LOCK_DIED
@@ -28,6 +30,7 @@ cdef extern from "family.h" nogil:
         MP_SLOT_ALIVE
         MP_BLOCK_MAKING
         MP_BLOCK_READY
+        MP_BLOCK_LEAVING
         MP_CELL_WAITING
         MP_CELL_NOTIFIED
         MP_CELL_BROKEN
@@ -71,7 +74,6 @@ cdef extern from "family.h" nogil:
         int32_t key
         uint64_t size
         uint64_t[3] extra
-        uint64_t[16] holders
 
     cdef struct mp_cell:
         uint64_t word
@@ -90,10 +92,13 @@ cdef extern from "family.h" nogil:
         uint32_t cell_high
         uint64_t deaths_seen
         char[256] program
-        int32_t[1] bell_sets
+        uint32_t uid
+        uint32_t set_size
 
     cdef struct mp_segment:
         mp_header header
+        int32_t[1] alive_sets
+        int32_t[1] bell_sets
         mp_slot[1] slots
         mp_cell[1] cells
         mp_block[1] blocks
@@ -108,6 +113,9 @@ cdef extern from "family.h" nogil:
         int slot
         uint64_t me
         int fork_slot
+        int start_slot
+        int32_t squatted_key
+        uint32_t set_size
         uint32_t *local_refs
         char *reaper_path
         mp_family *next
@@ -119,12 +127,17 @@ cdef extern from "family.h" nogil:
     int mp_fork_prepare(mp_family *f)
     void mp_fork_parent(mp_family *f)
     int mp_fork_child(mp_family *f)
+    int mp_start_reserve(mp_family *f)
+    void mp_start_cancel(mp_family *f)
     int64_t mp_transit_reserve(mp_family *f)
     int mp_transit_slot(int64_t token)
+    void mp_transit_keep(mp_family *f, int64_t token)
+    int mp_transit_claim(mp_family *f, int64_t token)
     void mp_transit_sent(mp_family *f, int64_t token, pid_t pid)
     void mp_transit_arrived(mp_family *f, int64_t token)
     void mp_family_forget_exec(mp_family *f)
     void mp_leaving(mp_family *f)
+    int mp_alive(mp_family *f, int slot, int *semid, unsigned short *num)
     bint mp_slot_lives(mp_family *f, int slot)
     int mp_slot_state_of(uint64_t word)
     pid_t mp_slot_pid(uint64_t word)
@@ -135,12 +148,13 @@ cdef extern from "family.h" nogil:
     void mp_block_abandon(mp_family *f, uint32_t index)
     int mp_block_msgget(mp_family *f, uint32_t index, int mode)
     int mp_block_shmget(mp_family *f, uint32_t index, uint64_t size, int flags)
-    void mp_block_hold(mp_family *f, uint32_t index, int slot)
+    int mp_block_hold(mp_family *f, uint32_t index, int slot)
+    uint32_t mp_block_holders(mp_family *f, uint32_t index, uint16_t *slots, uint32_t most)
     int mp_block_adopt(mp_family *f, uint32_t index, uint32_t serial)
     void mp_block_drop(mp_family *f, uint32_t index)
-    bint mp_block_unheld(mp_block *b)
     mp_block *mp_block_at(mp_family *f, uint32_t index)
     int mp_block_state_of(uint64_t word)
+    bint mp_block_is_live(uint64_t word)
     uint32_t mp_block_serial(uint64_t word)
     bint mp_block_try_free(mp_family *f, uint32_t index, int by_slot)
     int mp_bell(mp_family *f, uint32_t bell, int *semid, unsigned short *num)
@@ -190,8 +204,10 @@ cdef extern from "family.h" nogil:
 
 cdef class Family:
     cdef mp_family *f
+    cdef bint registered
     cdef object __weakref__
     cdef int ensure(self) except -1
+    cdef list holders_of(self, uint32_t index)
 
 
 cdef class Block:

@@ -10,11 +10,11 @@ import sys
 from multiprocessing import context as _mp_context
 from multiprocessing import process as _mp_process
 
-from cpython.mem cimport PyMem_Malloc
-from libc.errno cimport EINVAL, ESTALE, errno
-from libc.string cimport strdup
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.errno cimport E2BIG, EADDRINUSE, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
+from libc.string cimport memset, strdup
 
-from mpipc.family._errors import bell_error, call_error, family_error
+from mpipc.family._errors import bell_error, call_error, family_error, squatted_error
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -88,6 +88,20 @@ cdef object fail_bell(int error):
     raise bell_error(error)
 
 
+cdef object fail_squatted(mp_family *f, int error):
+    """Raises the error for semaphore sets whose keys another user has taken."""
+    raise squatted_error(error, f.squatted_key)
+
+
+cdef object fail_joining(mp_family *f, int error, str what):
+    """Raises the error of mp_family_join() and of reserving a slot."""
+    if error == EADDRINUSE:
+        fail_squatted(f, error)
+    if error == ENOMEM or error == ENOSPC and f.slot < 0:
+        fail_call(error, "semget", {"key": 0, "nsems": f.set_size, "semflg": 0o1600})
+    fail(error, what)
+
+
 cdef int64_t deadline_after(object timeout) except -2:
     """Absolute CLOCK_MONOTONIC ns for a timeout in seconds; -1 for None. Negative timeouts are 0, as multiprocessing's
     are."""
@@ -109,17 +123,23 @@ cdef class Family:
         self.f = <mp_family *> PyMem_Malloc(sizeof(mp_family))
         if self.f == NULL:
             raise MemoryError
-        self.f.seg = NULL
+        memset(self.f, 0, sizeof(mp_family))
 
     cdef int ensure(self) except -1:
         """Joins, if this process (a child forked without our hooks, for one) has not yet."""
         if self.f.slot < 0 and mp_family_join(self.f) != MP_OK:
-            fail(errno, "joining the family")
+            fail_joining(self.f, errno, "joining the family")
         return 0
+
+    def __dealloc__(self):
+        if self.f != NULL and not self.registered:
+            mp_family_detach(self.f)
+            PyMem_Free(self.f)
 
     def _register(self):
         # Never freed: handles and fork handlers point to it for the life of the process.
         global families
+        self.registered = True
         self.f.reaper_path = strdup(<bytes> _reaper_path)
         self.f.next = families
         families = self.f
@@ -192,14 +212,21 @@ cdef class Family:
     def blocks(self):
         """[(index, kind, kernel id or -1, holder pids)] of every control block in use."""
         cdef mp_block *b
+        cdef uint32_t i
         found = []
         for i in range(self.f.h.block_high):
             b = mp_block_at(self.f, i)
             if mp_block_state_of(b.word) == 0:
                 continue
-            pids = [pid for slot, _, pid in self.processes() if b.holders[slot // 64] >> (slot % 64) & 1]
-            found.append((i, _KIND_NAMES.get(b.kind, str(b.kind)), b.id, pids))
+            found.append((i, _KIND_NAMES.get(b.kind, str(b.kind)), b.id, self.holders_of(i)))
         return found
+
+    cdef list holders_of(self, uint32_t index):
+        """Pids of the processes that hold a block."""
+        cdef uint16_t[MP_SLOTS] slots
+        cdef uint32_t i
+        cdef uint32_t count = mp_block_holders(self.f, index, slots, MP_SLOTS)
+        return [mp_slot_pid(self.f.seg.slots[slot].word) for slot in sorted([slots[i] for i in range(count)])]
 
     def deaths(self):
         """How many slots recovery has cleared since the family was founded."""
@@ -207,10 +234,14 @@ cdef class Family:
 
     def infrastructure(self):
         """Kernel ids that live as long as the family does: {"shm": {...}, "sem": {...}, "msg": set()}."""
+        cdef int i
         sets = {self.f.semid}
         for i in range(MP_BELL_SETS):
-            if self.f.h.bell_sets[i] > 0:
-                sets.add(self.f.h.bell_sets[i] - 1)
+            if self.f.seg.bell_sets[i] > 0:
+                sets.add(self.f.seg.bell_sets[i] - 1)
+        for i in range(MP_ALIVE_SETS):
+            if self.f.seg.alive_sets[i] > 0:
+                sets.add(self.f.seg.alive_sets[i] - 1)
         return {"shm": {self.f.shmid}, "sem": sets, "msg": set()}
 
 
@@ -226,9 +257,7 @@ def _attach(int shmid, uint64_t nonce):
         fail(errno, f"attaching to family {shmid}:{nonce:x}")
     mp_family_forget_exec(family.f)
     if mp_family_join(family.f) != MP_OK:
-        error = errno
-        mp_family_detach(family.f)
-        fail(error, f"joining family {shmid}:{nonce:x}")
+        fail_joining(family.f, errno, f"joining family {shmid}:{nonce:x}")
     return family._register()
 
 
@@ -239,11 +268,15 @@ def _found():
     mp_sweep()
     if mp_family_create(family.f, program) != MP_OK:
         error = errno
+        if error == EADDRINUSE:
+            fail_squatted(family.f, error)
+        if error == E2BIG:
+            fail(error, "founding a family")
         if family.f.shmid >= 0:
-            fail_call(error, "semget", {"key": 0, "nsems": 4 + MP_SLOTS, "semflg": 0o1600})
+            fail_call(error, "semget", {"key": 0, "nsems": family.f.set_size, "semflg": 0o1600})
         fail_call(error, "shmget", {"key": 0, "size": sizeof(mp_segment), "shmflg": 0o13600})
     if mp_family_join(family.f) != MP_OK:
-        fail(errno, "joining the new family")
+        fail_joining(family.f, errno, "joining the new family")
     return family._register()
 
 
@@ -260,7 +293,7 @@ def current():
         if mp_family_join(_current.f) == MP_OK:
             return _current
         if errno != ESTALE and errno != EINVAL:
-            fail(errno, "joining the family")
+            fail_joining(_current.f, errno, "joining the family")
     _current = _join_by_environment() or _found()
     # putenv, not os.environ: this is for child processes, and no business of code that looks at os.environ.
     os.putenv(ENVIRONMENT, _current.ticket)
@@ -297,7 +330,7 @@ def sweep():
 def all_families():
     """The families of this user, to be looked at: this process does not join them.
 
-    It is attached to them from then on, which delays their sweep; for programs that end soon.
+    It is attached to each of them until its object here is gone, which delays the end of a family that long.
     """
     from mpipc.sysv.listing import shared_memory_segments
 
@@ -309,6 +342,25 @@ def all_families():
             if mp_family_attach(family.f, segment.shmid, 0) == MP_OK:
                 found.append(family)
     return found
+
+
+def reserve_for_child():
+    """Before a fork by Process.start(): OSError if there is no room in the family for one more process."""
+    cdef mp_family *f = families
+    while f != NULL:
+        if mp_start_reserve(f) != MP_OK:
+            error = errno
+            cancel_reservations()
+            fail_joining(f, error, "starting a process")
+        f = f.next
+
+
+def cancel_reservations():
+    """After that fork, whether it was done or not."""
+    cdef mp_family *f = families
+    while f != NULL:
+        mp_start_cancel(f)
+        f = f.next
 
 
 def families_of_this_process():
@@ -362,6 +414,8 @@ def record_transit(popen):
     """The child `popen` was started: what was pickled for it is held until it has arrived, or is dead."""
     for family, token in getattr(popen, "_mpipc_transit", {}).items():
         mp_transit_sent((<Family> family).f, token, popen.pid or 0)
+        if getattr(popen, "_mpipc_arenas", None):
+            mp_transit_keep((<Family> family).f, token)
 
 
 def cancel_transit(popen):
@@ -424,7 +478,7 @@ cdef class Block:
 
     def holders(self):
         """Pids of the processes that have a handle on this block."""
-        return [pid for slot, _, pid in self.family.processes() if self.b.holders[slot // 64] >> (slot % 64) & 1]
+        return self.family.holders_of(self.index)
 
     def __reduce__(self):
         # Like multiprocessing's, these objects travel to a child being spawned, and nowhere else. Until the child has
@@ -442,9 +496,10 @@ cdef class Block:
             self.ensure()
             token = mp_transit_reserve(self.f)
             if token < 0:
-                fail(errno, "reserving a slot for a child")
+                fail_joining(self.f, errno, "starting a process")
             transit[self.family] = token
-        mp_block_hold(self.f, self.index, mp_transit_slot(transit[self.family]))
+        if mp_block_hold(self.f, self.index, mp_transit_slot(transit[self.family])) != MP_OK:
+            fail(errno, "starting a process")
         return _unpickle, (self.f.shmid, self.f.nonce, self.index, self.serial, transit[self.family])
 
 
@@ -454,7 +509,10 @@ def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int64_
     if _current is None:
         _current = family
         os.putenv(ENVIRONMENT, family.ticket)
-    _transits.add((family, token))
+    if (family, token) not in _transits:
+        if mp_transit_claim(family.f, token) != MP_OK:
+            fail(ESTALE, "taking over an object from the parent process")
+        _transits.add((family, token))
     return _handle(family, index, serial)
 
 

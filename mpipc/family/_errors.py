@@ -9,7 +9,14 @@ import os
 from mpipc.sysv.errors import SysVError, from_errno
 
 _OWN = {
-    errno.EUSERS: "the process table of the family is full: it has 1024 slots, one for each process",
+    errno.EUSERS: (
+        "the process table of the family is full: a family has room for 8192 processes, and for a spawned child twice"
+        " until it has unpickled its arguments"
+    ),
+    errno.E2BIG: (
+        "the kernel allows sets of fewer than 32 semaphores (SEMMSL), and mpipc needs as many;"
+        ' raise the first number of kernel.sem: sysctl -w kernel.sem="250 32000 32 128"'
+    ),
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
         "there is no place to note one more segment of shared memory: a family has room for 262144 objects, a queue for"
@@ -17,7 +24,8 @@ _OWN = {
     ),
     errno.ENOSPC: (
         "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore in use,"
-        " and 16384 threads waiting in conditions and barriers"
+        " 16384 threads waiting in conditions and barriers, and 262144 notes of 384 processes that share an object,"
+        " for objects that more than 30 share"
     ),
 }
 
@@ -35,5 +43,18 @@ def call_error(error: int, call: str, arguments: dict[str, object]) -> SysVError
 def bell_error(error: int) -> SysVError:
     """The error for ringing or waiting at a bell: the pooled set could not be made, or somebody has removed it."""
     if error in (errno.ENOSPC, errno.ENOMEM, errno.EACCES):
-        return call_error(error, "semget", {"key": 0, "nsems": 1025, "semflg": 0o1600})
+        return call_error(error, "semget", {"key": 0, "nsems": 250, "semflg": 0o1600})
     return call_error(error, "semtimedop", {"semid": "of the family", "sops": [(0, -1, 0)]})
+
+
+def squatted_error(error: int, key: int) -> OSError:
+    """The error for a semaphore set that cannot be made because others have taken all keys that it may have."""
+    from mpipc.sysv.listing import semaphore_sets
+
+    owners = sorted({found.cuid for found in semaphore_sets() if found.key == key})
+    who = f"user id {', '.join(map(str, owners))}" if owners else "another user"
+    return OSError(
+        error,
+        f"mpipc: a semaphore set could not be made: {who} has made sets under the keys that it would have, {key:#x} for"
+        " one; `ipcs -s` lists them, and root or that user can remove them with ipcrm",
+    )

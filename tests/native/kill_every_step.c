@@ -461,7 +461,9 @@ static void setup_shared_queue(void) {
 }
 static void check_still_shared(bool finished) {
     check_equal(mp_block_state_of(atomic_load(&at()->word)), MP_BLOCK_READY);
-    check_equal(atomic_load(&at()->holders[0]), 1ull << f->slot);
+    check(mp_block_holds(f, block, f->slot));
+    uint16_t slots[2];
+    check_equal(mp_block_holders(f, block, slots, 2), 1);
     check_equal(queues(), queues_before);
     mp_block_drop(f, block);
     check_equal(queues(), queues_before - 1);
@@ -564,8 +566,10 @@ static void check_not_passed_on(bool finished) {
 /* ---- the process table ------------------------------------------------------------------------------------------------------------- */
 
 static void forget_membership(void) { /* as a process that finds the family by itself */
-    struct sembuf out[] = {{MP_SEM_ALIVE + f->slot, -1, SEM_UNDO}, {MP_SEM_DEATHS, 1, SEM_UNDO}};
-    check(semop(f->semid, out, 2) == 0);
+    struct sembuf alive = {0, -1, SEM_UNDO}, deaths = {MP_SEM_DEATHS, 1, SEM_UNDO};
+    int semid;
+    check_equal(mp_alive(f, f->slot, &semid, &alive.sem_num), MP_OK);
+    check(semop(semid, &alive, 1) == 0 && semop(f->semid, &deaths, 1) == 0);
     mp_block_unhold(f, block, f->slot);
     atomic_store(&f->seg->slots[f->slot].word, 0);
     f->slot = -1;
@@ -863,6 +867,9 @@ static void check_queue_goes_on(bool finished) {
 #include "ledger_scenarios.h"
 
 static void setup_nothing(void) { count_objects(); }
+
+#include "family_scenarios.h"
+
 static const struct scenario scenarios[] = {
     {"semaphore-acquire", setup_semaphore_3, NULL, op_acquire, NULL, NULL, check_3},
     {"semaphore-acquire-again", setup_semaphore_3, hold_1, op_acquire, NULL, NULL, check_3},
@@ -925,6 +932,20 @@ static const struct scenario scenarios[] = {
      take_back_the_same_and_child_goes_on, check_each_but_5_and_6_has_one},
     {"ledger-finish-while-condemned", setup_ledger, NULL, op_finish_and_send, NULL, condemn_and_child_goes_on,
      check_sent_or_condemned},
+    {"holder-in-a-new-chunk", setup_full_block, NULL, op_adopt, NULL, NULL, check_full_block},
+    {"holder-in-a-chunk", setup_block_with_chunks, NULL, op_adopt, NULL, NULL, check_block_with_chunks},
+    {"holder-in-a-chunk-beside-another", setup_full_block, NULL, op_adopt, NULL, another_is_added_and_child_goes_on,
+     check_another_was_added},
+    {"block-drop-with-chunks", setup_nothing, hold_alone_with_chunks, op_drop, NULL, NULL, check_nothing_and_no_chunk},
+    {"block-drop-while-it-is-passed-on", setup_parent_second, NULL, op_drop_block, NULL, pass_it_on_and_child_goes_on,
+     check_passed_to_another},
+    {"block-drop-killed-while-it-is-passed-on", setup_parent_second, NULL, op_drop_block, NULL, pass_it_on,
+     check_passed_to_another},
+    {"block-drop-second-look-while-it-is-passed-on", setup_parent_second, find_nobody, op_look_again, NULL,
+     pass_it_on_and_child_goes_on, check_passed_to_another},
+    {"start-and-cancel", setup_shared_queue, NULL, op_start_and_cancel, NULL, NULL, check_still_shared},
+    {"start", setup_shared_queue, NULL, op_start, NULL, NULL, check_still_shared},
+    {"arrive", setup_journey, NULL, op_arrive, NULL, NULL, check_still_shared, .started = it_was_sent},
     {"join", setup_shared_queue, forget_membership, op_join, NULL, NULL, check_still_shared},
     {"fork-prepare", setup_shared_queue, NULL, op_fork_prepare, NULL, NULL, check_still_shared},
     {"transit", setup_shared_queue, NULL, op_transit, NULL, NULL, check_still_shared},
@@ -943,6 +964,7 @@ static uint64_t digest(void) {
         {f->seg->cells, 16 * sizeof f->seg->cells[0]},
         {f->seg->records, 16 * sizeof f->seg->records[0]},
         {f->seg->blocks, 16 * sizeof f->seg->blocks[0]},
+        {f->seg->chunks, 16 * sizeof f->seg->chunks[0]},
     };
     for (size_t r = 0; r < sizeof regions / sizeof *regions; r++)
         for (size_t i = 0; i < regions[r].size / 8; i++)
@@ -1154,6 +1176,7 @@ int main(int argc, char **argv) {
     mp_bell_set(f, 0, 0);                /* makes the sets, so that counting objects is simple */
     mp_bell_set(f, mp_cell_bell(0), 0);
     atomic_store(&f->h->cell_high, 1);
+    atomic_store(&f->h->block_high, 1);
     int ran = 0;
     for (size_t i = 0; i < count; i++) {
         bool wanted = argc == 1;

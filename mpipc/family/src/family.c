@@ -16,6 +16,7 @@ union semun {
     int val;
     struct semid_ds *buf;
     unsigned short *array;
+    struct seminfo *__buf;
 };
 
 static uint64_t mix(uint64_t x) { /* splitmix64's finalizer: spreads the nonce over the key space */
@@ -56,27 +57,81 @@ uint64_t mp_process_start_time(pid_t pid) {
     return p == NULL ? 0 : strtoull(p, NULL, 10);
 }
 
+/* Has a process the segment attached? 1, 0, or -1: that cannot be seen (it is gone, or not ours to look at). A program that
+ * was executed in the place of a member has not. Runs in any thread of any program, so without malloc(3) and with little stack. */
+int mp_process_attached(pid_t pid, int shmid) {
+    char path[32], text[4096];
+    size_t kept = 0;
+    ssize_t got;
+    int answer = -1;
+    snprintf(path, sizeof path, "/proc/%d/maps", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    while (answer != 1 && (got = read(fd, text + kept, sizeof text - 1 - kept)) > 0) {
+        text[kept + (size_t)got] = 0;
+        answer = 0;
+        char *line = text, *end;
+        while ((end = strchr(line, '\n')) != NULL) {
+            long inode = -1; /* of System V segments, their id */
+            *end = 0;
+            if (strstr(line, " /SYSV") != NULL && sscanf(line, "%*s %*s %*s %*s %ld", &inode) == 1 && inode == shmid)
+                answer = 1;
+            line = end + 1;
+        }
+        kept = strlen(line); /* the beginning of the next line */
+        if (kept == sizeof text - 1)
+            kept = 0; /* of a line as long as this nothing is wanted */
+        memmove(text, line, kept);
+    }
+    close(fd);
+    return answer;
+}
+
 /* ---- semaphore sets of the family -------------------------------------------------------------------------------
  *
  * A set's key follows from the nonce, its number in the family and the attempt, so a set whose creator died before it
- * published the id is found again; its semaphore 0 carries the family's mark, so that a foreign set under the same key is
- * never taken for ours. Two processes that create the same set at the same time get the same one from semget(2). */
+ * published the id is found again; its semaphore 0 carries the family's mark, so that another family's set under the same key
+ * is never taken for ours. Two processes that create the same set at the same time get the same one from semget(2).
+ *
+ * Another user may have made a set under our key. What he cannot do is make it in our name: a set is ours only if it was
+ * created by our user (cuid, which IPC_SET does not change), and nobody else has any right on it. Others are stepped over. */
 
 static key_t set_key(struct mp_family *f, uint32_t which, uint32_t attempt) {
     return (key_t)(MP_KEY_PREFIX | (mix(f->nonce ^ mix(((uint64_t)which << 8) + attempt)) & ~MP_KEY_MASK));
 }
 
+#define SET_ATTEMPTS 16u
+
+static bool is_our_users(struct mp_family *f, int id, int nsems, struct semid_ds *ds) {
+    union semun arg = {.buf = ds};
+    return semctl(id, 0, IPC_STAT, arg) == 0 && ds->sem_perm.cuid == f->h->uid && ds->sem_perm.uid == f->h->uid &&
+           (ds->sem_perm.mode & 077) == 0 && ds->sem_nsems == (unsigned long)nsems;
+}
+
+/* The id of a set, which is made if it is not there. -1 with errno: what semget(2) says; EADDRINUSE if others have all its
+ * keys, of which f->squatted_key is one. */
 int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems) {
     int known = atomic_load(published);
     if (known > 0)
         return known - 1;
     union semun arg;
-    for (uint32_t attempt = 0; attempt < 16; attempt++) {
-        int id = semget(set_key(f, which, attempt), nsems, IPC_CREAT | 0600);
+    struct semid_ds ds;
+    for (uint32_t attempt = 0; attempt < SET_ATTEMPTS; attempt++) {
+        key_t key = set_key(f, which, attempt);
+        int id = semget(key, nsems, IPC_CREAT | 0600);
         if (id < 0) {
-            if (errno == EINVAL || errno == EACCES) /* somebody else's set: smaller, or not ours to use */
-                continue;
-            return MP_FAILED;
+            int error = errno;
+            bool taken = error == EACCES || (error == EINVAL && (semget(key, 0, 0) >= 0 || errno != ENOENT));
+            errno = error;
+            if (!taken)
+                return MP_FAILED;
+            f->squatted_key = key; /* a smaller set than ours, or one that we may not use */
+            continue;
+        }
+        if (!is_our_users(f, id, nsems, &ds)) {
+            f->squatted_key = key;
+            continue;
         }
         int mark = semctl(id, MP_SEM_MARK, GETVAL);
         if (mark == 0) {
@@ -90,42 +145,88 @@ int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, 
         atomic_compare_exchange_strong(published, &none, id + 1);
         return id;
     }
-    errno = EEXIST;
+    errno = EADDRINUSE;
     return MP_FAILED;
 }
 
-/* Was it made by a process of ours that died before it had marked it? */
-static bool is_unmarked(int id, int mark, int nsems) {
+/* A set without a mark was made by a process of ours that died before it had marked it. */
+static void remove_set_if_ours(struct mp_family *f, int id, int nsems) {
     struct semid_ds ds;
-    union semun arg = {.buf = &ds};
-    return mark == 0 && semctl(id, 0, IPC_STAT, arg) == 0 && ds.sem_nsems == (unsigned long)nsems && ds.sem_otime == 0 &&
-           ds.sem_perm.cuid == geteuid();
+    if (id < 0 || !is_our_users(f, id, nsems, &ds))
+        return;
+    int mark = semctl(id, MP_SEM_MARK, GETVAL);
+    if (mark == (int)mp_mark(f) || (mark == 0 && ds.sem_otime == 0))
+        semctl(id, 0, IPC_RMID);
 }
 
 static void remove_own_set(struct mp_family *f, int32_t published, uint32_t which, int nsems) {
     if (published > 0) {
-        if (semctl(published - 1, MP_SEM_MARK, GETVAL) == (int)mp_mark(f))
-            semctl(published - 1, 0, IPC_RMID);
+        remove_set_if_ours(f, published - 1, nsems);
         return;
     }
-    for (uint32_t attempt = 0; attempt < 16; attempt++) {
-        int id = semget(set_key(f, which, attempt), 0, 0);
-        int mark = id < 0 ? -1 : semctl(id, MP_SEM_MARK, GETVAL);
-        if (mark == (int)mp_mark(f) || is_unmarked(id, mark, nsems))
-            semctl(id, 0, IPC_RMID);
+    for (uint32_t attempt = 0; attempt < SET_ATTEMPTS; attempt++)
+        remove_set_if_ours(f, semget(set_key(f, which, attempt), 0, 0), nsems);
+}
+
+/* The sets that have the semaphores from `first` to `end`, as far as they exist. One may exist and not be published. */
+static void remove_pooled(struct mp_family *f, _Atomic int32_t *sets, uint32_t which, uint32_t first, uint32_t end) {
+    uint32_t each = f->set_size - 1;
+    for (uint32_t k = first / each; first < end && k <= (end - 1) / each; k++)
+        remove_own_set(f, atomic_load(&sets[k]), which + k, (int)f->set_size);
+}
+
+void mp_remove_sets(struct mp_family *f) {
+    remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, 0, atomic_load(&f->h->block_high));
+    remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, MP_BLOCKS, MP_BLOCKS + atomic_load(&f->h->cell_high));
+    remove_pooled(f, f->seg->alive_sets, MP_SET_ALIVE, 0, atomic_load(&f->h->slot_high));
+    remove_own_set(f, atomic_load(&f->h->semid), MP_SET_OWN, MP_SEM_COUNT);
+}
+
+/* How many semaphores a set may have here, as far as we care. 0: too few. */
+static uint32_t choose_set_size(void) {
+    struct seminfo info;
+    union semun arg = {.__buf = &info};
+    if (semctl(0, 0, IPC_INFO, arg) < 0 || info.semmsl >= (int)MP_SET_MOST)
+        return MP_SET_MOST;
+    return info.semmsl < (int)MP_SET_LEAST ? 0 : (uint32_t)info.semmsl;
+}
+
+/* ---- who is alive -------------------------------------------------------------------------------------------------
+ *
+ * A process joins by two operations: on `deaths` first, on the `alive` of its slot second. Undo entries of different sets are
+ * run in the reverse order of their first use, so alive is 0 by the time that deaths rings. A process that dies between the two
+ * rings for a slot that is JOINING still; recovery sees by its pid that nobody will join any more. */
+
+/* Where alive[slot] is. The set is made if it is not there. -1 with errno. */
+int mp_alive(struct mp_family *f, int slot, int *semid, unsigned short *num) {
+    uint32_t each = f->set_size - 1, set = (uint32_t)slot / each;
+    *num = (unsigned short)(1 + (uint32_t)slot % each);
+    *semid = mp_own_set(f, &f->seg->alive_sets[set], MP_SET_ALIVE + set, (int)f->set_size);
+    return *semid < 0 ? MP_FAILED : MP_OK;
+}
+
+/* alive[] of the first so many slots, with one system call a set. What cannot be read is taken for alive; a set that was never
+ * made has no living. */
+void mp_alive_read(struct mp_family *f, uint32_t slots, unsigned short *values) {
+    unsigned short all[MP_SET_MOST];
+    union semun arg = {.array = all};
+    uint32_t each = f->set_size - 1;
+    for (uint32_t first = 0; first < slots; first += each) {
+        int32_t id = atomic_load(&f->seg->alive_sets[first / each]) - 1;
+        int got = id < 0 ? -1 : semctl(id, 0, GETALL, arg);
+        for (uint32_t i = 0; i < each && first + i < slots; i++)
+            values[first + i] = id < 0 ? 0 : got < 0 ? 1 : all[1 + i];
     }
 }
 
-static void remove_bells(struct mp_family *f, uint32_t first_set, uint32_t bells) {
-    for (uint32_t k = first_set; k <= first_set + bells / MP_BELLS_PER_SET && k < MP_BELL_SETS; k++)
-        remove_own_set(f, atomic_load(&f->h->bell_sets[k]), k + 1, 1 + MP_BELLS_PER_SET);
-}
-
-/* A set may exist and not be published, of the bells that were in use. */
-void mp_remove_sets(struct mp_family *f) {
-    remove_bells(f, 0, atomic_load(&f->h->block_high));
-    remove_bells(f, MP_BLOCKS / MP_BELLS_PER_SET, atomic_load(&f->h->cell_high));
-    remove_own_set(f, atomic_load(&f->h->semid), 0, MP_SEM_ALIVE + MP_SLOTS);
+/* The process of this slot lives on as another program (execve(2) keeps undo entries), and is no member any more. SETVAL drops
+ * its entry for alive[slot], which would otherwise hit the slot's next owner; what is left is a ring too many at its end. */
+void mp_slot_cancel_undo(struct mp_family *f, int slot) {
+    union semun arg = {.val = 0};
+    unsigned short num;
+    int semid;
+    if (mp_alive(f, slot, &semid, &num) == MP_OK)
+        semctl(semid, num, SETVAL, arg);
 }
 
 /* ---- segment ----------------------------------------------------------------------------------------------------- */
@@ -139,13 +240,14 @@ static int local_tables(struct mp_family *f) {
 
 static void unattached(struct mp_family *f) {
     memset(f, 0, sizeof *f);
-    f->shmid = f->semid = f->slot = f->fork_slot = -1;
+    f->shmid = f->semid = f->slot = f->fork_slot = f->start_slot = -1;
     f->pid = getpid();
 }
 
 static int local_setup(struct mp_family *f) {
     f->h = &f->seg->header;
-    f->semid = mp_own_set(f, &f->h->semid, 0, MP_SEM_ALIVE + MP_SLOTS);
+    f->set_size = f->h->set_size;
+    f->semid = mp_own_set(f, &f->h->semid, MP_SET_OWN, MP_SEM_COUNT);
     if (f->semid < 0 || local_tables(f) != MP_OK) {
         int error = errno;
         mp_family_detach(f);
@@ -158,10 +260,15 @@ static int local_setup(struct mp_family *f) {
 /* A creator killed before the magic is written leaves a segment without one, attached by nobody: the sweep knows it by its
  * key and size (recovery.c). */
 int mp_family_create(struct mp_family *f, const char *program) {
+    uint32_t set_size = choose_set_size();
     unattached(f);
+    if (set_size == 0) {
+        errno = E2BIG;
+        return MP_FAILED;
+    }
     for (int attempt = 0; f->shmid < 0; attempt++) {
         f->nonce = random_u64() | 1;
-        key_t key = (key_t)(MP_KEY_PREFIX | (f->nonce >> 20 & ~MP_KEY_MASK));
+        key_t key = (key_t)(MP_KEY_PREFIX | (mix(~f->nonce) & ~MP_KEY_MASK)); /* everybody sees it, the nonce nobody should */
         f->shmid = shmget(key, sizeof(struct mp_segment), IPC_CREAT | IPC_EXCL | SHM_NORESERVE | 0600);
         if (f->shmid < 0 && (errno != EEXIST || attempt == 100))
             return MP_FAILED;
@@ -178,6 +285,7 @@ int mp_family_create(struct mp_family *f, const char *program) {
     h->nonce = f->nonce;
     h->uid = geteuid();
     h->creator = getpid();
+    h->set_size = set_size;
     snprintf(h->program, sizeof h->program, "%s", program);
     atomic_store(&h->state, MP_OPEN);
     atomic_store(&h->magic, MP_MAGIC);
@@ -199,7 +307,8 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce) {
         errno = ESTALE;
         return MP_FAILED;
     }
-    if (ds.shm_perm.uid != geteuid() || ds.shm_perm.cuid != geteuid()) { /* root can attach to it, and must not trust it */
+    /* Root can attach to anybody's, and must not trust it. Who made it (cuid) cannot be forged. */
+    if (ds.shm_perm.cuid != geteuid() || ds.shm_perm.uid != geteuid() || (ds.shm_perm.mode & 077) != 0) {
         errno = EACCES;
         return MP_FAILED;
     }
@@ -208,7 +317,8 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce) {
     if (f->seg == (void *)-1)
         return MP_FAILED;
     struct mp_header *h = &f->seg->header;
-    if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce)) {
+    if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce) ||
+        h->uid != ds.shm_perm.cuid || h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
         shmdt(f->seg);
         errno = ESTALE;
         return MP_FAILED;
@@ -233,8 +343,24 @@ void mp_family_detach(struct mp_family *f) {
  * Where a process can die while it takes a slot:
  *   before the compare-and-swap to JOINING: nothing has happened;
  *   in JOINING: the pid in the word is dead, recovery frees the slot;
- *   after the semop: the kernel has set alive[slot] back to 0 and rung `deaths`; recovery sees a JOINING slot of a dead pid,
+ *   after the first semop: the same, and `deaths` rings;
+ *   after the second: the kernel has set alive[slot] back to 0 and rung `deaths`; recovery sees a JOINING slot of a dead pid,
  *     or an ALIVE slot with alive == 0. */
+
+static int count_in(struct mp_family *f) {
+    struct sembuf count[] = {{MP_SEM_DEATHS, 1, 0}, {MP_SEM_DEATHS, -1, SEM_UNDO}};
+    struct sembuf forget = {MP_SEM_DEATHS, -1, IPC_NOWAIT};
+    int done;
+    while ((done = semop(f->semid, count, 2)) < 0 && errno == ERANGE)
+        semop(f->semid, &forget, 1); /* SEMVMX deaths and nobody has looked: there is no reaper */
+    return done < 0 ? errno : MP_OK;
+}
+
+/* As if this process had never joined; whoever has a reason to look is rung for. */
+static void count_out(struct mp_family *f) {
+    struct sembuf back = {MP_SEM_DEATHS, 1, SEM_UNDO | IPC_NOWAIT};
+    semop(f->semid, &back, 1);
+}
 
 static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
     struct mp_slot *s = &f->seg->slots[slot];
@@ -245,22 +371,22 @@ static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
     atomic_store(&s->leaving, 0);
     for (uint32_t i = 0; i < MP_SLEEPERS; i++)
         atomic_store(&s->sleepers[i], 0);
-    unsigned short alive = MP_SEM_ALIVE + slot;
-    struct sembuf live[] = {{alive, 1, SEM_UNDO}, {MP_SEM_DEATHS, 1, 0}, {MP_SEM_DEATHS, -1, SEM_UNDO}};
-    struct sembuf forget = {MP_SEM_DEATHS, -1, IPC_NOWAIT};
-    int claimed_alive;
-    while ((claimed_alive = semop(f->semid, live, 3)) < 0 && errno == ERANGE)
-        semop(f->semid, &forget, 1); /* SEMVMX deaths and nobody has looked: there is no reaper */
-    if (claimed_alive < 0) {
-        int error = errno;
+    struct sembuf live = {0, 1, SEM_UNDO};
+    int semid, error = mp_alive(f, slot, &semid, &live.sem_num) == MP_OK ? count_in(f) : errno;
+    if (error == MP_OK && semop(semid, &live, 1) < 0) {
+        error = errno;
+        count_out(f);
+    }
+    if (error != MP_OK) {
         atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(joining), 0));
-        return error;
+        return error == ESTALE ? EIDRM : error;
     }
     uint64_t claimed = joining;
     if (!atomic_compare_exchange_strong(&s->word, &claimed, mp_slot_word(MP_SLOT_ALIVE, mp_slot_generation(joining), f->pid))) {
         /* Recovery took us for dead (another pid namespace, say): step back, as if we had never been here. */
-        struct sembuf back[] = {{alive, -1, SEM_UNDO}, {MP_SEM_DEATHS, 1, SEM_UNDO}};
-        semop(f->semid, back, 2);
+        live.sem_op = -1;
+        semop(semid, &live, 1);
+        count_out(f);
         return ESTALE;
     }
     f->slot = slot;
@@ -286,22 +412,10 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
         atomic_store(&s->parent, (uint32_t)f->me);
         atomic_store(&s->start_time, 0);
         atomic_store(&s->suspect, 0);
+        atomic_store(&s->kept, MP_KEEP_NOTHING);
         return (int)i;
     }
     return MP_FAILED;
-}
-
-/* Takes a free slot in the name of this process, for a child. The pid in the word is the reserver's until the child is
- * known, so a reservation whose reserver died is recognised. A table that is full of the dead has lost its reaper. */
-int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
-    int slot = take_free_slot(f, state);
-    if (slot < 0) {
-        mp_tick(f);
-        slot = take_free_slot(f, state);
-    }
-    if (slot < 0)
-        errno = EUSERS;
-    return slot;
 }
 
 static void slot_unreserve(struct mp_family *f, int slot) {
@@ -309,11 +423,39 @@ static void slot_unreserve(struct mp_family *f, int slot) {
     atomic_store(&f->seg->slots[slot].word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(word), 0));
 }
 
-static void hold_all_local(struct mp_family *f, int slot) {
+/* Takes a free slot in the name of this process, for a child. The pid in the word is the reserver's until the child is
+ * known, so a reservation whose reserver died is recognised. A table that is full of the dead has lost its reaper. */
+int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
+    int slot = take_free_slot(f, state), semid;
+    unsigned short num;
+    if (slot < 0) {
+        mp_tick(f);
+        slot = take_free_slot(f, state);
+    }
+    if (slot < 0) {
+        errno = EUSERS;
+    } else if (mp_alive(f, slot, &semid, &num) != MP_OK) { /* now, and not in the child, where nobody can be told */
+        int error = errno;
+        slot_unreserve(f, slot);
+        errno = error;
+        slot = -1;
+    }
+    return slot;
+}
+
+/* A slot that may be mentioned already: recovery clears it like a dead process's. */
+static void slot_void(struct mp_family *f, int slot) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    atomic_store(&s->word, mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(atomic_load(&s->word)), 0));
+    mp_family_wake_reaper(f);
+}
+
+static int hold_all_local(struct mp_family *f, int slot) {
     uint32_t high = atomic_load(&f->h->block_high);
     for (uint32_t i = 0; i < high; i++)
-        if (f->local_refs[i] != 0)
-            mp_block_hold(f, i, slot);
+        if (f->local_refs[i] != 0 && mp_block_hold(f, i, slot) != MP_OK)
+            return MP_FAILED;
+    return MP_OK;
 }
 
 /* Joins as a process nobody prepared a slot for. What this process inherited handles of (a fork that ran no hooks) it
@@ -343,8 +485,16 @@ int mp_family_join(struct mp_family *f) {
             errno = error;
             return MP_FAILED;
         }
-        hold_all_local(f, slot);
-        return MP_OK;
+        if (hold_all_local(f, slot) == MP_OK)
+            return MP_OK;
+        error = errno;
+        f->slot = -1;
+        f->me = 0;
+        mp_slot_cancel_undo(f, slot);
+        count_out(f);
+        slot_void(f, slot);
+        errno = error;
+        return MP_FAILED;
     }
 }
 
@@ -359,8 +509,10 @@ void mp_family_forget_exec(struct mp_family *f) {
         if ((int)i == f->slot || mp_slot_state_of(word) != MP_SLOT_ALIVE || mp_slot_pid(word) != getpid() ||
             atomic_load(&s->start_time) != started || started == 0)
             continue;
-        struct sembuf cancel[] = {{MP_SEM_ALIVE + i, -1, SEM_UNDO | IPC_NOWAIT}, {MP_SEM_DEATHS, 1, SEM_UNDO}};
-        semop(f->semid, cancel, 2);
+        struct sembuf cancel = {0, -1, SEM_UNDO | IPC_NOWAIT};
+        int semid;
+        if (mp_alive(f, (int)i, &semid, &cancel.sem_num) == MP_OK && semop(semid, &cancel, 1) == 0)
+            count_out(f);
     }
 }
 
@@ -374,12 +526,50 @@ int mp_fork_prepare(struct mp_family *f) {
     f->fork_slot = -1;
     if (f->slot < 0)
         return MP_OK;
+    int slot = f->start_slot;
+    if (slot >= 0 && f->start_thread == mp_this_thread())
+        f->start_slot = -1;
+    else
+        slot = mp_slot_reserve(f, MP_SLOT_FORKING);
+    if (slot < 0)
+        return MP_FAILED;
+    if (hold_all_local(f, slot) != MP_OK) {
+        int error = errno;
+        slot_void(f, slot);
+        errno = error;
+        return MP_FAILED;
+    }
+    f->fork_slot = slot;
+    return MP_OK;
+}
+
+/* Process.start() reserves the child's slot before it forks, because in the fork itself there is nobody to be told that there
+ * is none. If two threads start at the same time, the second one may find it out in its child. -1 with errno: see
+ * mp_slot_reserve() and mp_block_hold(). */
+int mp_start_reserve(struct mp_family *f) {
+    if (f->slot < 0 || f->start_slot >= 0)
+        return MP_OK;
     int slot = mp_slot_reserve(f, MP_SLOT_FORKING);
     if (slot < 0)
         return MP_FAILED;
-    hold_all_local(f, slot);
-    f->fork_slot = slot;
+    if (hold_all_local(f, slot) != MP_OK) {
+        int error = errno;
+        slot_void(f, slot);
+        errno = error;
+        return MP_FAILED;
+    }
+    f->start_thread = mp_this_thread();
+    f->start_slot = slot;
     return MP_OK;
+}
+
+/* After the fork, or when it failed: gives back what was not used. */
+void mp_start_cancel(struct mp_family *f) {
+    if (f->start_slot < 0 || f->start_thread != mp_this_thread())
+        return;
+    int slot = f->start_slot;
+    f->start_slot = -1;
+    slot_void(f, slot);
 }
 
 void mp_fork_parent(struct mp_family *f) {
@@ -399,8 +589,9 @@ int mp_fork_child(struct mp_family *f) {
     pid_t parent = f->pid;
     int slot = f->fork_slot;
     f->pid = getpid();
-    f->slot = f->fork_slot = -1;
+    f->slot = f->fork_slot = f->start_slot = -1;
     f->me = 0;
+    f->reaper_child = 0;
     madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED); /* the parent's units are the parent's */
     if (slot >= 0) {
         uint64_t word = atomic_load(&f->seg->slots[slot].word);
@@ -436,6 +627,33 @@ static bool is_transit(uint64_t word, int64_t token) {
     return mp_slot_state_of(word) == MP_SLOT_TRANSIT && mp_slot_generation(word) == (uint32_t)(token / MP_SLOTS);
 }
 
+/* What is in transit may include segments that are removed with their last attachment, and if the sender dies before the child
+ * has come, that was it. So the reaper attaches them as long as the slot is in transit; the sender waits for it, but not long: a
+ * reaper that is missing or busy is no reason not to start a child. */
+#define KEEP_LOOKS 200
+#define KEEP_PAUSE_NS 50000
+
+void mp_transit_keep(struct mp_family *f, int64_t token) {
+    struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
+    atomic_store(&s->kept, MP_KEEP_WANTED);
+    mp_family_wake_reaper(f);
+    for (int i = 0; i < KEEP_LOOKS && is_transit(atomic_load(&s->word), token) && atomic_load(&s->kept) == MP_KEEP_WANTED; i++)
+        nanosleep(&(struct timespec){0, KEEP_PAUSE_NS}, NULL);
+}
+
+/* The child, before it takes over the first object: from now on the slot is its own, whatever becomes of the sender. ESTALE: the
+ * sender had died before, and the slot has been cleared. */
+int mp_transit_claim(struct mp_family *f, int64_t token) {
+    if (token < 0 || mp_transit_slot(token) >= (int)MP_SLOTS)
+        return ESTALE;
+    struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
+    uint64_t word = atomic_load(&s->word);
+    while (is_transit(word, token))
+        if (atomic_compare_exchange_weak(&s->word, &word, mp_slot_word(MP_SLOT_TRANSIT, mp_slot_generation(word), getpid())))
+            return MP_OK;
+    return ESTALE;
+}
+
 void mp_transit_sent(struct mp_family *f, int64_t token, pid_t pid) {
     struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
     uint64_t word = atomic_load(&s->word);
@@ -463,12 +681,18 @@ void mp_leaving(struct mp_family *f) {
         atomic_store(&f->seg->slots[f->slot].leaving, 1);
 }
 
+/* Does the kernel say that the process of this slot has joined and lives? Also if it cannot be asked. */
+bool mp_slot_is_alive(struct mp_family *f, int slot) {
+    struct sembuf is_zero = {0, 0, IPC_NOWAIT}; /* semctl(2) visits the whole set; see event.c */
+    int semid;
+    return mp_alive(f, slot, &semid, &is_zero.sem_num) != MP_OK || semop(semid, &is_zero, 1) != 0;
+}
+
 bool mp_slot_lives(struct mp_family *f, int slot) {
     uint64_t word = atomic_load(&f->seg->slots[slot].word);
     if (mp_slot_state_of(word) != MP_SLOT_ALIVE)
         return mp_slot_state_of(word) == MP_SLOT_JOINING;
-    struct sembuf is_zero = {MP_SEM_ALIVE + slot, 0, IPC_NOWAIT}; /* semctl(2) visits the whole set; see event.c */
-    return semop(f->semid, &is_zero, 1) != 0;
+    return mp_slot_is_alive(f, slot);
 }
 
 int mp_family_wake_reaper(struct mp_family *f) {

@@ -34,23 +34,36 @@
 #include <time.h>
 
 #define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
-#define MP_VERSION 1u
+#define MP_VERSION 2u
 
-#define MP_SLOTS 1024u         /* processes of a family */
-#define MP_BLOCKS (1u << 18)   /* control blocks: locks, queues, pieces of the heap ... */
-#define MP_RECORDS (1u << 16)  /* (process, semaphore) pairs in use */
-#define MP_SLEEPERS 9          /* queues of which a process is known to sleep in msgrcv(2) at a time */
-#define MP_CELLS (1u << 14)    /* threads waiting in a Condition or Barrier */
+#define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
+#define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
+#define MP_CHUNKS (1u << 18)  /* lists of holders, for blocks that have more than MP_HOLDERS of them */
+#define MP_RECORDS (1u << 16) /* (process, semaphore) pairs in use */
+#define MP_SLEEPERS 8         /* queues of which a process is known to sleep in msgrcv(2) at a time */
+#define MP_CELLS (1u << 14)   /* threads waiting in a Condition or Barrier */
 #define MP_RECENT 256u
-#define MP_BELLS_PER_SET 1024u /* semaphores of a pooled set, without the one that carries the mark */
-#define MP_BELL_SETS ((MP_BLOCKS + MP_CELLS) / MP_BELLS_PER_SET)
+
+/* Semaphores stand in pooled sets of one size, the first of each set carries the family's mark. The size is what SEMMSL allows at
+ * the founding, but no more than MP_SET_MOST: whoever uses one semaphore of a set with SEM_UNDO pays kernel memory for all of
+ * them, and an operation on several locks them all. SEMMSL has been 250 for decades, and still is where nobody has raised it. */
+#define MP_SET_LEAST 32u
+#define MP_SET_MOST 250u
+#define MP_BELLS (MP_BLOCKS + MP_CELLS)
+#define MP_BELL_SETS (MP_BELLS / (MP_SET_LEAST - 1) + 1)
+#define MP_ALIVE_SETS (MP_SLOTS / (MP_SET_LEAST - 1) + 1)
 
 /* All keys begin with this byte ('m'), so that leftovers are recognised in ipcs and by the sweep. */
 #define MP_KEY_PREFIX 0x6d000000u
 #define MP_KEY_MASK 0xff000000u
 
 /* The family's own semaphore set. */
-enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_ALIVE };
+enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_COUNT };
+
+/* The numbers that sets have within a family, from which their keys follow. */
+#define MP_SET_OWN 0u
+#define MP_SET_BELLS (1u << 16)
+#define MP_SET_ALIVE (1u << 17)
 
 /* A waiter looks after the family once in a while: is the reaper there, has the owner died? */
 #ifndef MP_TICK_NS
@@ -76,8 +89,11 @@ struct mp_slot {
     _Atomic uint32_t parent;     /* slot + 1 of the process that reserved this slot, 0 if none */
     _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
     _Atomic uint32_t suspect;    /* since when (ms, 0: not) scans have found no process behind a reservation */
+    _Atomic uint32_t kept;       /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
     _Atomic uint32_t sleepers[MP_SLEEPERS]; /* block:18 | threads:14 << 18 that sleep in msgrcv(2); see waiting.c */
 };
+
+enum { MP_KEEP_NOTHING, MP_KEEP_WANTED, MP_KEEP_DONE };
 
 /* ---- control blocks ------------------------------------------------------------------------------------------ */
 
@@ -85,8 +101,12 @@ enum mp_block_state {
     MP_BLOCK_FREE,
     MP_BLOCK_MAKING, /* by the slot in the state word; a kernel object may exist under `key` */
     MP_BLOCK_READY,
-    MP_BLOCK_DYING /* by the slot in the state word; its kernel object may be gone already */
+    MP_BLOCK_LEAVING, /* READY, and the slot in the state word has found no holder and looks a second time; see blocks.c */
+    MP_BLOCK_DYING    /* by the slot in the state word; its kernel object may be gone already */
 };
+
+#define MP_HOLDER_WORDS 7
+#define MP_HOLDERS (MP_HOLDER_WORDS * 4u) /* holders that stand in the block itself; the others stand in chunks */
 
 enum mp_kind {
     MP_KIND_NONE,
@@ -148,7 +168,29 @@ struct mp_block {
     int64_t made_at; /* time(2) just before the kernel object was made */
     uint64_t size;
     uint64_t extra[3]; /* of the owner class; see MP_LOCK_THREAD */
-    _Atomic uint64_t holders[MP_SLOTS / 64];
+    _Atomic uint64_t holders[MP_HOLDER_WORDS]; /* four times slot + 1, 0: vacant; in any order, each slot once */
+    _Atomic uint32_t chunks;                   /* chunk + 1 of the first one, 0: none */
+    uint32_t pad;
+};
+
+/* ---- chunks: more holders of a block ---------------------------------------------------------------------------------- */
+
+#define MP_CHUNK_WORDS 6
+#define MP_CHUNK_SLOTS (MP_CHUNK_WORDS * 64u)
+#define MP_CHUNK_RANGES ((MP_SLOTS + MP_CHUNK_SLOTS - 1) / MP_CHUNK_SLOTS) /* chunks that a block can have */
+
+enum mp_chunk_state {
+    MP_CHUNK_FREE,
+    MP_CHUNK_CLAIMED, /* by the slot in the word, which is about to append it to the block's chain */
+    MP_CHUNK_LINKED
+};
+
+/* word = state:8 | slot + 1:16 << 8 | block:32 << 32 */
+struct mp_chunk {
+    _Atomic uint64_t word;
+    _Atomic uint32_t next; /* chunk + 1, 0: the last one */
+    uint32_t range;        /* bit i of held is slot range * MP_CHUNK_SLOTS + i */
+    _Atomic uint64_t held[MP_CHUNK_WORDS];
 };
 
 /* ---- records: units of a semaphore held by a process ---------------------------------------------------------- */
@@ -192,8 +234,9 @@ struct mp_header {
     uint32_t version;
     _Atomic uint32_t state;
     uint64_t nonce;
-    uint32_t uid;
+    uint32_t uid; /* effective, of the founder: the cuid of everything that the family makes */
     int32_t creator;
+    uint32_t set_size;     /* semaphores of each pooled set */
     _Atomic int32_t semid; /* the family's own set + 1, 0 while there is none */
     _Atomic uint32_t block_high; /* blocks at or above were never used */
     _Atomic uint32_t block_hint;
@@ -201,10 +244,12 @@ struct mp_header {
     _Atomic uint32_t record_hint;
     _Atomic uint32_t cell_high;
     _Atomic uint32_t slot_high;
+    _Atomic uint32_t chunk_high;
+    _Atomic uint32_t chunk_hint;
+    _Atomic uint32_t missing_since; /* when (ms, 0: not) fewer processes were attached than are alive; see recovery.c */
     _Atomic int64_t reaper_launched_ns;
     _Atomic uint64_t deaths_seen; /* slots recovered so far: statistics */
     char program[256];
-    _Atomic int32_t bell_sets[MP_BELL_SETS]; /* id + 1, 0 while there is none */
 };
 
 struct mp_segment {
@@ -212,17 +257,23 @@ struct mp_segment {
         struct mp_header header;
         uint8_t page[4096];
     };
+    _Atomic int32_t alive_sets[MP_ALIVE_SETS + -MP_ALIVE_SETS % 16]; /* id + 1, 0 while there is none */
+    _Atomic int32_t bell_sets[MP_BELL_SETS + -MP_BELL_SETS % 16];
     struct mp_slot slots[MP_SLOTS];
     struct mp_cell cells[MP_CELLS];
     struct mp_record records[MP_RECORDS];
     struct mp_block blocks[MP_BLOCKS];
+    struct mp_chunk chunks[MP_CHUNKS];
 };
 
 _Static_assert(sizeof(struct mp_header) <= 4096, "the header fits its page");
-_Static_assert(sizeof(struct mp_slot) == 64 && sizeof(struct mp_cell) == 64, "a cache line each");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "what processes share is changed by the processor itself, not under a lock");
+_Static_assert(MP_SLOTS < 0xffff, "slot + 1 fits 16 bits");
+_Static_assert(sizeof(struct mp_slot) == 64 && sizeof(struct mp_cell) == 64 && sizeof(struct mp_chunk) == 64, "a line each");
 _Static_assert(sizeof(struct mp_record) == 32, "two to a cache line");
 _Static_assert(offsetof(struct mp_block, word) == 64, "the payload has a cache line of its own");
-_Static_assert(offsetof(struct mp_block, holders) == 128 && sizeof(struct mp_block) == 256, "four cache lines");
+_Static_assert(offsetof(struct mp_block, holders) == 128 && sizeof(struct mp_block) == 192, "three cache lines");
+_Static_assert(offsetof(struct mp_segment, slots) % 64 == 0 && offsetof(struct mp_segment, blocks) % 64 == 0, "aligned");
 
 /* ---- what one process knows ------------------------------------------------------------------------------------ */
 
@@ -232,18 +283,22 @@ struct mp_family {
     int shmid;
     int semid;
     uint64_t nonce;
+    uint32_t set_size; /* the header's, checked */
     pid_t pid;
     int slot;      /* -1 while this process has not joined */
     uint64_t me;   /* slot + 1, 0 while this process has not joined */
     int fork_slot; /* reserved for the child of the fork that is under way, -1 if none */
+    int start_slot;        /* the same, reserved by Process.start() before that; -1 if none */
+    uint64_t start_thread; /* mp_this_thread() of who reserved it */
+    int32_t squatted_key;  /* the last key that was found taken by another user */
+    pid_t reaper_child;    /* a reaper that is a direct child of this process, 0 if none */
     uint32_t *local_refs;   /* handles of this process, by block */
     uint32_t *local_record; /* record + 1 of this process, by block */
     char *reaper_path;
     struct mp_family *next;
     bool outsider; /* attached without being a member or the reaper: the sweep */
-    uint32_t recent[MP_RECENT]; /* blocks freed by this process: where a free one is looked for first */
-    uint32_t recent_top;
-    uint32_t recent_count;
+    _Atomic uint32_t recent[MP_RECENT]; /* blocks freed by this process, + 1: where a free one is looked for first */
+    _Atomic uint32_t recent_top;
 };
 
 /* Where a wait ended. Positive values are errno. */
@@ -256,20 +311,30 @@ void mp_family_detach(struct mp_family *f);
 int mp_family_join(struct mp_family *f);
 int mp_family_wake_reaper(struct mp_family *f);
 int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state);
+int mp_alive(struct mp_family *f, int slot, int *semid, unsigned short *num);
+void mp_alive_read(struct mp_family *f, uint32_t slots, unsigned short *values);
+void mp_slot_cancel_undo(struct mp_family *f, int slot);
+int mp_start_reserve(struct mp_family *f);
+void mp_start_cancel(struct mp_family *f);
 int mp_fork_prepare(struct mp_family *f);
 void mp_fork_parent(struct mp_family *f);
 int mp_fork_child(struct mp_family *f);
 int64_t mp_transit_reserve(struct mp_family *f);
 int mp_transit_slot(int64_t token);
+void mp_transit_keep(struct mp_family *f, int64_t token);
+int mp_transit_claim(struct mp_family *f, int64_t token);
 void mp_transit_sent(struct mp_family *f, int64_t token, pid_t pid);
 void mp_transit_arrived(struct mp_family *f, int64_t token);
 void mp_family_forget_exec(struct mp_family *f);
 void mp_leaving(struct mp_family *f);
+bool mp_slot_is_alive(struct mp_family *f, int slot);
 bool mp_slot_lives(struct mp_family *f, int slot);
 uint64_t mp_process_start_time(pid_t pid);
 int mp_set_id(struct mp_family *f, int32_t *key);
 uint32_t mp_mark(struct mp_family *f);
 int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems);
+void mp_remove_sets(struct mp_family *f);
+int mp_process_attached(pid_t pid, int shmid);
 
 /* blocks.c: control blocks and bells */
 int64_t mp_block_new(struct mp_family *f, uint32_t kind);
@@ -277,11 +342,16 @@ int mp_block_ready(struct mp_family *f, uint32_t index);
 void mp_block_abandon(struct mp_family *f, uint32_t index);
 int mp_block_msgget(struct mp_family *f, uint32_t index, int mode);
 int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flags);
-void mp_block_hold(struct mp_family *f, uint32_t index, int slot);
+int mp_block_hold(struct mp_family *f, uint32_t index, int slot);
 int mp_block_adopt(struct mp_family *f, uint32_t index, uint32_t serial);
 void mp_block_drop(struct mp_family *f, uint32_t index);
 bool mp_block_unhold(struct mp_family *f, uint32_t index, int slot);
-bool mp_block_unheld(struct mp_block *b);
+bool mp_block_holds(struct mp_family *f, uint32_t index, int slot);
+bool mp_block_unheld(struct mp_family *f, struct mp_block *b);
+uint32_t mp_block_holders(struct mp_family *f, uint32_t index, uint16_t *slots, uint32_t most);
+void mp_block_drop_holders(struct mp_family *f, uint32_t index, const uint64_t *slots);
+void mp_chunk_recover(struct mp_family *f, uint32_t chunk, const uint64_t *dead);
+void mp_block_settle(struct mp_family *f, uint32_t index, int by_slot);
 bool mp_block_try_free(struct mp_family *f, uint32_t index, int by_slot);
 void mp_block_remove_kernel_object(struct mp_block *b);
 int mp_bell(struct mp_family *f, uint32_t bell, int *semid, unsigned short *num);
@@ -334,6 +404,7 @@ int mp_tick(struct mp_family *f);
 bool mp_reaper_present(struct mp_family *f);
 
 /* launch.c */
+#define MP_NONCE_VARIABLE "MPIPC_NONCE"
 int mp_launch_reaper(struct mp_family *f);
 int mp_reaper_main(int shmid, uint64_t nonce);
 
@@ -365,6 +436,10 @@ static inline uint64_t mp_block_word(enum mp_block_state state, int slot, uint32
 static inline enum mp_block_state mp_block_state_of(uint64_t word) { return word & 0xff; }
 static inline int mp_block_slot_of(uint64_t word) { return (int)(word >> 8 & 0xffff) - 1; }
 static inline uint32_t mp_block_serial(uint64_t word) { return word >> 32; }
+/* Is it there for its holders? */
+static inline bool mp_block_is_live(uint64_t word) {
+    return mp_block_state_of(word) == MP_BLOCK_READY || mp_block_state_of(word) == MP_BLOCK_LEAVING;
+}
 
 static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) { return &f->seg->blocks[index]; }
 
@@ -373,9 +448,11 @@ static inline bool mp_kind_has_lock(uint32_t kind) {
 }
 
 /* The fast path of every lock. contended: MP_LOCK_CONTENDED after parking, because others may be parked still; else 0. Needs
- * a joined process. */
+ * a joined process: fails else. */
 static inline bool mp_lock_try(struct mp_family *f, struct mp_block *b, uint64_t contended) {
     uint64_t word = 0, me = f->me | contended;
+    if (f->me == 0)
+        return false; /* a child that was forked in the middle of a call of its parent's; mp_lock_wait() lets it join */
     while (!atomic_compare_exchange_weak_explicit(&b->lock.word, &word, me | (word & (MP_LOCK_DIED | MP_LOCK_CONTENDED)),
                                                   memory_order_acquire, memory_order_relaxed))
         if (word & MP_LOCK_OWNER)

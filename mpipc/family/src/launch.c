@@ -26,7 +26,8 @@
 
 struct launch {
     const char *path;
-    char *argv[4];
+    char *argv[3];
+    char *env[2];
     char *stack;
 };
 
@@ -52,9 +53,8 @@ static void detach_from_program(void) {
 
 static int exec_reaper(void *arg) {
     struct launch *l = arg;
-    char *env[] = {NULL};
     detach_from_program();
-    execve(l->path, l->argv, env);
+    execve(l->path, l->argv, l->env);
     _exit(127);
 }
 
@@ -101,6 +101,7 @@ static int launch_as_child(struct mp_family *f) {
         prctl(PR_SET_NAME, "mpipc-reaper");
         _exit(mp_reaper_main(shmid, nonce));
     }
+    f->reaper_child = pid > 0 ? pid : 0;
     return pid < 0 ? MP_FAILED : MP_OK;
 }
 
@@ -110,8 +111,8 @@ int mp_launch_reaper(struct mp_family *f) {
         return MP_OK; /* it is on its way */
     if (!atomic_compare_exchange_strong(&f->h->reaper_launched_ns, &last, now))
         return MP_OK;
-    while (waitpid(-1, NULL, __WCLONE | WNOHANG) > 0)
-        ; /* an earlier reaper of ours that was a direct child */
+    if (f->reaper_child != 0 && waitpid(f->reaper_child, NULL, __WCLONE | WNOHANG) > 0)
+        f->reaper_child = 0; /* an earlier one that was a direct child of ours */
     int is_subreaper = 0;
     prctl(PR_GET_CHILD_SUBREAPER, &is_subreaper);
     sigset_t all, old;
@@ -121,14 +122,15 @@ int mp_launch_reaper(struct mp_family *f) {
     if (getpid() == 1 || is_subreaper || access(f->reaper_path, X_OK) != 0) { /* the last: a noexec mount, say */
         result = launch_as_child(f);
     } else {
-        char id[16], nonce[24];
+        char id[16], nonce[sizeof MP_NONCE_VARIABLE + 24];
         snprintf(id, sizeof id, "%d", f->shmid);
-        snprintf(nonce, sizeof nonce, "%llx", (unsigned long long)f->nonce);
+        /* Everybody can read a command line; an environment only its own user. */
+        snprintf(nonce, sizeof nonce, MP_NONCE_VARIABLE "=%llx", (unsigned long long)f->nonce);
         char *stacks = malloc(2 * STACK_SIZE);
-        struct launch l = {f->reaper_path, {"mpipc-reaper", id, nonce, NULL}, stacks + STACK_SIZE};
+        struct launch l = {f->reaper_path, {"mpipc-reaper", id, NULL}, {nonce, NULL}, stacks + STACK_SIZE};
         pid_t pid = stacks == NULL ? -1 : clone(middle, stacks + STACK_SIZE, CLONE_VM | CLONE_VFORK, &l);
         if (pid > 0) {
-            int status;
+            int status = -1;
             while (waitpid(pid, &status, __WCLONE) < 0 && errno == EINTR)
                 ;
             result = WIFEXITED(status) && WEXITSTATUS(status) == 0 ? MP_OK : MP_FAILED;
@@ -138,6 +140,63 @@ int mp_launch_reaper(struct mp_family *f) {
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return result;
 }
+
+/* ---- what is in transit ------------------------------------------------------------------------------------------------
+ *
+ * A segment may be marked for removal, and be there only as long as somebody has it attached. See mp_transit_keep(). The table is
+ * the reaper's own; what finds no place in it is not kept. */
+
+#define KEPT_MOST 4096
+
+static struct kept {
+    void *address;
+    uint32_t slot, generation;
+} kept[KEPT_MOST];
+static uint32_t kept_count;
+
+static bool in_transit(struct mp_family *f, uint32_t slot, uint32_t generation) {
+    uint64_t word = atomic_load(&f->seg->slots[slot].word);
+    return mp_slot_state_of(word) == MP_SLOT_TRANSIT && mp_slot_generation(word) == generation;
+}
+
+static void let_go(struct mp_family *f) {
+    for (uint32_t i = 0; i < kept_count;)
+        if (in_transit(f, kept[i].slot, kept[i].generation)) {
+            i++;
+        } else {
+            shmdt(kept[i].address);
+            kept[i] = kept[--kept_count];
+        }
+}
+
+static void keep(struct mp_family *f, uint32_t slot, uint32_t generation) {
+    uint32_t high = atomic_load(&f->h->block_high);
+    for (uint32_t i = 0; i < high && i < MP_BLOCKS && kept_count < KEPT_MOST; i++) {
+        struct mp_block *b = mp_block_at(f, i);
+        if (b->kind != MP_KIND_SEGMENT || !mp_block_is_live(atomic_load(&b->word)) || !mp_block_holds(f, i, (int)slot))
+            continue;
+        void *address = shmat(atomic_load(&b->id), NULL, SHM_RDONLY);
+        if (address != (void *)-1)
+            kept[kept_count++] = (struct kept){address, slot, generation};
+    }
+}
+
+static void keep_what_is_in_transit(struct mp_family *f) {
+    uint32_t high = atomic_load(&f->h->slot_high);
+    let_go(f);
+    for (uint32_t i = 0; i < high && i < MP_SLOTS; i++) {
+        struct mp_slot *s = &f->seg->slots[i];
+        uint64_t word = atomic_load(&s->word);
+        uint32_t wanted = MP_KEEP_WANTED;
+        if (mp_slot_state_of(word) != MP_SLOT_TRANSIT || atomic_load(&s->kept) != MP_KEEP_WANTED)
+            continue;
+        keep(f, i, mp_slot_generation(word));
+        atomic_compare_exchange_strong(&s->kept, &wanted, MP_KEEP_DONE);
+    }
+}
+
+/* How often the reaper looks again, after a ring that it has found no reason for. */
+#define SECOND_LOOKS 3
 
 /* The reaper's life. Returns its exit code. */
 int mp_reaper_main(int shmid, uint64_t nonce) {
@@ -157,8 +216,12 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     if (semop(f.semid, become, 2) < 0)
         return 0; /* there is one */
     int64_t trimmed_ns = mp_now_ns();
+    int looks = 0;
     for (;;) {
+        keep_what_is_in_transit(&f); /* first: somebody waits for it */
         int recovered = mp_recover(&f);
+        if (recovered > 0)
+            looks = 0;
         if (mp_now_ns() - trimmed_ns > 10 * MP_TICK_NS) { /* between two timeouts below, or deaths, that is */
             mp_trim(&f, 5 * MP_TICK_NS);
             trimmed_ns = mp_now_ns();
@@ -177,10 +240,14 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         bool members = false;
         for (uint32_t i = 0, high = atomic_load(&f.h->slot_high); i < high && !members; i++)
             members = mp_slot_state_of(atomic_load(&f.seg->slots[i].word)) == MP_SLOT_ALIVE;
-        struct timespec timeout = {pending || !members ? 0 : 30, pending || !members ? 50000000 : 0};
+        bool soon = pending || !members || looks > 0;
+        struct timespec timeout = {soon ? 0 : 30, soon ? 50000000 : 0};
         struct sembuf wait = {MP_SEM_DEATHS, -1, 0};
-        if (semtimedop(f.semid, &wait, 1, &timeout) < 0 && errno != EAGAIN && errno != EINTR)
+        int rung = semtimedop(f.semid, &wait, 1, &timeout);
+        if (rung < 0 && errno != EAGAIN && errno != EINTR)
             return 1; /* removed with ipcrm */
+        /* Whoever rings may be dying, on a kernel that undoes its operations in another order than is promised. */
+        looks = rung == 0 ? SECOND_LOOKS : looks > 0 ? looks - 1 : 0;
         int more = semctl(f.semid, MP_SEM_DEATHS, GETVAL);
         if (more > 0) { /* not SETVAL: that would drop the undo entries of the living */
             struct sembuf drain = {MP_SEM_DEATHS, (short)-more, IPC_NOWAIT};

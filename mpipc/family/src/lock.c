@@ -18,6 +18,8 @@
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
     struct mp_block *b = mp_block_at(f, index);
     bool woken = false;
+    if (f->me == 0 && mp_family_join(f) != MP_OK)
+        return errno;
     for (;;) {
         if (mp_lock_try(f, b, woken ? MP_LOCK_CONTENDED : 0))
             return MP_OK;

@@ -1,10 +1,12 @@
-/* mpipc-reaper SHMID NONCE: cleans up after the processes of one family, and ends with it. See launch.c, recovery.c. */
+/* mpipc-reaper SHMID: cleans up after the processes of one family, and ends with it. See launch.c, recovery.c. The family's nonce
+ * stands in the environment, where no other user can read it. */
 #include "family.h"
 
 #include <stdlib.h>
 
 int main(int argc, char **argv) {
-    if (argc != 3)
+    const char *nonce = getenv(MP_NONCE_VARIABLE);
+    if (argc != 2 || nonce == NULL)
         return 2;
-    return mp_reaper_main(atoi(argv[1]), strtoull(argv[2], NULL, 16));
+    return mp_reaper_main(atoi(argv[1]), strtoull(nonce, NULL, 16));
 }

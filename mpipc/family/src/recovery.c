@@ -7,6 +7,7 @@
 #include "named.h"
 #include "queue.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,7 +21,6 @@ void mp_sem_heal(struct mp_family *f, uint32_t index);
 void mp_cell_recover(struct mp_family *f, uint32_t cell, int dead_slot);
 void mp_cell_heal(struct mp_family *f, uint32_t cell);
 int mp_cell_slot(uint64_t word);
-void mp_remove_sets(struct mp_family *f);
 
 struct dead {
     uint64_t bits[MP_SLOTS / 64];
@@ -38,77 +38,118 @@ static bool process_gone(pid_t pid) {
     return mp_process_start_time(pid) == 0 && mp_process_start_time(getpid()) != 0;
 }
 
-/* Processes attached to the segment that the table knows about. */
-static unsigned known_attached(struct mp_family *f, uint32_t high) {
-    unsigned known = semctl(f->semid, MP_SEM_REAPER, GETVAL) > 0 ? 1 : 0;
-    for (uint32_t i = 0; i < high; i++) {
-        enum mp_slot_state state = mp_slot_state_of(atomic_load(&f->seg->slots[i].word));
-        if (state == MP_SLOT_ALIVE || state == MP_SLOT_JOINING)
-            known += mp_slot_lives(f, (int)i);
-    }
-    return known;
-}
-
 #ifndef MP_SUSPICION_MS
 #define MP_SUSPICION_MS 200
 #endif
 
-/* A reservation for a forked child: see mp_fork_prepare(). The number of attachments is the kernel's. A death lowers it a moment
- * before alive[slot] says so, which for that moment hides one living child: so it has to stay low for a while. In the sweep
- * nobody else is attached at all. */
-static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t word, uint32_t high) {
-    if (mp_slot_state_of(word) == MP_SLOT_FORKING && !process_gone(mp_slot_pid(word)))
-        return false;
-    struct shmid_ds ds;
-    if (shmctl(f->shmid, IPC_STAT, &ds) < 0)
-        return false;
-    if (f->outsider && ds.shm_nattch == 1)
-        return true;
-    if (ds.shm_nattch > known_attached(f, high) + f->outsider) {
-        atomic_store(&s->suspect, 0);
+/* What one pass knows of all processes. */
+struct census {
+    uint32_t high;
+    unsigned short alive[MP_SLOTS];
+    unsigned long attached; /* the kernel's count; ULONG_MAX: it could not be read */
+    unsigned long known;    /* those that the table knows about, the reaper, and we if we are a stranger */
+    unsigned long forked;   /* children that have not claimed their slot yet, and may be dead */
+    bool missing;           /* fewer are attached than are known, and have been for a while */
+};
+
+static uint32_t now_ms(void) { return (uint32_t)(mp_now_ns() / 1000000) | 1; }
+
+/* Has it been so for a while? The count of attachments is lowered by a death a moment before alive[slot] is, and for that
+ * moment every comparison of the two is off by one. */
+static bool lasts(_Atomic uint32_t *since, bool so) {
+    uint32_t now = now_ms(), never = 0;
+    if (!so) {
+        atomic_store(since, 0);
         return false;
     }
-    uint32_t now_ms = (uint32_t)(mp_now_ns() / 1000000) | 1, never = 0;
-    if (atomic_compare_exchange_strong(&s->suspect, &never, now_ms))
-        return false;
-    return now_ms - never >= MP_SUSPICION_MS;
+    return !atomic_compare_exchange_strong(since, &never, now) && now - never >= MP_SUSPICION_MS;
 }
 
-static bool slot_is_over(struct mp_family *f, int slot, uint64_t word, uint32_t high) {
+static void take_census(struct mp_family *f, struct census *c) {
+    struct shmid_ds ds;
+    c->high = atomic_load(&f->h->slot_high);
+    c->high = c->high < MP_SLOTS ? c->high : MP_SLOTS;
+    mp_alive_read(f, c->high, c->alive);
+    c->forked = 0;
+    c->known = f->outsider + (mp_reaper_present(f) ? 1ul : 0ul);
+    for (uint32_t i = 0; i < c->high; i++) {
+        enum mp_slot_state state = mp_slot_state_of(atomic_load(&f->seg->slots[i].word));
+        c->known += (state == MP_SLOT_ALIVE || state == MP_SLOT_JOINING) && c->alive[i] != 0;
+        c->forked += state == MP_SLOT_FORKED;
+    }
+    c->attached = shmctl(f->shmid, IPC_STAT, &ds) == 0 ? (unsigned long)ds.shm_nattch : ULONG_MAX;
+    c->missing = lasts(&f->h->missing_since, c->attached < c->known + c->forked);
+}
+
+/* A reservation for a forked child: see mp_fork_prepare(). In the sweep nobody else is attached at all. */
+static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t word, const struct census *c) {
+    if (mp_slot_state_of(word) == MP_SLOT_FORKING && !process_gone(mp_slot_pid(word)))
+        return false;
+    if (c->attached == ULONG_MAX)
+        return false;
+    if (f->outsider && c->attached == 1)
+        return true;
+    return lasts(&s->suspect, c->attached <= c->known);
+}
+
+/* A member that lives, but as another program, by execve(2): it has nothing attached any more. If nobody but us is, that is true
+ * of all of them. */
+static bool has_left_by_exec(struct mp_family *f, int slot, uint64_t word, struct census *c) {
+    unsigned long us = 1ul + (!f->outsider && f->slot >= 0 && mp_reaper_present(f) ? 1ul : 0ul);
+    pid_t pid = mp_slot_pid(word);
+    if (!c->missing || slot == f->slot)
+        return false;
+    if (c->attached > us) {
+        uint64_t started = atomic_load(&f->seg->slots[slot].start_time);
+        if (started == 0 || mp_process_start_time(pid) != started || mp_process_attached(pid, f->shmid) != 0)
+            return false;
+    }
+    mp_slot_cancel_undo(f, slot);
+    c->known--;
+    return true;
+}
+
+static bool slot_is_over(struct mp_family *f, int slot, uint64_t word, struct census *c) {
     struct mp_slot *s = &f->seg->slots[slot];
     switch (mp_slot_state_of(word)) {
-    case MP_SLOT_ALIVE:
-        return semctl(f->semid, MP_SEM_ALIVE + slot, GETVAL) == 0;
+    case MP_SLOT_ALIVE: /* by now: it may have joined after the census */
+        return c->alive[slot] != 0 ? has_left_by_exec(f, slot, word, c) : !mp_slot_lives(f, slot);
     case MP_SLOT_JOINING:
-        return process_gone(mp_slot_pid(word)) && semctl(f->semid, MP_SEM_ALIVE + slot, GETVAL) == 0;
+        return process_gone(mp_slot_pid(word)) && !mp_slot_is_alive(f, slot);
     case MP_SLOT_TRANSIT:
         return process_gone(mp_slot_pid(word));
     case MP_SLOT_FORKING:
     case MP_SLOT_FORKED:
-        return reservation_void(f, s, word, high);
+        return reservation_void(f, s, word, c);
     default:
         return false;
     }
 }
 
-static void find_dead(struct mp_family *f, struct dead *dead) {
-    uint32_t high = atomic_load(&f->h->slot_high);
-    memset(dead, 0, sizeof *dead);
-    for (uint32_t i = 0; i < high; i++) {
-        struct mp_slot *s = &f->seg->slots[i];
-        uint64_t word = atomic_load(&s->word);
-        if (mp_slot_state_of(word) == MP_SLOT_FREE)
-            continue;
-        if (mp_slot_state_of(word) != MP_SLOT_DEAD) {
-            if (!slot_is_over(f, (int)i, word, high))
-                continue;
-            uint64_t over = mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(word), mp_slot_pid(word));
-            if (!atomic_compare_exchange_strong(&s->word, &word, over))
-                continue; /* it has just been claimed */
-        }
-        dead->bits[i / 64] |= 1ull << i % 64;
-        dead->count++;
+static void look_at(struct mp_family *f, uint32_t slot, bool reserved, struct census *census, struct dead *dead) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    uint64_t word = atomic_load(&s->word);
+    enum mp_slot_state state = mp_slot_state_of(word);
+    if (state == MP_SLOT_FREE || (state == MP_SLOT_FORKING || state == MP_SLOT_FORKED) != reserved)
+        return;
+    if (state != MP_SLOT_DEAD) {
+        uint64_t over = mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(word), mp_slot_pid(word));
+        if (!slot_is_over(f, (int)slot, word, census) || !atomic_compare_exchange_strong(&s->word, &word, over))
+            return; /* the latter: it has just been claimed */
     }
+    dead->bits[slot / 64] |= 1ull << slot % 64;
+    dead->count++;
+}
+
+/* Reservations last: what is known of them depends on the others. */
+static void find_dead(struct mp_family *f, struct dead *dead) {
+    struct census census;
+    take_census(f, &census);
+    memset(dead, 0, sizeof *dead);
+    for (uint32_t i = 0; i < census.high; i++)
+        look_at(f, i, false, &census, dead);
+    for (uint32_t i = 0; i < census.high; i++)
+        look_at(f, i, true, &census, dead);
 }
 
 static void recover_block(struct mp_family *f, uint32_t index, const struct dead *dead) {
@@ -125,6 +166,7 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
         if (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word)))
             mp_block_abandon(f, index);
         return;
+    case MP_BLOCK_LEAVING: /* in doubt, and as long as it is, it is used as before */
     case MP_BLOCK_READY:
         break;
     }
@@ -135,10 +177,11 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     }
     if (b->kind == MP_KIND_QUEUE)
         mp_queue_recover(f, index, dead->bits);
-    for (uint32_t i = 0; i < MP_SLOTS / 64; i++)
-        if (dead->bits[i] != 0 && (atomic_load(&b->holders[i]) & dead->bits[i]) != 0)
-            atomic_fetch_and(&b->holders[i], ~dead->bits[i]);
-    if (!mp_block_try_free(f, index, -1))
+    mp_block_drop_holders(f, index, dead->bits);
+    if (mp_block_state_of(word) == MP_BLOCK_LEAVING &&
+        (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word))))
+        mp_block_settle(f, index, -1);
+    else if (!mp_block_try_free(f, index, -1))
         mp_named_reclaim(f, index, -1);
 }
 
@@ -147,7 +190,7 @@ static void heal(struct mp_family *f) {
     uint32_t high = atomic_load(&f->h->block_high);
     for (uint32_t i = 0; i < high; i++) {
         struct mp_block *b = mp_block_at(f, i);
-        if (mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_READY)
+        if (!mp_block_is_live(atomic_load(&b->word)))
             continue;
         if (mp_kind_has_lock(b->kind))
             mp_lock_heal(f, i);
@@ -162,7 +205,10 @@ static void heal(struct mp_family *f) {
 }
 
 static void clear_dead(struct mp_family *f, const struct dead *dead) {
-    uint32_t high = atomic_load(&f->h->record_high);
+    uint32_t high = atomic_load(&f->h->chunk_high);
+    for (uint32_t i = 0; i < high && i < MP_CHUNKS; i++)
+        mp_chunk_recover(f, i, dead->bits);
+    high = atomic_load(&f->h->record_high);
     for (uint32_t i = 0; i < high; i++) {
         uint64_t owner = atomic_load(&f->seg->records[i].owner);
         if (owner != 0 && is_dead(dead, (int)(owner >> 32) - 1))
@@ -178,7 +224,8 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
     for (uint32_t i = 0; i < high; i++)
         recover_block(f, i, dead);
     heal(f);
-    for (uint32_t i = 0; i < MP_SLOTS; i++)
+    high = atomic_load(&f->h->slot_high);
+    for (uint32_t i = 0; i < high && i < MP_SLOTS; i++)
         if (is_dead(dead, (int)i)) {
             struct mp_slot *s = &f->seg->slots[i];
             atomic_store(&s->leaving, 0);
@@ -216,14 +263,15 @@ void mp_trim(struct mp_family *f, int64_t idle_ns) {
         return;
     uint32_t high = atomic_load(&f->h->block_high);
     for (uint32_t i = 0; i < high; i++)
-        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) == MP_BLOCK_READY &&
-            mp_block_at(f, i)->kind == MP_KIND_QUEUE)
+        if (mp_block_is_live(atomic_load(&mp_block_at(f, i)->word)) && mp_block_at(f, i)->kind == MP_KIND_QUEUE)
             mp_queue_trim(f, i, idle_ns);
     recovery_unlock(f);
 }
 
 /* Is somebody on the way in or out whom the kernel does not report on? The reaper then looks again soon. */
 bool mp_family_pending(struct mp_family *f) {
+    if (atomic_load(&f->h->missing_since) != 0)
+        return true;
     uint32_t high = atomic_load(&f->h->slot_high);
     for (uint32_t i = 0; i < high; i++) {
         enum mp_slot_state state = mp_slot_state_of(atomic_load(&f->seg->slots[i].word));
@@ -327,20 +375,20 @@ int mp_tick(struct mp_family *f) {
     int reapers = semctl(f->semid, MP_SEM_REAPER, GETVAL);
     if (reapers < 0)
         return MP_FAILED;
+    struct shmid_ds ds;
+    unsigned short alive[MP_SLOTS];
     uint32_t high = atomic_load(&f->h->slot_high);
-    unsigned short values[MP_SEM_ALIVE + MP_SLOTS];
-    union {
-        int val;
-        struct semid_ds *buf;
-        unsigned short *array;
-    } arg = {.array = values};
-    if (semctl(f->semid, 0, GETALL, arg) < 0)
-        return MP_FAILED;
+    unsigned long living = reapers > 0 ? 1 : 0;
+    bool dead = false;
+    high = high < MP_SLOTS ? high : MP_SLOTS;
+    mp_alive_read(f, high, alive);
     for (uint32_t i = 0; i < high; i++)
-        if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) == MP_SLOT_ALIVE && values[MP_SEM_ALIVE + i] == 0) {
-            mp_recover(f);
-            break;
+        if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) == MP_SLOT_ALIVE) {
+            living += alive[i] != 0;
+            dead = dead || alive[i] == 0;
         }
+    if (dead || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch < living)) /* the latter: one has left by execve(2) */
+        mp_recover(f);
     return reapers == 0 ? mp_launch_reaper(f) : MP_OK;
 }
 

@@ -95,6 +95,8 @@ static bool has_place(uint32_t word, uint32_t queue) {
 }
 
 _Atomic uint32_t *mp_sleeper_enter(struct mp_family *f, uint32_t queue) {
+    if (f->slot < 0)
+        return NULL; /* a child that was forked in the middle of its parent's call, and has not joined */
     struct mp_slot *s = &f->seg->slots[f->slot];
     for (uint32_t i = 0; i < MP_SLEEPERS; i++) {
         uint32_t word = atomic_load(&s->sleepers[i]);
@@ -111,8 +113,8 @@ void mp_sleeper_leave(_Atomic uint32_t *place) {
 }
 
 uint32_t mp_sleepers(struct mp_family *f, uint32_t queue) {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < MP_SLOTS; i++) {
+    uint32_t n = 0, high = atomic_load(&f->h->slot_high);
+    for (uint32_t i = 0; i < high && i < MP_SLOTS; i++) {
         struct mp_slot *s = &f->seg->slots[i];
         if (mp_slot_state_of(atomic_load(&s->word)) != MP_SLOT_ALIVE)
             continue;
