@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 from multiprocessing import context as mp_context
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,9 @@ def only_me() -> bool:
 
 
 def reaper_pid(ticket: str | None = None) -> int:
-    """The reaper of a family, by default of our own; 0 if there is none. The nonce tells it from those of others."""
-    shmid, _, nonce = (ticket or family.current().ticket).partition(":")
-    for process in processes().values():
-        if process.name == "mpipc-reaper" and process.command().split()[1:] == [shmid, nonce]:
-            return process.pid
-    return 0
+    """The reaper of a family, by default of our own; 0 if there is none."""
+    ticket = ticket or family.current().ticket
+    return next((process.pid for process in processes().values() if process.is_reaper_of(ticket)), 0)
 
 
 def wait_for_reaper() -> int:
@@ -172,6 +170,94 @@ def test_exec_of_a_member_lets_go_of_what_it_held() -> None:
     os.close(read), os.close(write)
 
 
+# A program that takes a member's place by execve(2) keeps the member's undo entries: to the kernel, it is still alive.
+EXECUTE = {
+    "fork": """
+        if (child := os.fork()) == 0:
+            os.execvp("cat", ["cat"])
+        """,
+    "fork-twice": """
+        if (child := os.fork()) == 0:
+            if os.fork() == 0:
+                os.execvp("cat", ["cat"])
+            os._exit(0)
+        os.waitpid(child, 0)
+        """,
+    "preexec_fn": "subprocess.Popen(['cat'], preexec_fn=os.getpid)",
+    "subprocess": "subprocess.Popen(['cat'])",
+}
+
+
+@pytest.mark.parametrize("way", EXECUTE)
+def test_what_another_program_was_executed_from_is_gone_before_it(way: str) -> None:
+    before = kernel_objects()
+    source = (
+        "import os, subprocess\nimport mpipc\n"
+        "queue, array, lock = mpipc.Queue(), mpipc.Array('d', 100_000), mpipc.Lock()\n"
+        "queue.put(bytes(1_000_000))\n" + textwrap.dedent(EXECUTE[way])
+    )
+    with start_script(source, env={family.ENVIRONMENT: ""}) as script:
+        wait_until(lambda: script.poll() is not None, timeout=30)
+        wait_until(lambda: kernel_objects().minus(before, family.infrastructure()).count == 0)
+        assert any(process.name == "cat" for process in script.members()), "it is still running"
+        script.finish("")
+
+
+def execute_holding(lock: Any, read: int) -> int:
+    child = os.fork()
+    if child == 0:
+        lock.acquire()
+        os.dup2(read, 0)
+        os.closerange(3, 100)
+        os.execvp("cat", ["cat"])
+    return child
+
+
+def test_a_lock_held_across_exec_comes_back() -> None:
+    """And when the program ends at last, nothing happens to the member that has got its slot."""
+    lock, kept = mpipc.Lock(), mpipc.Lock()
+    read, write = os.pipe()
+    program = execute_holding(lock, read)
+    wait_until(lambda: lock.statistics().holder == program or lock.owner_died)
+    assert lock.acquire(timeout=30)
+    assert lock.owner_died
+    lock.release()
+    wait_until(only_me)
+    assert lock.block.holders() == [os.getpid()]
+    member = os.fork()
+    if member == 0:
+        os.close(write)
+        kept.acquire()
+        signal.pause()
+    wait_until(lambda: kept.statistics().holder == member)
+    os.close(write), os.close(read)
+    os.waitpid(program, 0)
+    family.current().recover()
+    assert kept.statistics().holder == member
+    assert members() == sorted([os.getpid(), member])
+    os.kill(member, signal.SIGKILL)
+    os.waitpid(member, 0)
+    assert kept.acquire(timeout=30)
+    kept.release()
+
+
+def test_looking_at_families_does_not_keep_them() -> None:
+    before = kernel_objects()
+    with start_script(
+        "import mpipc, sys; from mpipc import family; print(family.current().ticket, flush=True); sys.stdin.read()",
+        env={family.ENVIRONMENT: ""},
+    ) as script:
+        assert script.stdout is not None
+        shmid = int(script.stdout.readline().partition(":")[0])
+        attached = kernel_rows("shm")[shmid]["nattch"]
+        found = [other for other in family.all_families() if other.shmid == shmid]
+        assert kernel_rows("shm")[shmid]["nattch"] == attached + 1
+        del found
+        assert kernel_rows("shm")[shmid]["nattch"] == attached
+        script.finish("")
+    wait_until(lambda: kernel_objects().minus(before, family.infrastructure()).count == 0)
+
+
 def test_threads_that_fork_while_others_make_and_drop() -> None:
     run_script(
         """
@@ -275,17 +361,22 @@ def pickle_for_child(*objects: Any) -> tuple[bytes, Any]:
 def test_a_full_process_table_says_so() -> None:
     lock = mpipc.get_context("spawn").Lock()
     journeys = []
-    with pytest.raises(OSError, match=r"process table of the family is full: it has 1024 slots"):
-        for _ in range(1025):
+    with pytest.raises(OSError, match=r"process table of the family is full: a family has room for 8192 processes"):
+        for _ in range(8193):
             journeys.append(pickle_for_child(lock)[1])
-    assert len(journeys) == 1023
+    assert len(journeys) == 8191
+    for method in ("fork", "spawn", "forkserver"):
+        process = mpipc.get_context(method).Process(target=str, args=(lock,))
+        with pytest.raises(OSError, match=r"room for 8192 processes"):
+            process.start()
+        assert process.pid is None
     child = os.fork()  # a child needs no slot until it uses the family
     if child == 0:
         try:
             lock.acquire(False)
             os._exit(2)
         except OSError as error:
-            os._exit(0 if "1024" in str(error) else 1)
+            os._exit(0 if "8192" in str(error) else 1)
     assert os.waitpid(child, 0)[1] == 0
     for popen in journeys:
         family.cancel_transit(popen)

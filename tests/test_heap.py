@@ -576,3 +576,33 @@ def test_without_address_space(heap: Heap) -> None:
         """
     )
     assert "RLIMIT_AS" in result.stdout
+
+
+ORPHANS = """
+import os, signal, sys
+import mpipc
+
+def child(array, value, queue, lock, number):
+    with lock:
+        value.value += 1
+        queue.put(number)
+    os.write(1, f"{number} {array[0]} {array[9999]} {queue.get(timeout=30) in range(4)}\\n".encode())
+
+if __name__ == "__main__":
+    ctx = mpipc.get_context(sys.argv[1])
+    shared = ctx.Array("i", range(10000)), ctx.Value("i"), ctx.Queue(), ctx.Lock()
+    for number in range(4):
+        ctx.Process(target=child, args=(*shared, number)).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_children_whose_parent_dies_before_they_have_come_find_everything(start_method: str) -> None:
+    """The parent's arenas are marked for removal. Until a child has unpickled its arguments, only the parent has them
+    attached, and the reaper for the child's sake."""
+    before = kernel_objects()
+    with start_script(ORPHANS, arguments=[start_method], env={"MPIPC_FAMILY": ""}) as script:
+        result = script.finish(timeout=60)
+    assert result.returncode == -signal.SIGKILL
+    assert sorted(result.stdout.splitlines()) == [f"{number} 0 9999 True" for number in range(4)], result.stderr
+    wait_until(lambda: kernel_objects().minus(before, infrastructure()).count == 0, message="nothing is left")

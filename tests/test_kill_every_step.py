@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
+from helpers import CORE, build_native
 
 SOURCE = Path(__file__).with_name("native") / "kill_every_step.c"
-CORE = Path(__file__).resolve().parent.parent / "mpipc/family/src"
 SCENARIOS = re.findall(r'^    \{"([a-z0-9-]+)", ', SOURCE.read_text(), re.MULTILINE)
 
 pytestmark = [
@@ -25,24 +22,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def kill_every_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, linked with the C core as it is in the source tree."""
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        compiler = shutil.which("cc") or pytest.skip("no C compiler")
-    program = tmp_path_factory.mktemp("native") / "kill_every_step"
-    core = [path for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
-    result = subprocess.run(
-        [
-            compiler,
-            *("-O2", "-std=gnu11", "-Wl,-z,now"),  # -z now: no steps of the dynamic linker in between
-            "-DMP_TICK_NS=3600000000000ll",  # nothing is put right by looking again
-            "-DMP_SUSPICION_MS=2",
-            *("-I", str(CORE), "-o", str(program), str(SOURCE), *map(str, core), "-lpthread"),
-        ],
-        capture_output=True,
-        text=True,
+    return build_native(
+        "kill_every_step.c",
+        tmp_path_factory.mktemp("native"),
+        "-Wl,-z,now",  # no steps of the dynamic linker in between
+        "-DMP_TICK_NS=3600000000000ll",  # nothing is put right by looking again
+        "-DMP_SUSPICION_MS=2",
     )
-    assert result.returncode == 0, result.stderr
-    return program
 
 
 def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:

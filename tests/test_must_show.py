@@ -138,13 +138,8 @@ def kill_all(script: Script, pids: list[int]) -> None:
 
 
 def reapers(ticket: str) -> list[int]:
-    """Of this family, which its nonce tells from those that other tests are running at the same time."""
-    shmid, _, nonce = ticket.partition(":")
-    return [
-        process.pid
-        for process in processes().values()
-        if process.name == "mpipc-reaper" and process.command().split()[1:] == [shmid, nonce]
-    ]
+    """Of this family."""
+    return [process.pid for process in processes().values() if process.is_reaper_of(ticket)]
 
 
 def test_the_whole_tree_killed_leaves_nothing(start_method: str, surroundings: str) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
-
-SOURCE = Path(__file__).with_name("native") / "named_schedules.c"
-CORE = Path(__file__).resolve().parent.parent / "mpipc/family/src"
+from helpers import CORE, build_native
 
 pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not here")
 
@@ -20,22 +15,11 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 @pytest.fixture(scope="module")
 def named_schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, linked with the C core as it is in the source tree."""
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        compiler = shutil.which("cc") or pytest.skip("no C compiler")
-    program = tmp_path_factory.mktemp("native") / "named_schedules"
-    core = [path for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
-    result = subprocess.run(
-        [
-            compiler,
-            *("-O2", "-std=gnu11", "-DMP_SUSPICION_MS=2"),
-            *("-I", str(CORE), "-o", str(program), str(SOURCE), *map(str, core), "-lpthread"),
-        ],
-        capture_output=True,
-        text=True,
+    return build_native(
+        "named_schedules.c",
+        tmp_path_factory.mktemp("native"),
+        "-DMP_SUSPICION_MS=2",
     )
-    assert result.returncode == 0, result.stderr
-    return program
 
 
 @pytest.mark.parametrize("first", [0, random.randrange(1 << 40)], ids=["known", "new"])

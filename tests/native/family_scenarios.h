@@ -34,6 +34,7 @@ static void another_block_has_chunks_of_its_own(void) {
     uint32_t mine = block, other = make(MP_KIND_DATA);
     int before = holders();
     mp_block_ready(f, other);
+    atomic_store(&f->h->chunk_hint, 0); /* a hint: the first that seems free is taken */
     for (uint32_t i = 0; i < MP_HOLDERS + 2; i++)
         check_equal(mp_block_hold(f, other, (int)(STRANGERS + i)), MP_OK);
     check_equal(holders(), before);
@@ -44,7 +45,16 @@ static void another_block_has_chunks_of_its_own(void) {
     mp_block_drop(f, block);
     block = mine;
 }
+/* The child passes it on to a process whose slot needs a chunk of its own. (Its own was made by its parent, before the fork.) */
+#define CHILDS_CHILD ((int)(STRANGERS + 4 * MP_CHUNK_SLOTS))
+static void op_pass_on(void) { mp_block_hold(f, block, CHILDS_CHILD); }
+static void childs_child_goes(bool finished) {
+    bool held = mp_block_unhold(f, block, CHILDS_CHILD);
+    check(held || !finished);
+    appears_once(held);
+}
 static void check_full_block(bool finished) {
+    childs_child_goes(finished);
     check_equal(holders(), MP_HOLDERS);
     another_block_has_chunks_of_its_own();
     check(mp_block_holds(f, block, f->slot));
@@ -53,18 +63,27 @@ static void check_full_block(bool finished) {
     every_chunk_is_free();
 }
 static void check_block_with_chunks(bool finished) {
+    childs_child_goes(finished);
     check_equal(holders(), MP_HOLDERS + 2);
     strangers_go(2);
     check_still_shared(finished);
     every_chunk_is_free();
 }
-/* While the child appends a chunk for its own slot, another process appends one for others. */
+/* While the child appends a chunk, another process appends one for other slots, or for the same. */
 static void another_is_added_and_child_goes_on(void) {
     check_equal(mp_block_hold(f, block, (int)(STRANGERS + MP_CHUNK_SLOTS)), MP_OK);
     run_child_to_its_end();
-    check_equal(holders(), MP_HOLDERS + 2);
+    check_equal(holders(), MP_HOLDERS + 3);
+}
+static void its_neighbour_is_added_and_child_goes_on(void) {
+    check_equal(mp_block_hold(f, block, CHILDS_CHILD + 1), MP_OK);
+    run_child_to_its_end();
+    check_equal(holders(), MP_HOLDERS + 3);
+    check(mp_block_unhold(f, block, CHILDS_CHILD + 1));
+    check_equal(mp_block_hold(f, block, (int)(STRANGERS + MP_CHUNK_SLOTS)), MP_OK);
 }
 static void check_another_was_added(bool finished) {
+    childs_child_goes(true);
     check_equal(holders(), MP_HOLDERS + 1);
     strangers_go(1);
     check_still_shared(finished);

@@ -101,26 +101,32 @@ static struct mp_chunk *find_chunk(struct mp_family *f, uint32_t index, uint32_t
     return NULL;
 }
 
-/* The chunk for these slots, made if there is none; NULL with errno ENOSPC. */
+/* The chunk for these slots, made if there is none; NULL with errno ENOSPC. The walk that finds none and the compare-and-swap at its
+ * end are one: who was faster has made the end another one. */
 static struct mp_chunk *make_chunk(struct mp_family *f, uint32_t index, uint32_t range) {
     struct mp_chunk *found = find_chunk(f, index, range);
     int64_t mine = found != NULL ? -1 : claim_chunk(f, index, range);
     if (mine < 0)
         return found;
-    struct mp_chunk *c = &f->seg->chunks[mine];
-    while (found == NULL) {
+    struct mp_chunk *made = &f->seg->chunks[mine], *c;
+    for (;;) {
         _Atomic uint32_t *end = &mp_block_at(f, index)->chunks;
         uint32_t n = 0, none = 0;
-        while (next_chunk(f, &end, &n) != NULL)
-            ;
-        if (atomic_compare_exchange_strong(end, &none, (uint32_t)mine + 1)) {
-            atomic_store(&c->word, chunk_word(MP_CHUNK_LINKED, -1, index));
-            return c;
+        while ((c = next_chunk(f, &end, &n)) != NULL)
+            if (c->range == range) { /* others have made it meanwhile */
+                atomic_store(&made->word, 0);
+                return c;
+            }
+        if (n > MP_CHUNK_RANGES) { /* what is in memory is no chain */
+            atomic_store(&made->word, 0);
+            errno = ENOSPC;
+            return NULL;
         }
-        found = find_chunk(f, index, range); /* another process was faster, for these slots or for others */
+        if (atomic_compare_exchange_strong(end, &none, (uint32_t)mine + 1)) {
+            atomic_store(&made->word, chunk_word(MP_CHUNK_LINKED, -1, index));
+            return made;
+        }
     }
-    atomic_store(&c->word, 0);
-    return found;
 }
 
 static void free_chunks(struct mp_family *f, uint32_t index) {
