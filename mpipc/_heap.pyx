@@ -396,8 +396,8 @@ cdef class Piece:
     def __reduce__(self):
         popen = _mp_context.get_spawning_popen()
         if popen is not None and self.arena is not None:
-            # The child attaches the arena by its id, which works while somebody has it attached: this process, and should
-            # it die before the child has come, the reaper.
+            # The child attaches the arena by its id, which works while somebody has it attached: this process, and
+            # should it die before the child has come, the reaper.
             vars(popen).setdefault("_mpipc_arenas", set()).add(self.arena)
         return _rebuild_piece, (self.block, None if self.arena is None else self.arena.block, self.size)
 

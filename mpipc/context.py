@@ -245,10 +245,10 @@ class ForkProcess(_FamilyProcess, _base.ForkProcess):
     def _Popen(process_obj: process.BaseProcess) -> Any:
         family = sys.modules.get("mpipc.family")
         if family is None:
-            return _base.ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            return _base.ForkProcess._Popen(process_obj)
         family.reserve_for_child()
         try:
-            return _base.ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            return _base.ForkProcess._Popen(process_obj)
         finally:
             family.cancel_reservations()
 

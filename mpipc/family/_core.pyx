@@ -75,6 +75,8 @@ pthread_atfork(_prepare_fork, _forked_parent, _forked_child)
 
 cdef object fail(int error, str what):
     """Raises the OSError that tells what to do."""
+    if error == EADDRINUSE:
+        fail_squatted(NULL, error)
     raise family_error(error, what)
 
 
@@ -85,12 +87,19 @@ cdef object fail_call(int error, str call, dict arguments):
 
 cdef object fail_bell(int error):
     """Raises the error of a semaphore operation on one of the pooled sets."""
+    if error == EADDRINUSE:
+        fail_squatted(NULL, error)
     raise bell_error(error)
 
 
 cdef object fail_squatted(mp_family *f, int error):
-    """Raises the error for semaphore sets whose keys another user has taken."""
-    raise squatted_error(error, f.squatted_key)
+    """Raises the error for semaphore sets whose keys another user has taken; NULL: of any family of this process."""
+    cdef int32_t key = 0 if f == NULL else f.squatted_key
+    f = families
+    while key == 0 and f != NULL:
+        key = f.squatted_key
+        f = f.next
+    raise squatted_error(error, key)
 
 
 cdef object fail_joining(mp_family *f, int error, str what):

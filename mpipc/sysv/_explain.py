@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import keys, msg, sem, shm
 from .errors import LimitError, LimitPermissionError, SysVError, SysVPermissionError, make
@@ -122,8 +123,31 @@ def _kernel(name: str) -> Limit:
     else:
         advice = f"raise it with sysctl {sysctl}"
     if name.endswith(("MNI", "MNS", "ALL")):
-        advice += ", or remove objects that nobody needs (see ipcs)"
+        advice += f", or remove objects that nobody needs (see ipcs){_who_has_them(name)}"
     return Limit(name, value, f"{name}, {meaning}, is {value}; {advice}", sysctl)
+
+
+# How much of a limit of the namespace an object takes up.
+_SHARE: dict[str, tuple[Callable[[], Sequence[QueueInfo | SetInfo | SegmentInfo]], Callable[[Any], int]]] = {
+    "MSGMNI": (message_queues, lambda found: 1),
+    "SEMMNI": (semaphore_sets, lambda found: 1),
+    "SEMMNS": (semaphore_sets, lambda found: int(found.nsems)),
+    "SHMMNI": (shared_memory_segments, lambda found: 1),
+    "SHMALL": (shared_memory_segments, lambda found: -(-int(found.size) // resource.getpagesize())),
+}
+
+
+def _who_has_them(name: str) -> str:
+    """The users that have the most of what a limit is on: anybody can use up a limit of the namespace."""
+    entries, share = _SHARE[name]
+    users: Counter[int] = Counter()
+    try:
+        for found in entries():
+            users[found.cuid] += share(found)
+    except OSError:
+        return ""
+    shares = ", ".join(f"user id {uid} has {count}" for uid, count in users.most_common(3))
+    return f"; {shares}" if shares else ""
 
 
 def _read_sysctl(name: str) -> int | None:

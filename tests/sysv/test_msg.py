@@ -66,6 +66,7 @@ def test_limit_of_queues(in_namespace: Callable[[Body], None]) -> None:
         error = caught.value
         assert (error.errno, error.limit, error.value, error.sysctl) == (errno.ENOSPC, "MSGMNI", 2, "kernel.msgmni")
         assert "MSGMNI" in str(error) and "kernel.msgmni" in str(error) and "msgget(key=IPC_PRIVATE" in str(error)
+        assert f"user id {os.geteuid()} has 2" in str(error)
 
     in_namespace(body)
 

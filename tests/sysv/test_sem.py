@@ -105,6 +105,7 @@ def test_limits_of_sets_and_of_all_semaphores(in_namespace: Callable[[Body], Non
         ):
             assert (error.errno, error.limit, error.value, error.sysctl) == (errno.ENOSPC, limit, value, "kernel.sem")
             assert f"{position} of the four numbers of sysctl kernel.sem" in str(error)
+        assert f"user id {os.geteuid()} has 2" in str(semmni.value)
 
     in_namespace(body)
 
