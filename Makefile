@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
 .PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs bench bench-quick bench-publish \
-	lint clean distclean
+	sanitize sanitize-quick lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,8 @@ help:
 	@echo '               (ARGS="locks streams" chooses; ARGS=--list lists the cases)'
 	@echo 'make bench-quick  a selection of that, in under a minute'
 	@echo 'make bench-publish  make bench, and show the figures in README.md and docs/benchmarks'
+	@echo 'make sanitize  the tests on a build with the address and undefined-behaviour sanitizers, and the C core with that'
+	@echo '               for data races (needs gcc'"'"'s libasan, libubsan and libtsan); make sanitize-quick: a part of it'
 	@echo 'make lint      ruff, mypy --strict and cython-lint'
 	@echo 'make build     build and install the package into the virtual environment $(VENV)'
 	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
@@ -128,6 +130,33 @@ bench-quick: $(VENV)/.built $(VENV)/.bench-tools
 
 bench-publish: $(VENV)/.built $(VENV)/.bench-tools
 	@$(BIN)/python benchmarks/run.py --output build/bench --publish $(ARGS)
+
+# A build of its own, not installed. Python itself is not instrumented, so the libraries are loaded before it; what it leaks is
+# no business of ours. Reports of the reaper and of children end them, which the tests see.
+SANITIZED := build/sanitize-$(VERSION)
+RACES := 20000
+QUICK_TESTS := tests/test_family.py tests/test_hostile_family.py tests/test_heap.py tests/test_sharedctypes.py \
+	tests/test_synchronize.py tests/test_queues.py tests/test_plain.py tests/test_shared_memory.py tests/test_pool.py tests/sysv
+
+$(SANITIZED)/.built: $(SOURCES) $(VENV)/.build-tools
+	@echo 'building mpipc for Python $(VERSION), with sanitizers'
+	@rm -rf $(SANITIZED)/lib
+	@MPIPC_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib \
+		2>&1 | grep -v byte-compiling || true
+	@touch $@
+
+$(SANITIZED)/races: tests/native/races.c $(wildcard mpipc/family/src/*.[ch])
+	@mkdir -p $(SANITIZED)
+	@$(CC) -g -O1 -std=gnu11 -fsanitize=thread -Impipc/family/src -o $@ $< \
+		$(filter-out %/reaper.c,$(wildcard mpipc/family/src/*.c)) -lpthread
+
+sanitize sanitize-quick: $(SANITIZED)/.built $(SANITIZED)/races $(VENV)/.test-tools
+	@unshare -i true 2>/dev/null && wrapper='unshare -i' || wrapper=; \
+		$$wrapper timeout 300 $(SANITIZED)/races $(if $(filter sanitize,$@),$(RACES),3000)
+	@LD_PRELOAD="$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib MPIPC_SANITIZED=1 \
+		$(BIN)/pytest -n $(JOBS) --dist loadgroup --timeout 400 $(if $(filter sanitize,$@),,$(QUICK_TESTS)) $(ARGS)
 
 lint: $(VENV)/.dev-tools
 	@status=0; \

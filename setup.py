@@ -1,5 +1,6 @@
 """Builds the Cython extensions and the reaper, a small C program that ships inside the package."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,12 @@ CORE = Path("mpipc/family/src")
 CORE_MODULE = "mpipc.family._core"
 REAPER = "mpipc-reaper"
 COMPILE_ARGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function"]
+LINK_ARGS: list[str] = []
+
+# `make sanitize` builds with what this names, such as address,undefined: see gcc(1), -fsanitize.
+if sanitizers := os.environ.get("MPIPC_SANITIZE"):
+    LINK_ARGS += [f"-fsanitize={sanitizers}"]
+    COMPILE_ARGS += [*LINK_ARGS, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 
 
 def core_sources() -> list[Path]:
@@ -43,7 +50,7 @@ class BuildWithReaper(build_ext):
         )
         # The linker would write into the file of a reaper that is running; a new file leaves that one alone.
         target.unlink(missing_ok=True)
-        self.compiler.link_executable(objects, REAPER, output_dir=str(target.parent))
+        self.compiler.link_executable(objects, REAPER, output_dir=str(target.parent), extra_postargs=LINK_ARGS)
 
     def get_outputs(self) -> list[str]:
         return [*super().get_outputs(), str(self._reaper_path())]
@@ -74,6 +81,7 @@ def extensions() -> list[Extension]:
                 include_dirs=include,
                 depends=depends,
                 extra_compile_args=COMPILE_ARGS,
+                extra_link_args=LINK_ARGS,
             )
         )
     return found

@@ -542,12 +542,12 @@ def test_a_killed_reader_is_not_counted(ctx: Any) -> None:
 
 
 def test_readers_of_many_queues_are_counted(fork: Any) -> None:
-    """A process has places for nine queues, and any number of threads at each."""
+    """A process has places for eight queues, and any number of threads at each."""
     queues = [fork.Queue() for _ in range(12)]
     readers = [threading.Thread(target=queue.get) for queue in queues for _ in range(3)]
     for reader in readers:
         reader.start()
-    wait_until(lambda: sum(queue.statistics().waiting_readers for queue in queues) == 27)
+    wait_until(lambda: sum(queue.statistics().waiting_readers for queue in queues) == 24)
     for queue in queues:
         assert queue.statistics().waiting_readers in (0, 3)
         for _ in range(3):
