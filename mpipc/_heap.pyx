@@ -61,6 +61,12 @@ cdef extern from "<sys/shm.h>" nogil:
         IPC_CREAT
         IPC_EXCL
         IPC_RMID
+        IPC_STAT
+    struct ipc_perm:
+        unsigned int cuid
+    struct shmid_ds:
+        ipc_perm shm_perm
+        size_t shm_segsz
     void *shmat(int shmid, const void *address, int flags)
     int shmdt(const void *address)
     int shmctl(int shmid, int command, void *buffer)
@@ -321,6 +327,7 @@ cdef Arena new_arena(size_t size, size_t unit):
 cdef Arena attached_arena(Block block):
     """The arena of another process, attached if it is not yet."""
     cdef Arena arena = _attached.get((<size_t> block.b, block.serial))
+    cdef shmid_ds ds
     cdef void *start
     if arena is not None:
         return arena
@@ -331,7 +338,10 @@ cdef Arena attached_arena(Block block):
             raise family_error(ESTALE, "attaching shared memory")
         raise from_errno(errno, "shmat", {"shmid": block.b.id, "shmaddr": None, "shmflg": 0})
     arena.start = <char *> start
-    arena.size = block.b.size
+    # What the block says of it another process may have written over; the kernel knows.
+    if shmctl(block.b.id, IPC_STAT, &ds) < 0 or ds.shm_perm.cuid != block.family.f.h.uid:
+        raise family_error(ESTALE, "attaching shared memory")
+    arena.size = ds.shm_segsz
     arena.block = block
     arena.enter()
     return arena
@@ -408,10 +418,12 @@ def _rebuild_piece(Block block not None, Block segment, Py_ssize_t size):
     piece.size = size
     piece.strides = 1
     if segment is None:
+        if not 0 <= size <= IN_BLOCK:
+            raise ValueError(f"a piece of {size} bytes is not in a block of {IN_BLOCK}")
         piece.start = <char *> block.b.bytes
     else:
         piece.arena = attached_arena(segment)
-        if offset + <uint64_t> size > piece.arena.size:
+        if size < 0 or <size_t> size > piece.arena.size or offset > piece.arena.size - <size_t> size:
             raise ValueError(f"a piece of {size} bytes at {offset} is not in an arena of {piece.arena.size} bytes")
         piece.start = piece.arena.start + offset
     piece.block = block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -399,6 +400,41 @@ def test_what_was_pickled_can_be_too_old() -> None:
 
 
 # --- the reaper -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="calls clone(2) by its number on x86-64")
+def test_launching_a_reaper_reaps_no_child_of_the_program() -> None:
+    """Neither the reaper that is a child itself (of a subreaper), nor clones that the program has made."""
+    result = run_script(
+        """
+        import ctypes, os, signal
+        import mpipc
+        from mpipc import family
+        from helpers import processes, wait_until
+        libc = ctypes.CDLL(None, use_errno=True)
+        PR_SET_CHILD_SUBREAPER, SYS_clone, WCLONE = 36, 56, -0x80000000
+        assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+        lock = mpipc.Lock()
+        ticket = family.current().ticket
+        wait_until(family.current().has_reaper)
+        child = libc.syscall(SYS_clone, 0, None, None, None, 0)  # without an exit signal, as a library may do
+        if child == 0:
+            os._exit(7)
+        wait_until(lambda: processes()[child].state == "Z")
+        children = {pid for pid, process in processes().items() if process.ppid == os.getpid()}
+        (reaper,) = children - {child}
+        os.kill(reaper, signal.SIGKILL)
+        wait_until(lambda: not family.current().has_reaper())
+
+        def replaced():
+            family.current().tick()
+            return family.current().has_reaper()
+
+        wait_until(replaced)
+        print(os.waitpid(child, WCLONE) == (child, 7 << 8))
+        """
+    )
+    assert result.stdout.split() == ["True"]
 
 
 def test_the_reaper_is_nobodys_and_holds_nothing() -> None:

@@ -212,7 +212,7 @@ cdef class Family:
         """[(slot, state, pid)] of every slot in use; state is one of joining, forking, forked, transit, alive, dead."""
         names = ("free", "joining", "forking", "forked", "transit", "alive", "dead")
         found = []
-        for i in range(self.f.h.slot_high):
+        for i in range(mp_slot_high(self.f)):
             word = self.f.seg.slots[i].word
             if mp_slot_state_of(word) != MP_SLOT_FREE:
                 found.append((i, names[mp_slot_state_of(word)], mp_slot_pid(word)))
@@ -223,7 +223,7 @@ cdef class Family:
         cdef mp_block *b
         cdef uint32_t i
         found = []
-        for i in range(self.f.h.block_high):
+        for i in range(mp_block_high(self.f)):
             b = mp_block_at(self.f, i)
             if mp_block_state_of(b.word) == 0:
                 continue

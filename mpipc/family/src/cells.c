@@ -87,7 +87,7 @@ bool mp_cell_end(struct mp_family *f, uint32_t cell, uint32_t index, enum mp_cel
 
 /* Notifies the `count` live waiters that came first; all of them if count < 0. Returns how many. */
 int mp_cells_notify(struct mp_family *f, uint32_t index, int64_t count) {
-    uint32_t high = atomic_load(&f->h->cell_high);
+    uint32_t high = mp_cell_high(f);
     int notified = 0;
     if (count < 0) {
         for (uint32_t i = 0; i < high; i++)
@@ -113,7 +113,7 @@ int mp_cells_notify(struct mp_family *f, uint32_t index, int64_t count) {
 }
 
 int mp_cells_waiting(struct mp_family *f, uint32_t index) {
-    uint32_t high = atomic_load(&f->h->cell_high);
+    uint32_t high = mp_cell_high(f);
     int waiting = 0;
     for (uint32_t i = 0; i < high; i++) {
         uint64_t word = atomic_load(&f->seg->cells[i].word);
@@ -129,7 +129,7 @@ void mp_cell_recover(struct mp_family *f, uint32_t cell, int dead_slot) {
     if (word == 0 || mp_cell_slot(word) != dead_slot)
         return;
     uint32_t index = mp_cell_block(word);
-    if (mp_cell_state(word) == MP_CELL_NOTIFIED && mp_block_at(f, index)->kind == MP_KIND_CONDITION)
+    if (index < MP_BLOCKS && mp_cell_state(word) == MP_CELL_NOTIFIED && mp_block_at(f, index)->kind == MP_KIND_CONDITION)
         mp_cells_notify(f, index, 1); /* first: dying here repeats a notification, which waiters allow for */
     atomic_store(&f->seg->cells[cell].word, 0);
 }

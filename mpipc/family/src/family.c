@@ -176,9 +176,9 @@ static void remove_pooled(struct mp_family *f, _Atomic int32_t *sets, uint32_t w
 }
 
 void mp_remove_sets(struct mp_family *f) {
-    remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, 0, atomic_load(&f->h->block_high));
-    remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, MP_BLOCKS, MP_BLOCKS + atomic_load(&f->h->cell_high));
-    remove_pooled(f, f->seg->alive_sets, MP_SET_ALIVE, 0, atomic_load(&f->h->slot_high));
+    remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, 0, mp_block_high(f));
+    remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, MP_BLOCKS, MP_BLOCKS + mp_cell_high(f));
+    remove_pooled(f, f->seg->alive_sets, MP_SET_ALIVE, 0, mp_slot_high(f));
     remove_own_set(f, atomic_load(&f->h->semid), MP_SET_OWN, MP_SEM_COUNT);
 }
 
@@ -451,7 +451,7 @@ static void slot_void(struct mp_family *f, int slot) {
 }
 
 static int hold_all_local(struct mp_family *f, int slot) {
-    uint32_t high = atomic_load(&f->h->block_high);
+    uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (f->local_refs[i] != 0 && mp_block_hold(f, i, slot) != MP_OK)
             return MP_FAILED;
@@ -502,7 +502,7 @@ int mp_family_join(struct mp_family *f) {
  * entries of the old one, which makes the old slot look dead, as it is. */
 void mp_family_forget_exec(struct mp_family *f) {
     uint64_t started = mp_process_start_time(getpid());
-    uint32_t high = atomic_load(&f->h->slot_high);
+    uint32_t high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++) {
         struct mp_slot *s = &f->seg->slots[i];
         uint64_t word = atomic_load(&s->word);
@@ -689,6 +689,8 @@ bool mp_slot_is_alive(struct mp_family *f, int slot) {
 }
 
 bool mp_slot_lives(struct mp_family *f, int slot) {
+    if (slot < 0 || slot >= (int)MP_SLOTS)
+        return false;
     uint64_t word = atomic_load(&f->seg->slots[slot].word);
     if (mp_slot_state_of(word) != MP_SLOT_ALIVE)
         return mp_slot_state_of(word) == MP_SLOT_JOINING;

@@ -441,6 +441,15 @@ static inline bool mp_block_is_live(uint64_t word) {
     return mp_block_state_of(word) == MP_BLOCK_READY || mp_block_state_of(word) == MP_BLOCK_LEAVING;
 }
 
+/* How far the tables have been used. What stands in shared memory, a process may have written that has run wild: it is never
+ * believed beyond the end of a table. */
+static inline uint32_t mp_at_most(uint32_t value, uint32_t most) { return value < most ? value : most; }
+static inline uint32_t mp_slot_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->slot_high), MP_SLOTS); }
+static inline uint32_t mp_block_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->block_high), MP_BLOCKS); }
+static inline uint32_t mp_chunk_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->chunk_high), MP_CHUNKS); }
+static inline uint32_t mp_record_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->record_high), MP_RECORDS); }
+static inline uint32_t mp_cell_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->cell_high), MP_CELLS); }
+
 static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) { return &f->seg->blocks[index]; }
 
 static inline bool mp_kind_has_lock(uint32_t kind) {

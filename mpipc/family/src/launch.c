@@ -170,8 +170,8 @@ static void let_go(struct mp_family *f) {
 }
 
 static void keep(struct mp_family *f, uint32_t slot, uint32_t generation) {
-    uint32_t high = atomic_load(&f->h->block_high);
-    for (uint32_t i = 0; i < high && i < MP_BLOCKS && kept_count < KEPT_MOST; i++) {
+    uint32_t high = mp_block_high(f);
+    for (uint32_t i = 0; i < high && kept_count < KEPT_MOST; i++) {
         struct mp_block *b = mp_block_at(f, i);
         if (b->kind != MP_KIND_SEGMENT || !mp_block_is_live(atomic_load(&b->word)) || !mp_block_holds(f, i, (int)slot))
             continue;
@@ -182,9 +182,9 @@ static void keep(struct mp_family *f, uint32_t slot, uint32_t generation) {
 }
 
 static void keep_what_is_in_transit(struct mp_family *f) {
-    uint32_t high = atomic_load(&f->h->slot_high);
+    uint32_t high = mp_slot_high(f);
     let_go(f);
-    for (uint32_t i = 0; i < high && i < MP_SLOTS; i++) {
+    for (uint32_t i = 0; i < high; i++) {
         struct mp_slot *s = &f->seg->slots[i];
         uint64_t word = atomic_load(&s->word);
         uint32_t wanted = MP_KEEP_WANTED;
@@ -238,7 +238,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         /* Deaths are announced by the kernel. What it does not announce (a child on its way in, an attachment that is no
          * member's) is looked at again soon. */
         bool members = false;
-        for (uint32_t i = 0, high = atomic_load(&f.h->slot_high); i < high && !members; i++)
+        for (uint32_t i = 0, high = mp_slot_high(&f); i < high && !members; i++)
             members = mp_slot_state_of(atomic_load(&f.seg->slots[i].word)) == MP_SLOT_ALIVE;
         bool soon = pending || !members || looks > 0;
         struct timespec timeout = {soon ? 0 : 30, soon ? 50000000 : 0};

@@ -28,7 +28,7 @@ struct dead {
 };
 
 static bool is_dead(const struct dead *dead, int slot) {
-    return slot >= 0 && (dead->bits[slot / 64] >> slot % 64 & 1);
+    return slot >= 0 && slot < (int)MP_SLOTS && (dead->bits[slot / 64] >> slot % 64 & 1);
 }
 
 /* A zombie is gone: it will not do anything any more. */
@@ -67,8 +67,7 @@ static bool lasts(_Atomic uint32_t *since, bool so) {
 
 static void take_census(struct mp_family *f, struct census *c) {
     struct shmid_ds ds;
-    c->high = atomic_load(&f->h->slot_high);
-    c->high = c->high < MP_SLOTS ? c->high : MP_SLOTS;
+    c->high = mp_slot_high(f);
     mp_alive_read(f, c->high, c->alive);
     c->forked = 0;
     c->known = f->outsider + (mp_reaper_present(f) ? 1ul : 0ul);
@@ -187,7 +186,7 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
 
 /* Rings again wherever a ring may have died with its ringer or its hearer (rule R5). */
 static void heal(struct mp_family *f) {
-    uint32_t high = atomic_load(&f->h->block_high);
+    uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++) {
         struct mp_block *b = mp_block_at(f, i);
         if (!mp_block_is_live(atomic_load(&b->word)))
@@ -199,33 +198,33 @@ static void heal(struct mp_family *f) {
         if (b->kind == MP_KIND_QUEUE)
             mp_queue_heal(f, i);
     }
-    high = atomic_load(&f->h->cell_high);
+    high = mp_cell_high(f);
     for (uint32_t i = 0; i < high; i++)
         mp_cell_heal(f, i);
 }
 
 static void clear_dead(struct mp_family *f, const struct dead *dead) {
-    uint32_t high = atomic_load(&f->h->chunk_high);
-    for (uint32_t i = 0; i < high && i < MP_CHUNKS; i++)
+    uint32_t high = mp_chunk_high(f);
+    for (uint32_t i = 0; i < high; i++)
         mp_chunk_recover(f, i, dead->bits);
-    high = atomic_load(&f->h->record_high);
+    high = mp_record_high(f);
     for (uint32_t i = 0; i < high; i++) {
         uint64_t owner = atomic_load(&f->seg->records[i].owner);
         if (owner != 0 && is_dead(dead, (int)(owner >> 32) - 1))
             mp_sem_return_units(f, i);
     }
-    high = atomic_load(&f->h->cell_high);
+    high = mp_cell_high(f);
     for (uint32_t i = 0; i < high; i++) {
         uint64_t word = atomic_load(&f->seg->cells[i].word);
         if (word != 0 && is_dead(dead, mp_cell_slot(word)))
             mp_cell_recover(f, i, mp_cell_slot(word));
     }
-    high = atomic_load(&f->h->block_high);
+    high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         recover_block(f, i, dead);
     heal(f);
-    high = atomic_load(&f->h->slot_high);
-    for (uint32_t i = 0; i < high && i < MP_SLOTS; i++)
+    high = mp_slot_high(f);
+    for (uint32_t i = 0; i < high; i++)
         if (is_dead(dead, (int)i)) {
             struct mp_slot *s = &f->seg->slots[i];
             atomic_store(&s->leaving, 0);
@@ -261,7 +260,7 @@ int mp_recover(struct mp_family *f) {
 void mp_trim(struct mp_family *f, int64_t idle_ns) {
     if (!recovery_lock(f))
         return;
-    uint32_t high = atomic_load(&f->h->block_high);
+    uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (mp_block_is_live(atomic_load(&mp_block_at(f, i)->word)) && mp_block_at(f, i)->kind == MP_KIND_QUEUE)
             mp_queue_trim(f, i, idle_ns);
@@ -272,7 +271,7 @@ void mp_trim(struct mp_family *f, int64_t idle_ns) {
 bool mp_family_pending(struct mp_family *f) {
     if (atomic_load(&f->h->missing_since) != 0)
         return true;
-    uint32_t high = atomic_load(&f->h->slot_high);
+    uint32_t high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++) {
         enum mp_slot_state state = mp_slot_state_of(atomic_load(&f->seg->slots[i].word));
         if (state != MP_SLOT_FREE && state != MP_SLOT_ALIVE)
@@ -282,7 +281,7 @@ bool mp_family_pending(struct mp_family *f) {
 }
 
 static bool slots_in_use(struct mp_family *f) {
-    uint32_t high = atomic_load(&f->h->slot_high);
+    uint32_t high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
             return true;
@@ -298,7 +297,7 @@ bool mp_family_populated(struct mp_family *f) {
 /* The end. The caller has set the state to CLOSING and then found nobody: who joins looks at the state after it has
  * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. */
 void mp_family_destroy(struct mp_family *f) {
-    uint32_t high = atomic_load(&f->h->block_high);
+    uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
             mp_block_remove_kernel_object(mp_block_at(f, i));
@@ -377,10 +376,9 @@ int mp_tick(struct mp_family *f) {
         return MP_FAILED;
     struct shmid_ds ds;
     unsigned short alive[MP_SLOTS];
-    uint32_t high = atomic_load(&f->h->slot_high);
+    uint32_t high = mp_slot_high(f);
     unsigned long living = reapers > 0 ? 1 : 0;
     bool dead = false;
-    high = high < MP_SLOTS ? high : MP_SLOTS;
     mp_alive_read(f, high, alive);
     for (uint32_t i = 0; i < high; i++)
         if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) == MP_SLOT_ALIVE) {
