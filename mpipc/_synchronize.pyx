@@ -11,6 +11,7 @@ from operator import index as index_of
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.long cimport PyLong_AsDouble, PyLong_CheckExact
 from libc.errno cimport EAGAIN, EINTR, ENOSPC, EOVERFLOW, EPERM, ETIMEDOUT, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -29,6 +30,9 @@ from mpipc.family._core cimport (
     MP_LOCK_DIED,
     MP_LOCK_OWNER,
     MP_OK,
+    MP_RETURNS_ALWAYS,
+    MP_RETURNS_GUESSED,
+    MP_RETURNS_NEVER,
     Block,
     deadline_after,
     fail,
@@ -56,9 +60,12 @@ from mpipc.family._core cimport (
     mp_lock_set_thread,
     mp_lock_try,
     mp_lock_wait,
+    mp_returns,
+    mp_sem_debt,
     mp_sem_enroll,
     mp_sem_init,
     mp_sem_release,
+    mp_sem_returns,
     mp_sem_try,
     mp_sem_units,
     mp_sem_value,
@@ -75,12 +82,15 @@ SEM_VALUE_MAX = 0x7fffffff
 
 
 cdef inline int64_t acquire_deadline(object block, object timeout) except -2:
-    """multiprocessing's rules: without block the timeout is ignored; a negative one is 0."""
+    """multiprocessing's rules: without block the timeout is ignored; a negative one is 0. The answer is 0 where nothing
+    is waited for: that needs no clock, and no sleep of a timer's slack."""
+    cdef double seconds
     if not block:
         return 0
     if timeout is None:
         return -1
-    return deadline_after(timeout)
+    seconds = PyLong_AsDouble(timeout) if PyLong_CheckExact(timeout) else timeout
+    return 0 if seconds <= 0 else deadline_after(seconds)
 
 
 cdef class Shared:
@@ -259,11 +269,14 @@ cdef class LockBase(Shared):
 
 
 cdef class SemaphoreBase(Shared):
-    """A counting semaphore that knows which process holds how many of its units."""
+    """A counting semaphore that knows which process holds how many of its units.
+
+    `returns`: what becomes of the units of a killed holder; see mpipc.synchronize.Semaphore, and family/src/semaphore.c.
+    """
 
     cdef readonly int _maximum
 
-    def __init__(self, value=1, maximum=SEM_VALUE_MAX, Block block=None):
+    def __init__(self, value=1, maximum=SEM_VALUE_MAX, Block block=None, *, returns=None):
         cdef Block handle
         if block is not None:
             self.block = block
@@ -272,8 +285,11 @@ cdef class SemaphoreBase(Shared):
         value, maximum = index_of(value), index_of(maximum)
         if not 0 <= value <= SEM_VALUE_MAX:
             raise ValueError(f"semaphore value must be between 0 and {SEM_VALUE_MAX}, got {value}")
+        if returns is not None and not isinstance(returns, bool):
+            raise TypeError(f"returns must be True, False or None, got {returns!r}")
         handle = new_block(MP_KIND_SEMAPHORE)
-        mp_sem_init(handle.b, value, maximum)
+        mp_sem_init(handle.b, value, maximum,
+                    MP_RETURNS_GUESSED if returns is None else MP_RETURNS_ALWAYS if returns else MP_RETURNS_NEVER)
         self.block = seal(handle)
         self._maximum = maximum
 
@@ -315,8 +331,9 @@ cdef class SemaphoreBase(Shared):
             mp_sem_withdraw(f, index)
 
     def release(self):
-        """Gives one unit back, or adds one. Raises ValueError if the value would pass its maximum: the initial value of
-        a BoundedSemaphore, SEM_VALUE_MAX else. See multiprocessing.Semaphore.release."""
+        """Gives one unit back, or adds one; pays, if this process has none, for one that has come back from a killed
+        process. Raises ValueError if the value would pass its maximum: the initial value of a BoundedSemaphore,
+        SEM_VALUE_MAX else. See multiprocessing.Semaphore.release."""
         cdef int error
         if self.block.f.slot < 0:
             self.block.ensure()
@@ -344,9 +361,20 @@ cdef class SemaphoreBase(Shared):
     def _is_zero(self):
         return mp_sem_value(self.block.b) == 0
 
+    @property
+    def returns(self):
+        """Whether the units of a holder that is killed come back: True, always; None, until a process that holds none
+        releases the semaphore; False, they do not: it was declared, or there was such a release."""
+        cdef mp_returns returns = mp_sem_returns(self.block.b)
+        return None if returns == MP_RETURNS_GUESSED else returns == MP_RETURNS_ALWAYS
+
     def _units(self):
-        """Units this process holds and would give back if it were killed now."""
+        """Units this process holds, by its record. A signal without debt keeps no records."""
         return mp_sem_units(self.block.f, self.block.index)
+
+    def _debt(self):
+        """Units that have come back from killed processes, and that nobody has released since."""
+        return mp_sem_debt(self.block.b)
 
     def _waiters(self):
         return mp_bell_get(self.block.f, self.block.index, GETNCNT)

@@ -67,17 +67,21 @@ class BaseContext(_base.BaseContext):
 
         return Condition(lock, ctx=self.get_context())
 
-    def Semaphore(self, value: int = 1) -> synchronize.Semaphore:
-        """Return a semaphore of `value` units; those that a killed process held come back."""
+    def Semaphore(self, value: int = 1, *, returns: bool | None = None) -> synchronize.Semaphore:
+        """Return a semaphore of `value` units.
+
+        With `returns`, which is mpipc's own, those that a killed process held come back (True) or do not (False); by
+        default (None) they do until a process that holds none has released the semaphore.
+        """
         from mpipc.synchronize import Semaphore
 
-        return Semaphore(value, ctx=self.get_context())
+        return Semaphore(value, returns=returns, ctx=self.get_context())
 
-    def BoundedSemaphore(self, value: int = 1) -> synchronize.BoundedSemaphore:
-        """Return a semaphore whose value never exceeds `value`."""
+    def BoundedSemaphore(self, value: int = 1, *, returns: bool | None = None) -> synchronize.BoundedSemaphore:
+        """Return a semaphore whose value never exceeds `value`. `returns`: see Semaphore()."""
         from mpipc.synchronize import BoundedSemaphore
 
-        return BoundedSemaphore(value, ctx=self.get_context())
+        return BoundedSemaphore(value, returns=returns, ctx=self.get_context())
 
     def Event(self) -> synchronize.Event:
         """Return an event, which is clear."""

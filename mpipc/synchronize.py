@@ -3,8 +3,8 @@
 The classes have the names, signatures, errors and reprs of multiprocessing.synchronize. What they do beyond it:
 
 * a lock held by a process that died is handed to the next waiter, and says so (`owner_died`);
-* the units of a semaphore held by a process that was killed come back; a process that ends normally changes nothing,
-  so a semaphore can be used as a signal;
+* the units of a semaphore held by a process that was killed come back, unless the semaphore is used as a signal, by
+  processes that release what they have not acquired; a process that ends normally changes nothing;
 * a killed waiter is not waited for, by Event.set(), Condition.notify(), Barrier.wait() or anybody;
 * `statistics()` tells value, holder and waiters.
 """
@@ -88,12 +88,22 @@ class RLock(LockBase):
 class Semaphore(SemaphoreBase):
     """A counting semaphore between processes (multiprocessing.Semaphore).
 
-    The units that a process has acquired and not released come back if it is killed. What it has released beyond what
-    it had acquired stays released, and a process that ends normally changes nothing.
+    What becomes of the units that a process has acquired and not released when it is killed is said by `returns`, which
+    is mpipc's own:
+
+    * True: they come back. For a semaphore that limits how many do something at a time: who acquires also releases.
+    * False: they do not. For a semaphore that counts things, acquired by one process and released by another.
+    * None: mpipc guesses. They come back until the first release by a process that holds none. From then on they do not.
+
+    Units that have come back may still be released for the dead process by another. Such a release, by a process that
+    holds none, pays for them: it does not raise the value. A process that ends normally changes nothing. The threads of
+    a process hold their units together; a forked child holds none.
     """
 
-    def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
-        super().__init__(value)
+    def __init__(
+        self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None
+    ) -> None:
+        super().__init__(value, returns=returns)
         self._is_fork_ctx = _context.is_fork(ctx)
 
     @property
@@ -112,10 +122,15 @@ class Semaphore(SemaphoreBase):
 
 
 class BoundedSemaphore(Semaphore):
-    """A semaphore whose value never passes its initial value (multiprocessing.BoundedSemaphore)."""
+    """A semaphore whose value never passes its initial value (multiprocessing.BoundedSemaphore).
 
-    def __init__(self, value: int = 1, *, ctx: _context.BaseContext | None = None) -> None:
-        SemaphoreBase.__init__(self, value, value)
+    `returns` is Semaphore's. A release that pays for a unit which has come back from a killed process is not too many.
+    """
+
+    def __init__(
+        self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None
+    ) -> None:
+        SemaphoreBase.__init__(self, value, value, returns=returns)
         self._is_fork_ctx = _context.is_fork(ctx)
 
     def __repr__(self) -> str:

@@ -178,8 +178,14 @@ cdef extern from "family.h" nogil:
     int mp_lock_release(mp_family *f, uint32_t index)
     bint mp_lock_release_now(mp_family *f, mp_block *b)
 
-    void mp_sem_init(mp_block *b, uint32_t value, uint32_t maximum)
+    enum mp_returns:
+        MP_RETURNS_GUESSED
+        MP_RETURNS_ALWAYS
+        MP_RETURNS_NEVER
+    void mp_sem_init(mp_block *b, uint32_t value, uint32_t maximum, mp_returns returns)
     uint32_t mp_sem_value(mp_block *b)
+    uint32_t mp_sem_debt(mp_block *b)
+    mp_returns mp_sem_returns(mp_block *b)
     uint32_t mp_sem_units(mp_family *f, uint32_t index)
     bint mp_sem_try(mp_family *f, uint32_t index, int *error)
     int mp_sem_enroll(mp_family *f, uint32_t index)

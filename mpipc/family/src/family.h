@@ -137,11 +137,17 @@ struct mp_lock {
     _Atomic uint32_t parked; /* somebody has parked at the bell since the block was made: recovery has to look */
 };
 
-/* word = value:31 | record + 1 : 17 | sequence:16. The last two name the operation that wrote the word. */
+/* What becomes of the units of a killed holder: see semaphore.c. */
+enum mp_returns { MP_RETURNS_GUESSED, MP_RETURNS_ALWAYS, MP_RETURNS_NEVER };
+
+/* word = value:31 | signal:1 | record + 1 : 17 | sequence:15, debt = units:32 | record + 1 : 17 | sequence:15. The last two name the
+ * operation that wrote the word. */
 struct mp_semaphore {
     _Atomic uint64_t word;
+    _Atomic uint64_t debt;    /* units that recovery has returned and nobody has released since */
     _Atomic uint32_t waiters; /* registered waiters; never too few, see mp_sem_enroll() */
     uint32_t maximum;
+    uint32_t always; /* MP_RETURNS_ALWAYS */
 };
 
 struct mp_condition {
@@ -195,13 +201,14 @@ struct mp_chunk {
 
 /* ---- records: units of a semaphore held by a process ---------------------------------------------------------- */
 
-/* word = units:32 | operation:8 << 32 | sequence:16 << 40; the protocol stands in semaphore.c */
+/* word = units:32 | operation:8 << 32 | sequence:15 << 40; the protocol stands in semaphore.c */
 struct mp_record {
     _Atomic uint64_t word;
     _Atomic uint64_t owner; /* block + 1 : 32 | slot + 1 : 16 << 32; 0 while free */
-    _Atomic uint32_t done;  /* changes:16 | the last sequence known to have been written to the semaphore's word:16 */
+    _Atomic uint32_t done;  /* changes:16 << 16 | the last sequence known to have been written to one of the semaphore's words:15 */
     _Atomic uint32_t waiting;
-    uint8_t pad[8];
+    _Atomic uint32_t returned; /* recovery: by how many units the return of this record raises, or has raised, the value */
+    uint8_t pad[4];
 };
 
 /* ---- cells: threads that wait in a Condition or Barrier -------------------------------------------------------- */
@@ -375,8 +382,10 @@ bool mp_sem_try(struct mp_family *f, uint32_t index, int *error);
 int mp_sem_enroll(struct mp_family *f, uint32_t index);
 void mp_sem_withdraw(struct mp_family *f, uint32_t index);
 int mp_sem_release(struct mp_family *f, uint32_t index);
-void mp_sem_init(struct mp_block *b, uint32_t value, uint32_t maximum);
+void mp_sem_init(struct mp_block *b, uint32_t value, uint32_t maximum, enum mp_returns returns);
 uint32_t mp_sem_value(struct mp_block *b);
+uint32_t mp_sem_debt(struct mp_block *b);
+enum mp_returns mp_sem_returns(struct mp_block *b);
 uint32_t mp_sem_units(struct mp_family *f, uint32_t index);
 void mp_sem_return_units(struct mp_family *f, uint32_t record);
 void mp_sem_forget(struct mp_family *f, uint32_t index);
