@@ -244,7 +244,17 @@ void mp_block_remove_kernel_object(struct mp_block *b) {
 
 /* ---- bells -------------------------------------------------------------------------------------------------------- */
 
+/* The number of a bell comes from shared memory, where anything may stand. */
+static bool is_bell(uint32_t bell) {
+    if (bell < MP_BLOCKS + MP_CELLS)
+        return true;
+    errno = MP_CORRUPT;
+    return false;
+}
+
 int mp_bell(struct mp_family *f, uint32_t bell, int *semid, unsigned short *num) {
+    if (!is_bell(bell))
+        return MP_FAILED;
     uint32_t set = bell / MP_BELLS_PER_SET;
     int32_t id = atomic_load_explicit(&f->h->bell_sets[set], memory_order_acquire) - 1;
     if (id < 0)
@@ -276,6 +286,8 @@ int mp_bell_set(struct mp_family *f, uint32_t bell, int value) {
 
 /* command: GETVAL, GETPID, GETNCNT or GETZCNT. A bell whose set was never made has never been touched. */
 int mp_bell_get(struct mp_family *f, uint32_t bell, int command) {
+    if (!is_bell(bell))
+        return MP_FAILED;
     int32_t id = atomic_load(&f->h->bell_sets[bell / MP_BELLS_PER_SET]) - 1;
     return id < 0 ? 0 : semctl(id, 1 + bell % MP_BELLS_PER_SET, command);
 }
@@ -300,4 +312,20 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
     if (semtimedop(semid, &wait, 1, &timeout) == 0)
         return MP_OK;
     return errno == EAGAIN && last ? ETIMEDOUT : errno;
+}
+
+/* As mp_bell_wait(), with an outcome for a result. A tick is spent on looking after the family. */
+int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns) {
+    int error = mp_bell_wait(f, bell, op, deadline_ns);
+    switch (error) {
+    case EAGAIN:
+        mp_tick(f);
+        return MP_TICK;
+    case EINTR:
+        return MP_INTERRUPTED;
+    case ETIMEDOUT:
+        return MP_TIMED_OUT;
+    default:
+        return mp_error(error);
+    }
 }
