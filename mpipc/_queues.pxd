@@ -75,7 +75,7 @@ cdef extern from "queue.h" nogil:
     int64_t mp_queue_unfinished(mp_queue_view *v, int64_t deadline_ns)
     mp_room *mp_joiners(mp_block *b)
 
-    int mp_piece_claim(mp_queue_view *v, uint64_t size, bint warm, mp_piece *piece, unsigned char **data)
+    int mp_piece_claim(mp_queue_view *v, uint64_t size, mp_piece *piece, unsigned char **data)
     bint mp_piece_sent(mp_queue_view *v, const mp_piece *piece)
     void mp_piece_free(mp_queue_view *v, const mp_piece *piece)
     int64_t mp_arena_trim(mp_queue_view *v, int64_t idle_ns)

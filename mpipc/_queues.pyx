@@ -315,7 +315,7 @@ cdef class MessageQueue:
         cdef unsigned char *data
         cdef int error
         with nogil:
-            error = mp_piece_claim(&self.v, serializer.total, True, piece, &data)
+            error = mp_piece_claim(&self.v, serializer.total, piece, &data)
         if error != MP_OK:
             self.failed(error, True, serializer.total)
         try:

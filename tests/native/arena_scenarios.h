@@ -7,7 +7,7 @@ static struct mp_piece pieces[PIECES];
 static struct mp_piece claim_one(void) {
     struct mp_piece piece;
     unsigned char *data;
-    check_equal(mp_piece_claim(&queue, 3000, true, &piece, &data), MP_OK);
+    check_equal(mp_piece_claim(&queue, 3000, &piece, &data), MP_OK);
     return piece;
 }
 static struct mp_arena *arena(void) { return mp_arena_open(&queue); }

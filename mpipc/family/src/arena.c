@@ -56,10 +56,9 @@ static uint64_t size_of_code(uint32_t code) {
 
 /* 0: there is no such size. */
 static uint32_t code_of(uint64_t size, uint64_t smallest) {
-    uint32_t log = 8, less = 0;
-    while (log < 46 && (1ull << log < size || 1ull << log < smallest))
-        log++;
-    if (1ull << log < size)
+    uint64_t least = size > smallest ? size : smallest;
+    uint32_t log = 64 - (uint32_t)__builtin_clzll(least - 1), less = 0;
+    if (least > 1ull << 46)
         return 0;
     while (log > 20 && less < 3 && size_of_code(log << 2 | (less + 1)) >= size)
         less++;
@@ -68,9 +67,11 @@ static uint32_t code_of(uint64_t size, uint64_t smallest) {
 
 /* With each segment of a size, up to the eighth, the next one is twice as large: `shift`. */
 #define LARGEST_SHIFT 8u
-static uint32_t pieces_of(uint64_t size, uint32_t shift) {
-    uint64_t pieces = (256ull << 10 << shift) / size, most = size < SMALLEST ? 8192 : 4096;
-    return pieces < 1 ? 1 : pieces > most ? (uint32_t)most : (uint32_t)pieces;
+static uint32_t pieces_of(uint32_t code, uint32_t shift) {
+    uint64_t bytes = 256ull << 10 << shift;
+    uint32_t log = code >> 2, most = log < 14 ? 8192 : 4096;
+    uint64_t pieces = (code & 3) == 0 ? bytes >> log : bytes / size_of_code(code);
+    return pieces < 1 ? 1 : pieces > most ? most : (uint32_t)pieces;
 }
 
 /* Before the first piece are the words of all. */
@@ -94,8 +95,8 @@ struct view {
 };
 static uintptr_t view_word(void *base, uint32_t code, uint32_t shift) { return (uintptr_t)base | code << 4 | shift; }
 static struct view view_of(uintptr_t word) {
-    uint64_t size = size_of_code(word >> 4 & 0xff);
-    return (struct view){(unsigned char *)(word & ~(uintptr_t)0xfff), size, pieces_of(size, word & 0xf)};
+    uint32_t code = word >> 4 & 0xff;
+    return (struct view){(unsigned char *)(word & ~(uintptr_t)0xfff), size_of_code(code), pieces_of(code, word & 0xf)};
 }
 static struct piece_words *words_of(struct view s) { return (struct piece_words *)s.base; }
 static unsigned char *data_of(struct view s, uint32_t number) { return s.base + offset_of(s.pieces) + number * s.size; }
@@ -213,32 +214,33 @@ static uint32_t segments_of(struct mp_arena *a) {
 }
 
 /* Where a published segment is in this process; base NULL with errno. */
-static struct view segment_at(struct mp_queue_view *v, uint32_t segment) {
+static struct view attach_segment(struct mp_queue_view *v, uint32_t segment) {
     struct mp_arena *a = mp_arena_open(v);
     if (a == NULL || segment >= MP_ARENA_SEGMENTS) {
         errno = a == NULL && errno != 0 ? errno : MP_CORRUPT;
         return (struct view){0};
     }
-    uintptr_t word = atomic_load_explicit(&v->segments[segment], memory_order_acquire);
-    if (word != 0)
-        return view_of(word);
     uint64_t e = atomic_load(&a->segment[segment]);
     uint32_t code = entry_code(e), shift = entry_shift(e);
     if (e == 0 || size_of_code(code) == 0 || shift > LARGEST_SHIFT) {
         errno = MP_CORRUPT;
         return (struct view){0};
     }
-    uint32_t pieces = pieces_of(size_of_code(code), shift);
+    uint32_t pieces = pieces_of(code, shift);
     void *base = attach(v->f, entry_block(e), entry_serial(e), offset_of(pieces) + pieces * size_of_code(code));
     if (base == NULL)
         return (struct view){0};
-    uintptr_t other = 0;
-    word = view_word(base, code, shift);
+    uintptr_t other = 0, word = view_word(base, code, shift);
     if (!atomic_compare_exchange_strong(&v->segments[segment], &other, word)) {
         shmdt(base);
         word = other;
     }
     return view_of(word);
+}
+
+static inline struct view segment_at(struct mp_queue_view *v, uint32_t segment) {
+    uintptr_t word = segment < MP_ARENA_SEGMENTS ? atomic_load_explicit(&v->segments[segment], memory_order_acquire) : 0;
+    return word != 0 ? view_of(word) : attach_segment(v, segment);
 }
 
 /* The segment, if there is a piece of that number in it; else base NULL with errno. */
@@ -275,7 +277,7 @@ static int add_segment(struct mp_queue_view *v, uint32_t code, uint32_t number) 
         for (uint32_t i = 0; i < number; i++)
             shift += entry_code(atomic_load(&a->segment[i])) == code;
         shift = shift < LARGEST_SHIFT ? shift : LARGEST_SHIFT;
-        uint32_t pieces = pieces_of(size_of_code(code), shift);
+        uint32_t pieces = pieces_of(code, shift);
         int64_t index = own_segment(v, offset_of(pieces) + pieces * size_of_code(code));
         if (index < 0)
             return errno;
@@ -398,7 +400,7 @@ static bool claim_warm(struct mp_queue_view *v, uint32_t code, struct mp_piece *
 }
 
 static int claim(struct mp_queue_view *v, uint64_t size, uint64_t smallest, bool warm, struct mp_piece *piece,
-                 unsigned char **data) {
+                 struct mp_piece_place *place) {
     uint32_t code = code_of(size, smallest);
     struct census census;
     if (code == 0)
@@ -409,20 +411,26 @@ static int claim(struct mp_queue_view *v, uint64_t size, uint64_t smallest, bool
             if (error != MP_OK)
                 return error;
         }
+    struct view s = segment_at(v, piece->segment);
     piece->length = size;
-    *data = data_of(segment_at(v, piece->segment), piece->number);
+    *place = (struct mp_piece_place){&words_of(s)[piece->number].word, data_of(s, piece->number), s.size};
     return MP_OK;
 }
 
-/* A piece of at least `size` bytes in state FILLING, and where it is. 0, or an error. `warm`: it is worth a moment's wait if its
- * memory has been used before. */
-int mp_piece_claim(struct mp_queue_view *v, uint64_t size, bool warm, struct mp_piece *piece, unsigned char **data) {
-    return claim(v, size, SMALLEST, warm, piece, data);
+/* A piece of at least `size` bytes in state FILLING, and where it is. 0, or an error. It is worth a moment's wait if its memory has
+ * been used before. */
+int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data) {
+    struct mp_piece_place place;
+    int error = claim(v, size, SMALLEST, true, piece, &place);
+    if (error == MP_OK)
+        *data = place.data;
+    return error;
 }
 
-/* The same for a message that is posted: they are many, and most are small. */
-int mp_piece_claim_post(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data) {
-    return claim(v, size, SMALLEST_POST, false, piece, data);
+/* The same for a chunk of the spill, without waiting. Those that are posted are many, and most are small. */
+int mp_piece_claim_chunk(struct mp_queue_view *v, uint64_t size, bool post, struct mp_piece *piece,
+                         struct mp_piece_place *place) {
+    return claim(v, size, post ? SMALLEST_POST : SMALLEST, false, piece, place);
 }
 
 /* The descriptor is in the queue. false: somebody has received it already. */
@@ -453,14 +461,18 @@ unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *
     return NULL;
 }
 
+/* Of one that was found: `word` is its word. */
+void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence) {
+    struct piece_words *words = (struct piece_words *)word;
+    atomic_store_explicit(&words->freed_ns, mp_now_ns(), memory_order_relaxed);
+    atomic_store(&words->word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
+    lower(atomic_load(&v->arena), segment, number);
+}
+
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
     struct view s = piece_at(v, piece->segment, piece->number);
-    if (s.base == NULL)
-        return;
-    struct piece_words *words = words_of(s);
-    atomic_store(&words[piece->number].freed_ns, mp_now_ns());
-    atomic_store(&words[piece->number].word, mp_piece_word_of(MP_PIECE_FREE, -1, piece->sequence));
-    lower(atomic_load(&v->arena), piece->segment, piece->number);
+    if (s.base != NULL)
+        mp_piece_free_at(v, piece->segment, piece->number, &words_of(s)[piece->number].word, piece->sequence);
 }
 
 /* ---- after a death, and when idle -------------------------------------------------------------------------------------- */

@@ -180,11 +180,13 @@ struct mp_arena *mp_arena_open(struct mp_queue_view *v);
 int mp_arena_make(struct mp_queue_view *v);
 void mp_arena_close(struct mp_queue_view *v);
 int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, const void *context);
-int mp_piece_claim(struct mp_queue_view *v, uint64_t size, bool warm, struct mp_piece *piece, unsigned char **data);
-int mp_piece_claim_post(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data);
+int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data);
+int mp_piece_claim_chunk(struct mp_queue_view *v, uint64_t size, bool post, struct mp_piece *piece,
+                         struct mp_piece_place *place);
 int mp_piece_find(struct mp_queue_view *v, uint32_t segment, uint32_t number, struct mp_piece_place *place);
 bool mp_piece_sent(struct mp_queue_view *v, const struct mp_piece *piece);
 unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *piece);
+void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence);
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece);
 bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead);
 int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns);

@@ -30,6 +30,9 @@
 
 #include <string.h>
 
+/* What only the lock's owner reads needs no fence; that it comes to be in this order is what counts. */
+#define STORE(place, value) atomic_store_explicit(&(place), value, memory_order_release)
+
 struct chunk {
     _Atomic uint64_t next;   /* name of a chunk, 0: none */
     _Atomic uint64_t filled; /* bytes from the start of the chunk:32 | messages that were written:32 << 32 */
@@ -89,8 +92,7 @@ static int chunk_named(struct mp_queue_view *v, uint64_t name, struct found *fou
 
 static void free_chunk(struct mp_queue_view *v, const struct found *found) {
     uint64_t sequence = mp_piece_sequence_of(atomic_load(found->word));
-    struct mp_piece piece = {name_segment(found->name), name_number(found->name), sequence, 0};
-    mp_piece_free(v, &piece);
+    mp_piece_free_at(v, name_segment(found->name), name_number(found->name), found->word, sequence);
 }
 
 static int damaged(struct mp_queue_view *v) {
@@ -144,20 +146,22 @@ static int last_chunk(struct mp_queue_view *v, struct mp_lane *lane, struct foun
     return MP_OK;
 }
 
-/* Puts a chain of chunks behind the last one: they are in the lane by one store. */
-static int link_chunks(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t first, uint64_t last) {
+/* Puts a chain of chunks behind `before`, the last one (NULL: there is none): they are in the lane by one store. */
+static void link_chunks(struct mp_arena *a, uint32_t level, const struct found *before, uint64_t first, uint64_t last) {
     struct mp_lane *lane = &a->lanes[level];
-    struct found before;
-    int error = last_chunk(v, lane, &before);
-    if (error != MP_OK && error != MP_EMPTY)
-        return error;
     atomic_fetch_or(&a->used[level / 64], 1ull << level % 64); /* first: a lane with its bit clear is empty */
-    if (error == MP_EMPTY)
-        atomic_store(&lane->head, position(first, START));
+    if (before == NULL)
+        STORE(lane->head, position(first, START));
     else
-        atomic_store(&before.c->next, first);
-    atomic_store(&lane->tail, last);
-    return MP_OK;
+        STORE(before->c->next, first);
+    STORE(lane->tail, last);
+}
+
+/* The header of a chunk that nobody else knows of yet. */
+static void begin_chunk(struct chunk *c, uint64_t filled) {
+    atomic_store_explicit(&c->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&c->filled, filled, memory_order_relaxed);
+    atomic_store_explicit(&c->stamp, 0, memory_order_relaxed);
 }
 
 /* ---- posting ----------------------------------------------------------------------------------------------------------- */
@@ -185,21 +189,16 @@ uint64_t mp_spill_posted(struct mp_queue_view *v) {
  * with what mp_body_size() adds. */
 int mp_spill_post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t size, uint32_t count, uint32_t level) {
     struct mp_piece piece;
-    struct found found;
-    unsigned char *data;
-    int error = mp_piece_claim_post(v, START + size, &piece, &data);
+    struct mp_piece_place place;
+    int error = mp_piece_claim_chunk(v, START + size, true, &piece, &place);
     if (error != MP_OK)
         return error;
     uint32_t name = chunk_name(piece.segment, piece.number);
-    if ((error = piece_named(v, name, &found)) != MP_OK)
-        return error;
-    struct chunk *c = found.c;
-    atomic_store(&c->next, 0);
-    atomic_store(&c->filled, (START + size) | (uint64_t)count << 32);
-    atomic_store(&c->stamp, 0);
+    struct chunk *c = (struct chunk *)place.data;
+    begin_chunk(c, (START + size) | (uint64_t)count << 32);
     c->level = level;
-    memcpy(data + START, bodies, size);
-    atomic_store(found.word, mp_piece_word_of(MP_PIECE_POSTED, v->f->slot, piece.sequence));
+    memcpy(place.data + START, bodies, size);
+    atomic_store(place.word, mp_piece_word_of(MP_PIECE_POSTED, v->f->slot, piece.sequence));
     uint64_t top = atomic_load(mp_posted(v->b));
     do { /* if it is still on top then, it was all the time, and its chunk was that message's */
         c->below = top;
@@ -242,10 +241,18 @@ static int walk_down(struct mp_queue_view *v, uint64_t top, uint64_t stamp, uint
     return MP_OK;
 }
 
+static int append_chunks(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t first, uint64_t last) {
+    struct found before;
+    int error = last_chunk(v, &a->lanes[level], &before);
+    if (error == MP_OK || error == MP_EMPTY)
+        link_chunks(a, level, error == MP_OK ? &before : NULL, first, last);
+    return error == MP_EMPTY ? MP_OK : error;
+}
+
 /* Puts the chain into its lanes: all at once if there is only one lane, else one chunk after the other. */
 static int put_into_lanes(struct mp_queue_view *v, struct mp_arena *a, uint64_t oldest, uint64_t newest) {
     if (mp_arena_levels(v) == 1)
-        return link_chunks(v, a, 0, oldest, newest);
+        return append_chunks(v, a, 0, oldest, newest);
     while (oldest != 0) {
         struct found found;
         int error = chunk_named(v, oldest, &found);
@@ -254,7 +261,7 @@ static int put_into_lanes(struct mp_queue_view *v, struct mp_arena *a, uint64_t 
         uint64_t up = atomic_load(&found.c->next);
         uint32_t level = *(volatile uint32_t *)&found.c->level;
         atomic_store(&found.c->next, 0);
-        error = level < mp_arena_levels(v) ? link_chunks(v, a, level, oldest, oldest) : MP_CORRUPT;
+        error = level < mp_arena_levels(v) ? append_chunks(v, a, level, oldest, oldest) : MP_CORRUPT;
         if (error != MP_OK)
             return error;
         oldest = up;
@@ -301,20 +308,21 @@ int mp_spill_collect(struct mp_queue_view *v) {
 
 /* ---- putting ---------------------------------------------------------------------------------------------------------- */
 
-static int new_chunk(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t size, struct found *made) {
+/* A chunk behind `before`, the last one of the lane (NULL: there is none). */
+static int new_chunk(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, const struct found *before,
+                     struct found *made) {
+    uint64_t size = before == NULL ? CHUNK_SMALLEST : before->size * 2;
     struct mp_piece piece;
-    unsigned char *data;
-    int error = mp_piece_claim(v, size < CHUNK_SMALLEST ? CHUNK_SMALLEST : size > CHUNK_LARGEST ? CHUNK_LARGEST : size, false,
-                               &piece, &data);
-    if (error == MP_OK)
-        error = piece_named(v, chunk_name(piece.segment, piece.number), made);
+    struct mp_piece_place place;
+    int error = mp_piece_claim_chunk(v, size < CHUNK_LARGEST ? size : CHUNK_LARGEST, false, &piece, &place);
     if (error != MP_OK)
         return error;
-    atomic_store(&made->c->next, 0);
-    atomic_store(&made->c->filled, START);
-    atomic_store(&made->c->stamp, 0);
-    atomic_store(made->word, mp_piece_word_of(MP_PIECE_SPILL, -1, piece.sequence));
-    return link_chunks(v, a, level, made->name, made->name);
+    struct found chunk = {(struct chunk *)place.data, place.word, chunk_name(piece.segment, piece.number), place.size};
+    begin_chunk(chunk.c, START);
+    STORE(*chunk.word, mp_piece_word_of(MP_PIECE_SPILL, -1, piece.sequence));
+    link_chunks(a, level, before, chunk.name, chunk.name);
+    *made = chunk;
+    return MP_OK;
 }
 
 /* 0, or an error: then nothing was appended. */
@@ -326,9 +334,9 @@ int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_
     struct found last;
     error = last_chunk(v, &a->lanes[level], &last);
     if (error == MP_OK && filled_bytes(last.c) + mp_body_size(length + 1) > last.size)
-        error = new_chunk(v, a, level, last.size * 2, &last);
+        error = new_chunk(v, a, level, &last, &last);
     else if (error == MP_EMPTY)
-        error = new_chunk(v, a, level, 0, &last);
+        error = new_chunk(v, a, level, NULL, &last);
     if (error != MP_OK)
         return error;
     uint64_t filled = atomic_load(&last.c->filled);
@@ -338,7 +346,7 @@ int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_
     struct mp_body *r = (struct mp_body *)((unsigned char *)last.c + offset);
     r->length = length + 1;
     memcpy(r->body, &m->kind, length + 1);
-    atomic_store(&last.c->filled, filled + mp_body_size(length + 1) + (1ull << 32));
+    STORE(last.c->filled, filled + mp_body_size(length + 1) + (1ull << 32));
     atomic_fetch_add(&v->q->spilled, 1);
     return MP_OK;
 }
@@ -365,25 +373,25 @@ static int cut(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) {
     return damaged(v);
 }
 
-/* Frees the chunks at the head that have been read, so that a lane without messages has no chunk. */
-static int advance(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) {
+/* The first chunk of a lane that has not been read. Those before it are freed, so that a lane without messages has no chunk;
+ * MP_EMPTY: there is none. */
+static int first_chunk(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, struct found *first) {
     struct mp_lane *lane = &a->lanes[level];
     uint64_t head;
     while ((head = atomic_load(&lane->head)) != 0) {
-        struct found first;
-        int error = chunk_named(v, head >> 32, &first);
+        int error = chunk_named(v, head >> 32, first);
         if (error == MP_CORRUPT)
             return cut(v, a, level);
         if (error != MP_OK)
             return error;
-        if ((uint32_t)head < filled_bytes(first.c))
+        if ((uint32_t)head < filled_bytes(first->c))
             return MP_OK;
-        uint64_t next = atomic_load(&first.c->next);
-        atomic_store(&lane->head, next == 0 ? 0 : position(next, START));
-        free_chunk(v, &first);
+        uint64_t next = atomic_load(&first->c->next);
+        STORE(lane->head, next == 0 ? 0 : position(next, START));
+        free_chunk(v, first);
     }
     atomic_fetch_and(&a->used[level / 64], ~(1ull << level % 64));
-    return MP_OK;
+    return MP_EMPTY;
 }
 
 /* Makes the record the item. A large message passes to this process before it leaves the spill: should we die in between,
@@ -409,31 +417,26 @@ int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item) 
     if (a == NULL)
         return errno == 0 ? MP_EMPTY : errno;
     struct mp_lane *lane = &a->lanes[level];
-    int error = advance(v, a, level);
+    struct found first;
+    int error = first_chunk(v, a, level, &first);
     if (error != MP_OK)
         return error;
     uint64_t head = atomic_load(&lane->head);
-    if (head == 0)
-        return MP_EMPTY;
-    struct found first;
-    error = chunk_named(v, head >> 32, &first);
-    if (error != MP_OK)
-        return error == MP_CORRUPT ? cut(v, a, level) : error;
     uint32_t filled = filled_bytes(first.c), offset = (uint32_t)head, length, size = 0;
     if (filled <= first.size)
         size = record_at(&first, offset, filled, &length);
     if (size == 0) { /* nobody knows where the next one begins */
         atomic_store(&lane->head, position(head >> 32, UINT32_MAX));
-        damaged(v);
-        error = MP_CORRUPT;
+        error = damaged(v);
     } else {
         error = open_record(v, (struct mp_body *)((unsigned char *)first.c + offset), length, item);
         if (error != MP_OK && error != MP_EMPTY && error != MP_CORRUPT)
             return error;
-        atomic_store(&lane->head, position(head >> 32, offset + size));
+        STORE(lane->head, position(head >> 32, offset + size));
         atomic_fetch_sub(&v->q->spilled, 1);
     }
-    advance(v, a, level); /* if it fails, the next one has to */
+    if (size == 0 || offset + size >= filled)
+        first_chunk(v, a, level, &first); /* if it fails, the next one has to */
     return error;
 }
 
@@ -442,13 +445,15 @@ int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item) 
 /* Counts the messages of a lane, and leaves the stamp in its chunks. */
 static int repair_lane(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t stamp, uint64_t *count) {
     struct mp_lane *lane = &a->lanes[level];
-    int result = advance(v, a, level);
+    struct found before, found;
+    int result = first_chunk(v, a, level, &found);
+    if (result == MP_EMPTY)
+        return MP_OK;
+    if (result != MP_OK)
+        return result;
     uint64_t head = atomic_load(&lane->head);
     uint32_t offset = (uint32_t)head;
-    struct found before, found;
     before.c = NULL;
-    if (result != MP_OK && result != MP_CORRUPT)
-        return result;
     for (uint64_t name = head >> 32; name != 0; name = atomic_load(&found.c->next)) {
         int error = chunk_named(v, name, &found);
         if (error != MP_OK && error != MP_CORRUPT)
