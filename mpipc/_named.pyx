@@ -17,6 +17,7 @@ from mpipc.family._core cimport (
     Block,
     Family,
     mp_block_abandon,
+    mp_block_high,
     mp_family,
     new_block,
     seal,
@@ -220,7 +221,7 @@ cdef Block _new_block():
         if error.errno != ENOSPC:
             raise
     family = current()
-    for index in range(family.f.h.block_high):  # others may have unlinked what we track
+    for index in range(mp_block_high(family.f)):  # others may have unlinked what we track
         mp_named_reclaim(family.f, index, family.f.slot)
     return new_block(MP_KIND_SEGMENT)
 

@@ -59,20 +59,23 @@ cdef extern from "queue.h" nogil:
     int mp_queue_open(mp_queue_view *v, mp_family *f, uint32_t index)
     void mp_queue_close(mp_queue_view *v)
     int mp_queue_try_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level)
-    int mp_queue_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level)
+    int mp_queue_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level, int64_t deadline_ns)
     int mp_queue_try_take(mp_queue_view *v, mp_item *item)
-    int mp_queue_take(mp_queue_view *v, mp_item *item)
-    int mp_queue_take_many(mp_queue_view *v, mp_item *items, uint32_t most, uint32_t *count)
+    int mp_queue_take(mp_queue_view *v, mp_item *item, int64_t deadline_ns)
+    int mp_queue_take_many(mp_queue_view *v, mp_item *items, uint32_t most, uint32_t *count, int64_t deadline_ns)
     uint64_t mp_queue_send_many(
-        mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int *error)
+        mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int64_t deadline_ns,
+        int *outcome)
+    int64_t mp_queue_soon()
+    int64_t mp_queue_room(mp_queue_view *v)
     uint32_t mp_body_size(uint32_t length)
     int mp_queue_await(mp_queue_view *v, mp_item *item)
     int64_t mp_queue_size(mp_queue_view *v)
-    int mp_queue_task_done(mp_queue_view *v)
-    int64_t mp_queue_unfinished(mp_queue_view *v)
+    int mp_queue_task_done(mp_queue_view *v, int64_t deadline_ns)
+    int64_t mp_queue_unfinished(mp_queue_view *v, int64_t deadline_ns)
     mp_room *mp_joiners(mp_block *b)
 
-    int mp_piece_claim(mp_queue_view *v, uint64_t size, bint locked, mp_piece *piece, unsigned char **data)
+    int mp_piece_claim(mp_queue_view *v, uint64_t size, mp_piece *piece, unsigned char **data)
     bint mp_piece_sent(mp_queue_view *v, const mp_piece *piece)
     void mp_piece_free(mp_queue_view *v, const mp_piece *piece)
     int64_t mp_arena_trim(mp_queue_view *v, int64_t idle_ns)
@@ -111,10 +114,11 @@ cdef class Bundle:
     cdef size_t room
     cdef uint64_t large  # bytes in pieces
     cdef list pieces  # for each message None, or the piece that it is in
+    cdef object held  # the object that comes next, where there was no room for it
     cdef mp_body *next_body(self, uint32_t length) except NULL
     cdef bint add_plain(self, object obj) except -1
     cdef int add(self, MessageQueue queue, Serializer serializer) except -1
-    cdef int send(self, MessageQueue queue, uint32_t level) except -1
+    cdef int send(self, MessageQueue queue, uint32_t level, int64_t deadline) except -1
 
 
 cdef class MessageQueue:
@@ -125,13 +129,17 @@ cdef class MessageQueue:
     cdef Watch watch
     cdef object __weakref__
     cdef int ensure(self) except -1
+    cdef int failed(self, int error, bint sending, uint64_t size=*) except -1
     cdef int claim(self, Serializer serializer, mp_piece *piece) except -1
-    cdef int send(self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level) except -1
-    cdef int put_item(
-        self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level, bint block, object timeout
-    ) except -1
+    cdef int has_room(self, int64_t deadline) except -1
+    cdef int send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1
+    cdef int finish_send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1
+    cdef int wait_and_send(self, mp_item *item, uint32_t length, uint32_t level, int64_t deadline) except -1
     cdef object unpack(self, mp_item *item)
-    cdef int take(self, mp_item *item) except -1
+    cdef int take(self, mp_item *item, int outcome, object block, object timeout) except -1
+    cdef int finish_take(self, mp_item *item, int outcome, int64_t deadline) except -1
+    cdef int wait_and_take(self, mp_item *item, int64_t deadline) except -1
+    cdef int take_many(self, mp_item *items, uint32_t most, uint32_t *n, int64_t deadline) except -1
     cdef int await_room(self, mp_room *room, int64_t deadline, uint32_t *epoch) except -1
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from mpipc.family import Block
@@ -15,7 +15,9 @@ class Reducers:
     def __getitem__(self, cls: type) -> Any: ...
 
 class Bundle:
-    def fill(self, queue: MessageQueue, serializer: Serializer, objects: Iterable[Any], owner: Any) -> None: ...
+    def fill(
+        self, queue: MessageQueue, serializer: Serializer, objects: Iterator[Any], owner: Any, room: int
+    ) -> None: ...
     def discard(self, queue: MessageQueue) -> None: ...
 
 class MessageQueue:

@@ -2,7 +2,9 @@
 
 How messages travel, and what happens when a process dies on the way, stands in family/src: queue.c, spill.c, arena.c,
 waiting.c. Here is what those know nothing of: pickling, exceptions, signal handlers and the GIL, which is released
-where a call waits or copies much. Signal handlers run after every interrupted sleep, and on every tick of a timed one.
+where a call waits or copies much. Signal handlers run after every interrupted sleep, and on every tick of a longer one:
+also while somebody who does not run has the queue's lock. Whatever the core answers with MP_TICK or MP_INTERRUPTED has
+not been done, and nothing is in our hands.
 """
 
 import copyreg
@@ -16,19 +18,31 @@ from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBuffer_Release, 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EAGAIN, EBUSY, EIDRM, EINTR, ENOMEM, ENOMSG, ENOSPC, ERANGE, ETIMEDOUT, errno
+from libc.errno cimport errno
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.string cimport memcpy, memmove
 
 from mpipc._plain cimport read_plain, write_plain
+from mpipc.family._errors import queue_error
 from mpipc.family._core cimport (
+    MP_BUSY,
+    MP_CORRUPT,
+    MP_EMPTY,
+    MP_FULL,
+    MP_INTERRUPTED,
     MP_KIND_QUEUE,
+    MP_NONE_LEFT,
     MP_OK,
+    MP_TICK,
+    MP_TIMED_OUT,
     deadline_after,
+    deadline_if,
     fail,
+    fail_bell,
     fail_call,
     mp_block_abandon,
     mp_block_msgget,
+    mp_now_ns,
     new_block,
     seal,
 )
@@ -140,19 +154,32 @@ cdef Py_ssize_t BATCH = 128
 # And not more than this much shared memory is filled before the first of them is sent.
 cdef uint64_t LARGE_BUNDLE = 8 << 20
 
+cdef object NOTHING = object()
+
 
 cdef class Bundle:
 
     def __cinit__(self):
         self.pieces = []
+        self.held = NOTHING
 
     def __dealloc__(self):
         PyMem_Free(self.bodies)
 
-    def fill(self, MessageQueue queue, Serializer serializer, objects, owner):
+    def fill(self, MessageQueue queue, Serializer serializer, objects, owner, int64_t room):
+        """Adds objects, as an iterator gives them. One that costs more than a copy is held back if it is not among the
+        first `room`."""
         self.large = 0
-        for obj in objects:
+        while len(self.pieces) < BATCH and self.large <= LARGE_BUNDLE:
+            obj, self.held = self.held, NOTHING
+            if obj is NOTHING:
+                obj = next(objects, NOTHING)
+            if obj is NOTHING:
+                return
             if not self.add_plain(obj):
+                if len(self.pieces) >= room:
+                    self.held = obj
+                    return
                 try:
                     serializer.write_pickle_of(obj)
                     self.add(queue, serializer)
@@ -163,8 +190,6 @@ cdef class Bundle:
                         raise
                     owner._on_queue_feeder_error(e, obj)
                 serializer.reset()
-            if len(self.pieces) == BATCH or self.large > LARGE_BUNDLE:
-                break
 
     cdef mp_body *next_body(self, uint32_t length) except NULL:
         """Room for a message of `length` bytes."""
@@ -209,24 +234,27 @@ cdef class Bundle:
         self.used += mp_body_size(1 + length)
         return 0
 
-    cdef int send(self, MessageQueue queue, uint32_t level) except -1:
-        """Sends as many as there is room for, and keeps the others."""
-        cdef uint64_t sent, count = len(self.pieces)
-        cdef size_t offset = 0
-        cdef int error
-        if count == 0:
-            return 0
-        with nogil:
-            sent = mp_queue_send_many(&queue.v, self.bodies, count, level, &error)
-        for piece in self.pieces[:sent]:
-            offset += mp_body_size((<mp_body *> (self.bodies + offset)).length)
-            if piece is not None:
-                mp_piece_sent(&queue.v, <mp_piece *> PyBytes_AS_STRING(piece))
-        del self.pieces[:sent]
-        memmove(self.bodies, self.bodies + offset, self.used - offset)
-        self.used -= offset
-        if error != MP_OK:
-            fail_sending(error)
+    cdef int send(self, MessageQueue queue, uint32_t level, int64_t deadline) except -1:
+        """Sends as many as there is room for, and keeps the others. Waits for the lock only."""
+        cdef uint64_t sent, count
+        cdef size_t offset
+        cdef int outcome = MP_TICK
+        while self.pieces and (outcome == MP_TICK or outcome == MP_INTERRUPTED):
+            count = len(self.pieces)
+            offset = 0
+            with nogil:
+                sent = mp_queue_send_many(&queue.v, self.bodies, count, level, deadline, &outcome)
+            for piece in self.pieces[:sent]:
+                offset += mp_body_size((<mp_body *> (self.bodies + offset)).length)
+                if piece is not None:
+                    mp_piece_sent(&queue.v, <mp_piece *> PyBytes_AS_STRING(piece))
+            del self.pieces[:sent]
+            memmove(self.bodies, self.bodies + offset, self.used - offset)
+            self.used -= offset
+            if outcome == MP_TICK or outcome == MP_INTERRUPTED:
+                PyErr_CheckSignals()
+            elif outcome != MP_OK and outcome != MP_FULL and outcome != MP_TIMED_OUT:
+                queue.failed(outcome, True)
         return 0
 
     def discard(self, MessageQueue queue):
@@ -238,30 +266,6 @@ cdef class Bundle:
 
 
 # ---- the queue -------------------------------------------------------------------------------------------------------
-
-cdef extern from "<errno.h>" nogil:
-    enum:
-        EXFULL
-
-
-cdef int fail_sending(int error, uint64_t size=0) except -1:
-    """`size`: of the message, where shared memory was wanted for it."""
-    if error == EIDRM:
-        raise BrokenPipeError(error, "mpipc: the message queue was removed (ipcrm), nobody can receive from it")
-    if error == ENOMEM:
-        raise MemoryError("mpipc: there is no memory for the message; nothing was sent")
-    if error == ENOSPC:
-        fail_call(error, "shmget", {"key": 0, "size": size, "shmflg": 0o3600})
-    fail(error, "sending a message")
-
-
-cdef int fail_receiving(int error) except -1:
-    if error == EIDRM:
-        raise EOFError("mpipc: the message queue was removed (ipcrm), nothing will arrive any more")
-    if error == ENOMEM:
-        raise MemoryError("mpipc: there is no room in this process's address space for the shared memory of the queue")
-    fail(error, "receiving a message")
-
 
 cdef class MessageQueue:
     """A queue of pickled objects; what mpipc.queues are made of.
@@ -287,7 +291,7 @@ cdef class MessageQueue:
             seal(block)
         self.block = block
         if mp_queue_open(&self.v, block.f, block.index) != MP_OK:
-            raise MemoryError
+            raise MemoryError("mpipc: there is no memory for one more queue in this process")
         self.opened = True
         self.last_level = MP_QUEUE_LEVELS - 1 if self.v.flags & MP_QUEUE_PRIORITY else 0
 
@@ -300,6 +304,10 @@ cdef class MessageQueue:
             self.block.ensure()
         return 0
 
+    cdef int failed(self, int error, bint sending, uint64_t size=0) except -1:
+        """`size`: of the message, where shared memory was wanted for it."""
+        raise queue_error(error, sending, self.v.id, size)
+
     # ---- sending
 
     cdef int claim(self, Serializer serializer, mp_piece *piece) except -1:
@@ -307,9 +315,9 @@ cdef class MessageQueue:
         cdef unsigned char *data
         cdef int error
         with nogil:
-            error = mp_piece_claim(&self.v, serializer.total, False, piece, &data)
+            error = mp_piece_claim(&self.v, serializer.total, piece, &data)
         if error != MP_OK:
-            fail_sending(error, serializer.total)
+            self.failed(error, True, serializer.total)
         try:
             serializer.copy_to(data)
         except BaseException:
@@ -317,55 +325,77 @@ cdef class MessageQueue:
             raise
         return 0
 
-    cdef int send(self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level) except -1:
-        """Sends what `serializer` has, or if that is None the item's message of `length` bytes. 1 if sent, 0 if a
-        bounded queue is full."""
-        cdef mp_message *m = &item.message
-        cdef int error
-        if serializer is not None:
-            if serializer.total <= MP_QUEUE_INLINE:
-                m.kind = MP_BODY_INLINE
-                length = <uint32_t> serializer.total
-                serializer.copy_to(m.data)
-            else:
-                self.claim(serializer, &item.piece)
-                m.kind = MP_BODY_PIECE
-                length = sizeof(mp_piece)
-                memcpy(m.data, &item.piece, sizeof(mp_piece))
-        error = mp_queue_try_send(&self.v, m, length, level)
-        if error == EBUSY:
+    cdef int has_room(self, int64_t deadline) except -1:
+        """Whether a bounded queue has room, waited for until the deadline (0: not at all): what is large is not pickled
+        and copied before there is. Somebody else may be faster then."""
+        cdef int64_t room = mp_queue_room(&self.v)
+        cdef uint32_t epoch
+        if room == 0 and deadline != 0:
+            epoch = mp_room_enter(&self.v.q.putters)
+            try:
+                while True:
+                    room = mp_queue_room(&self.v)
+                    if room != 0:
+                        break
+                    if not self.await_room(&self.v.q.putters, deadline, &epoch):
+                        room = mp_queue_room(&self.v)
+                        break
+            finally:
+                mp_room_leave(&self.v.q.putters, epoch)
+        if room < 0:
+            self.failed(errno, True)
+        return room != 0
+
+    cdef int finish_send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1:
+        """What mp_queue_try_send() has begun; waits for the lock, and not for room."""
+        while outcome == MP_BUSY or outcome == MP_TICK or outcome == MP_INTERRUPTED:
+            if outcome != MP_BUSY:
+                PyErr_CheckSignals()
             with nogil:
-                error = mp_queue_send(&self.v, m, length, level)
-        if m.kind == MP_BODY_PIECE:
-            if error == MP_OK:
+                outcome = mp_queue_send(&self.v, &item.message, length, level, deadline)
+        return outcome
+
+    cdef int wait_and_send(self, mp_item *item, uint32_t length, uint32_t level, int64_t deadline) except -1:
+        """As finish_send(), waiting for room."""
+        cdef int outcome = MP_FULL
+        cdef uint32_t epoch = mp_room_enter(&self.v.q.putters)
+        try:
+            while True:
+                outcome = mp_queue_try_send(&self.v, &item.message, length, level)
+                outcome = self.finish_send(item, length, level, outcome, deadline)
+                if outcome != MP_FULL:
+                    return outcome
+                if not self.await_room(&self.v.q.putters, deadline, &epoch):
+                    outcome = mp_queue_try_send(&self.v, &item.message, length, level)
+                    outcome = self.finish_send(item, length, level, outcome, deadline)
+                    return outcome
+        finally:
+            mp_room_leave(&self.v.q.putters, epoch)
+            if outcome != MP_OK and outcome != MP_FULL:  # a ring that we may have heard was for somebody who sends
+                mp_room_ring(self.v.f, &self.v.q.putters, False)
+
+    cdef int send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1:
+        """Ends what mp_queue_try_send() has begun with the item's message of `length` bytes. 1 if it was sent, 0 if it
+        could not be before the deadline (0: now). A piece that was not sent is freed."""
+        try:
+            if outcome != MP_OK:
+                outcome = self.finish_send(item, length, level, outcome, deadline if deadline != 0 else mp_queue_soon())
+            if outcome == MP_FULL and deadline != 0:
+                outcome = self.wait_and_send(item, length, level, deadline)
+        except BaseException:
+            if item.message.kind == MP_BODY_PIECE:
+                mp_piece_free(&self.v, &item.piece)
+            raise
+        if item.message.kind == MP_BODY_PIECE:
+            if outcome == MP_OK:
                 mp_piece_sent(&self.v, &item.piece)
             else:
                 mp_piece_free(&self.v, &item.piece)
-        if error == MP_OK:
+        if outcome == MP_OK:
             return 1
-        if error == EAGAIN:
+        if outcome == MP_FULL or outcome == MP_TIMED_OUT:
             return 0
-        return fail_sending(error)
-
-    cdef int put_item(
-        self, Serializer serializer, mp_item *item, uint32_t length, uint32_t level, bint block, object timeout
-    ) except -1:
-        """As send(), waiting for room."""
-        cdef int64_t deadline
-        cdef uint32_t epoch
-        if self.send(serializer, item, length, level):
-            return 1
-        if not block:
-            return 0
-        deadline = deadline_after(timeout)
-        epoch = mp_room_enter(&self.v.q.putters)
-        try:
-            while not self.send(serializer, item, length, level):
-                if self.await_room(&self.v.q.putters, deadline, &epoch) == 0:
-                    return self.send(serializer, item, length, level)
-            return 1
-        finally:
-            mp_room_leave(&self.v.q.putters, epoch)
+        return self.failed(outcome, True)
 
     def put(self, obj, bint block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends obj; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
@@ -374,6 +404,8 @@ cdef class MessageQueue:
         """
         cdef mp_item item  # for its message
         cdef uint32_t length
+        cdef int outcome
+        cdef int64_t deadline
         cdef Serializer serializer
         self.ensure()
         if level < 0:
@@ -381,7 +413,13 @@ cdef class MessageQueue:
         length = <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
         if length != 0:
             item.message.kind = MP_BODY_PLAIN
-            return self.put_item(None, &item, length, <uint32_t> level, block, timeout) == 1
+            outcome = mp_queue_try_send(&self.v, &item.message, length, <uint32_t> level)
+            if outcome == MP_OK:
+                return True
+            return self.send(&item, length, <uint32_t> level, outcome, deadline_if(block, timeout)) == 1
+        deadline = deadline_if(block, timeout)
+        if self.v.b.size != 0 and not self.has_room(deadline):
+            return False
         serializer = take_serializer()
         try:
             try:
@@ -393,15 +431,25 @@ cdef class MessageQueue:
                     raise
                 owner._on_queue_feeder_error(e, obj)
                 return True
-            return self.put_item(serializer, &item, 0, <uint32_t> level, block, timeout) == 1
+            if serializer.total <= MP_QUEUE_INLINE:
+                item.message.kind = MP_BODY_INLINE
+                length = <uint32_t> serializer.total
+                serializer.copy_to(item.message.data)
+            else:
+                self.claim(serializer, &item.piece)
+                item.message.kind = MP_BODY_PIECE
+                length = sizeof(mp_piece)
+                memcpy(item.message.data, &item.piece, sizeof(mp_piece))
         finally:
             give_back(serializer)
+        outcome = mp_queue_try_send(&self.v, &item.message, length, <uint32_t> level)
+        return self.send(&item, length, <uint32_t> level, outcome, deadline) == 1
 
     def put_many(self, objects, block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are
         fewer than all if there was not room for all."""
         cdef Bundle bundle = Bundle()
-        cdef int64_t deadline = deadline_after(timeout) if block else 0
+        cdef int64_t deadline = deadline_if(block, timeout), room, lock_deadline
         cdef Py_ssize_t sent = 0, before
         cdef uint32_t epoch
         cdef Serializer serializer
@@ -410,30 +458,37 @@ cdef class MessageQueue:
             level = self.last_level
         objects = iter(objects)
         while True:
+            room = mp_queue_room(&self.v)
+            if room < 0:
+                self.failed(errno, True)
+            lock_deadline = deadline if deadline != 0 else mp_queue_soon()
             serializer = take_serializer()
             try:
-                bundle.fill(self, serializer, objects, owner)
+                bundle.fill(self, serializer, objects, owner, room)
             except BaseException:
-                bundle.send(self, <uint32_t> level)  # what came before it
-                bundle.discard(self)
+                try:
+                    bundle.send(self, <uint32_t> level, lock_deadline)  # what came before it
+                finally:
+                    bundle.discard(self)
                 raise
             finally:
                 give_back(serializer)
             before = len(bundle.pieces)
-            if before == 0:
+            if before == 0 and (bundle.held is NOTHING or not self.has_room(deadline)):
                 return sent
-            bundle.send(self, <uint32_t> level)
-            if bundle.pieces and block:
-                epoch = mp_room_enter(&self.v.q.putters)
-                try:
-                    while bundle.pieces and self.await_room(&self.v.q.putters, deadline, &epoch):
-                        bundle.send(self, <uint32_t> level)
-                    bundle.send(self, <uint32_t> level)
-                except BaseException:
-                    bundle.discard(self)
-                    raise
-                finally:
-                    mp_room_leave(&self.v.q.putters, epoch)
+            try:
+                bundle.send(self, <uint32_t> level, lock_deadline)
+                if bundle.pieces and deadline != 0:
+                    epoch = mp_room_enter(&self.v.q.putters)
+                    try:
+                        while bundle.pieces and self.await_room(&self.v.q.putters, deadline, &epoch):
+                            bundle.send(self, <uint32_t> level, deadline)
+                        bundle.send(self, <uint32_t> level, deadline)
+                    finally:
+                        mp_room_leave(&self.v.q.putters, epoch)
+            except BaseException:
+                bundle.discard(self)
+                raise
             sent += before - len(bundle.pieces)
             if bundle.pieces:
                 bundle.discard(self)
@@ -444,115 +499,158 @@ cdef class MessageQueue:
     cdef object unpack(self, mp_item *item):
         cdef object view
         if item.message.kind == MP_BODY_PLAIN:
-            return read_plain(item.data, item.size)
-        if item.message.kind == MP_BODY_INLINE:
-            return loads(PyBytes_FromStringAndSize(<char *> item.data, item.size))
+            try:
+                return read_plain(item.data, item.size)
+            except MemoryError:
+                raise
+            except Exception as e:
+                raise queue_error(MP_CORRUPT, False, self.v.id) from e
         try:
-            view = PyMemoryView_FromMemory(<char *> item.data, item.size, PyBUF_READ)
-            return loads(view)
-        finally:
-            mp_piece_free(&self.v, &item.piece)
+            if item.message.kind == MP_BODY_INLINE:
+                return loads(PyBytes_FromStringAndSize(<char *> item.data, item.size))
+            try:
+                view = PyMemoryView_FromMemory(<char *> item.data, item.size, PyBUF_READ)
+                return loads(view)
+            finally:
+                mp_piece_free(&self.v, &item.piece)
+        except EOFError as e:
+            # Of pickle itself, which says so where a pickle is cut off; from us it would mean that the queue is gone.
+            if type(e) is EOFError and (e.__traceback__ is None or e.__traceback__.tb_next is None):
+                raise queue_error(MP_CORRUPT, False, self.v.id) from e
+            raise
 
     cdef int await_room(self, mp_room *room, int64_t deadline, uint32_t *epoch) except -1:
         """Waits for a ring; 0 if the deadline has passed."""
-        cdef int error
+        cdef int outcome
         with nogil:
-            error = mp_room_wait(self.v.f, room, deadline)
-        if error == ETIMEDOUT:
+            outcome = mp_room_wait(self.v.f, room, deadline)
+        if outcome == MP_TIMED_OUT:
             return 0
-        if error == EINTR or error == EAGAIN:
+        if outcome == MP_INTERRUPTED or outcome == MP_TICK:
             PyErr_CheckSignals()
-        elif error != MP_OK:
-            fail(error, "waiting at a bell of the family")
+        elif outcome == MP_CORRUPT:
+            self.failed(outcome, False)
+        elif outcome != MP_OK:
+            fail_bell(outcome)
         epoch[0] = mp_room_stay(room, epoch[0])
         return 1
 
     def get_unless_interrupted(self):
         """As get(); None when a signal handler has run. For messages that are not None, and queues without tasks."""
         cdef mp_item item
-        cdef int error
+        cdef int outcome
         self.ensure()
-        error = self.take(&item)
-        while error == ENOMSG:
+        outcome = mp_queue_try_take(&self.v, &item)
+        if outcome == MP_BUSY:
             with nogil:
-                error = mp_queue_await(&self.v, &item)
-        if error == EINTR:
+                outcome = mp_queue_take(&self.v, &item, -1)
+        while outcome == MP_EMPTY or outcome == MP_TICK:
+            if outcome == MP_TICK:
+                PyErr_CheckSignals()
+            with nogil:
+                outcome = mp_queue_await(&self.v, &item)
+        if outcome == MP_INTERRUPTED:
             PyErr_CheckSignals()
             return None
-        if error != MP_OK:
-            fail_receiving(error)
+        if outcome != MP_OK:
+            self.failed(outcome, False)
         return self.unpack(&item)
 
     def get(self, block=True, timeout=None):
         """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; EOFError if the queue was
         removed. An error in unpickling is raised, too; the message is gone then."""
         cdef mp_item item
-        cdef int64_t deadline
-        cdef uint32_t epoch
-        cdef int error
+        cdef int outcome
         self.ensure()
-        error = self.take(&item)
-        if error == ENOMSG:
-            if not block:
+        outcome = mp_queue_try_take(&self.v, &item)
+        if outcome != MP_OK:
+            outcome = self.take(&item, outcome, block, timeout)
+            if outcome == MP_EMPTY or outcome == MP_TIMED_OUT:
                 raise Empty
-            if timeout is None and not self.v.flags & MP_QUEUE_COUNTED:
-                while error == ENOMSG or error == EINTR:
-                    with nogil:
-                        error = mp_queue_await(&self.v, &item)
-                    if error == EINTR:
-                        PyErr_CheckSignals()
-            else:
-                deadline = deadline_after(timeout)
-                epoch = mp_room_enter(&self.v.q.getters)
-                try:
-                    while True:
-                        error = self.take(&item)
-                        if error != ENOMSG:
-                            break
-                        if not self.await_room(&self.v.q.getters, deadline, &epoch):
-                            error = self.take(&item)
-                            break
-                finally:
-                    mp_room_leave(&self.v.q.getters, epoch)
-                if error == ENOMSG:
-                    raise Empty
-        if error != MP_OK:
-            fail_receiving(error)
+            if outcome != MP_OK:
+                self.failed(outcome, False)
+        if self.watch is None:
+            return self.unpack(&item)
         try:
             return self.unpack(&item)
         finally:
-            if self.watch is not None:
-                self.watch.look_again()
+            self.watch.look_again()
+
+    cdef int take(self, mp_item *item, int outcome, object block, object timeout) except -1:
+        """Ends what mp_queue_try_take() has begun."""
+        cdef int64_t deadline = deadline_if(block, timeout)
+        outcome = self.finish_take(item, outcome, deadline if deadline != 0 else mp_queue_soon())
+        if outcome == MP_EMPTY and self.watch is not None:
+            self.watch.look_again()
+        if outcome != MP_EMPTY or deadline == 0:
+            return outcome
+        if deadline > 0 or self.v.flags & MP_QUEUE_COUNTED:
+            return self.wait_and_take(item, deadline)
+        while outcome == MP_EMPTY or outcome == MP_TICK or outcome == MP_INTERRUPTED:
+            if outcome != MP_EMPTY:
+                PyErr_CheckSignals()
+            with nogil:
+                outcome = mp_queue_await(&self.v, item)
+        return outcome
+
+    cdef int finish_take(self, mp_item *item, int outcome, int64_t deadline) except -1:
+        """What mp_queue_try_take() has begun; waits for the lock, and not for a message."""
+        while outcome == MP_BUSY or outcome == MP_TICK or outcome == MP_INTERRUPTED:
+            if outcome != MP_BUSY:
+                PyErr_CheckSignals()
+            with nogil:
+                outcome = mp_queue_take(&self.v, item, deadline)
+        return outcome
+
+    cdef int wait_and_take(self, mp_item *item, int64_t deadline) except -1:
+        """As finish_take(), waiting for a message in a room."""
+        cdef int outcome = MP_EMPTY
+        cdef uint32_t epoch = mp_room_enter(&self.v.q.getters)
+        try:
+            while True:
+                outcome = self.finish_take(item, mp_queue_try_take(&self.v, item), deadline)
+                if outcome != MP_EMPTY:
+                    return outcome
+                if self.watch is not None:
+                    self.watch.look_again()
+                if not self.await_room(&self.v.q.getters, deadline, &epoch):
+                    outcome = self.finish_take(item, mp_queue_try_take(&self.v, item), deadline)
+                    return outcome
+        finally:
+            mp_room_leave(&self.v.q.getters, epoch)
+            if outcome != MP_OK and outcome != MP_EMPTY:  # a ring that we may have heard was for somebody who takes
+                mp_room_ring(self.v.f, &self.v.q.getters, False)
 
     def get_many(self, uint32_t most, block=True, timeout=None):
         """The next objects, up to `most`: what is there, or if there is nothing, the first that comes. As get().
 
         If unpickling one fails, what it raised is raised, with the other objects in its attribute `received`.
         """
-        cdef uint32_t n, i
-        cdef int error
+        cdef uint32_t n = 0, i
+        cdef int outcome
+        cdef int64_t deadline
         if most == 0:
             return []
         self.ensure()
         cdef uint32_t batch = min(most, BATCH)
         cdef mp_item *items = <mp_item *> PyMem_Malloc(batch * sizeof(mp_item))
-        cdef list objects
+        cdef list objects = []
         if items == NULL:
             raise MemoryError
         failure = None
         try:
-            with nogil:
-                error = mp_queue_take_many(&self.v, items, batch, &n)
-            if error == ENOMSG:
-                objects = [self.get(block, timeout)]
-                n = 0
+            deadline = deadline_if(block, timeout)
+            outcome = self.take_many(items, batch, &n, deadline if deadline != 0 else mp_queue_soon())
+            if outcome == MP_EMPTY or outcome == MP_TIMED_OUT:
+                if deadline > 0:
+                    timeout = (deadline - mp_now_ns()) / 1e9
+                objects.append(self.get(block, timeout))
                 if most > 1:
-                    with nogil:
-                        error = mp_queue_take_many(&self.v, items, min(batch, most - 1), &n)
-            else:
-                objects = []
-            if error != MP_OK and error != ENOMSG and not objects:  # else the next call will meet it
-                fail_receiving(error)
+                    outcome = self.take_many(items, min(batch, most - 1), &n, mp_queue_soon())
+                    if outcome != MP_CORRUPT:
+                        outcome = MP_OK  # of an error the next call will hear
+            if outcome != MP_OK:
+                failure = queue_error(outcome, False, self.v.id)
             for i in range(n):
                 try:
                     objects.append(self.unpack(&items[i]))
@@ -567,15 +665,14 @@ cdef class MessageQueue:
             raise failure
         return objects
 
-    cdef int take(self, mp_item *item) except -1:
-        cdef int error
-        error = mp_queue_try_take(&self.v, item)
-        if error == EAGAIN:
+    cdef int take_many(self, mp_item *items, uint32_t most, uint32_t *n, int64_t deadline) except -1:
+        cdef int outcome = MP_TICK
+        while outcome == MP_TICK or outcome == MP_INTERRUPTED:
             with nogil:
-                error = mp_queue_take(&self.v, item)
-        if error == ENOMSG and self.watch is not None:
-            self.watch.look_again()
-        return error
+                outcome = mp_queue_take_many(&self.v, items, most, n, deadline)
+            if outcome == MP_TICK or outcome == MP_INTERRUPTED:
+                PyErr_CheckSignals()
+        return outcome
 
     def poll(self, timeout=0.0):
         """Whether there is something in the queue, waited for at most `timeout` seconds (None: without a limit)."""
@@ -583,8 +680,8 @@ cdef class MessageQueue:
         cdef uint32_t epoch
         if self.size() != 0:
             return True
-        deadline = deadline_after(timeout)
-        if deadline == 0 or timeout == 0:
+        deadline = deadline_if(True, timeout)
+        if deadline == 0:
             return False
         epoch = mp_room_enter(&self.v.q.getters)
         try:
@@ -600,23 +697,31 @@ cdef class MessageQueue:
 
     def task_done(self):
         """One of the taken objects is done. ValueError if none is unfinished."""
-        cdef int error
+        cdef int outcome = MP_BUSY
         self.ensure()
-        with nogil:
-            error = mp_queue_task_done(&self.v)
-        if error == ERANGE:
+        while outcome == MP_BUSY or outcome == MP_TICK or outcome == MP_INTERRUPTED:
+            if outcome != MP_BUSY:
+                PyErr_CheckSignals()
+            with nogil:
+                outcome = mp_queue_task_done(&self.v, -1)
+        if outcome == MP_NONE_LEFT:
             raise ValueError("task_done() called too many times")
-        if error != MP_OK:
-            fail_receiving(error)
+        if outcome != MP_OK:
+            self.failed(outcome, False)
 
     def unfinished(self):
         """Objects in the queue, and those taken and not done."""
-        cdef int64_t n
+        cdef int64_t n = -1
+        cdef int outcome = MP_BUSY
         self.ensure()
-        with nogil:
-            n = mp_queue_unfinished(&self.v)
-        if n < 0:
-            fail_receiving(errno)
+        while outcome == MP_BUSY or outcome == MP_TICK or outcome == MP_INTERRUPTED:
+            if outcome != MP_BUSY:
+                PyErr_CheckSignals()
+            with nogil:
+                n = mp_queue_unfinished(&self.v, -1)
+                outcome = errno if n < 0 else MP_OK
+        if outcome != MP_OK:
+            self.failed(outcome, False)
         return n
 
     def join(self):
@@ -638,7 +743,7 @@ cdef class MessageQueue:
         self.ensure()
         n = mp_queue_size(&self.v)
         if n < 0:
-            fail_receiving(errno)
+            self.failed(errno, False)
         return n
 
     @property

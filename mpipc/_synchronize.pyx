@@ -11,8 +11,7 @@ from operator import index as index_of
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.long cimport PyLong_AsDouble, PyLong_CheckExact
-from libc.errno cimport EAGAIN, EINTR, ENOSPC, EOVERFLOW, EPERM, ETIMEDOUT, errno
+from libc.errno cimport ENOSPC, EOVERFLOW, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc.family._core cimport (
@@ -21,6 +20,7 @@ from mpipc.family._core cimport (
     MP_CELL_BROKEN,
     MP_CELL_NOTIFIED,
     MP_CELL_WAITING,
+    MP_INTERRUPTED,
     MP_KIND_BARRIER,
     MP_KIND_CONDITION,
     MP_KIND_EVENT,
@@ -29,20 +29,25 @@ from mpipc.family._core cimport (
     MP_KIND_SEMAPHORE,
     MP_LOCK_DIED,
     MP_LOCK_OWNER,
+    MP_NOT_HELD,
     MP_OK,
     MP_RETURNS_ALWAYS,
     MP_RETURNS_GUESSED,
     MP_RETURNS_NEVER,
+    MP_SLOTS,
+    MP_TICK,
+    MP_TIMED_OUT,
     Block,
-    deadline_after,
+    deadline_if,
     fail,
     fail_bell,
+    mp_bell_await,
     mp_bell_get,
-    mp_bell_wait,
     mp_cell_block,
     mp_cell_cancel,
     mp_cell_end,
     mp_cell_enter,
+    mp_cell_high,
     mp_cell_leave,
     mp_cell_slot,
     mp_cell_state,
@@ -73,24 +78,11 @@ from mpipc.family._core cimport (
     mp_slot_lives,
     mp_slot_pid,
     mp_this_thread,
-    mp_tick,
     new_block,
     seal,
 )
 
 SEM_VALUE_MAX = 0x7fffffff
-
-
-cdef inline int64_t acquire_deadline(object block, object timeout) except -2:
-    """multiprocessing's rules: without block the timeout is ignored; a negative one is 0. The answer is 0 where nothing
-    is waited for: that needs no clock, and no sleep of a timer's slack."""
-    cdef double seconds
-    if not block:
-        return 0
-    if timeout is None:
-        return -1
-    seconds = PyLong_AsDouble(timeout) if PyLong_CheckExact(timeout) else timeout
-    return 0 if seconds <= 0 else deadline_after(seconds)
 
 
 cdef class Shared:
@@ -149,7 +141,7 @@ cdef class LockBase(Shared):
             return True
         if take_at_once(self.f, self.b):
             return True
-        deadline = acquire_deadline(block, timeout)
+        deadline = deadline_if(block, timeout)
         if deadline == 0:
             return False
         while True:
@@ -158,9 +150,9 @@ cdef class LockBase(Shared):
             if error == MP_OK:
                 note_taken(self.b)
                 return True
-            if error == ETIMEDOUT:
+            if error == MP_TIMED_OUT:
                 return False
-            if error != EINTR and error != EAGAIN:
+            if error != MP_INTERRUPTED and error != MP_TICK:
                 fail_bell(error)
             PyErr_CheckSignals()
 
@@ -188,7 +180,7 @@ cdef class LockBase(Shared):
         if mp_lock_release_now(self.f, self.b):
             return 0
         error = mp_lock_release(self.f, self.block.index)
-        if error == EPERM:
+        if error == MP_NOT_HELD:
             raise ValueError("semaphore or lock released too many times")
         if error != MP_OK:
             fail_bell(error)
@@ -198,9 +190,13 @@ cdef class LockBase(Shared):
         """Frees the lock however often its owner has acquired it; returns how often. For Condition.wait()."""
         cdef Block handle = self.block
         cdef uint32_t depth = handle.b.lock.depth
+        cdef int error
         mp_lock_set_thread(handle.b, 0)
-        if mp_lock_release(handle.f, handle.index) != MP_OK:
-            fail_bell(errno)
+        error = mp_lock_release(handle.f, handle.index)
+        if error == MP_NOT_HELD:
+            raise ValueError("semaphore or lock released too many times")
+        if error != MP_OK:
+            fail_bell(error)
         return depth
 
     def _acquire_restore(self, uint32_t depth):
@@ -218,7 +214,7 @@ cdef class LockBase(Shared):
                 error = mp_lock_wait(f, index, -1)
             if error == MP_OK:
                 break
-            if error != EINTR and error != EAGAIN:
+            if error != MP_INTERRUPTED and error != MP_TICK:
                 fail_bell(error)
             try:
                 PyErr_CheckSignals()
@@ -262,7 +258,7 @@ cdef class LockBase(Shared):
 
     def _holder_pid(self):
         cdef uint64_t owner = self.block.b.lock.word & MP_LOCK_OWNER
-        return mp_slot_pid(self.block.f.seg.slots[owner - 1].word) if owner else None
+        return mp_slot_pid(self.block.f.seg.slots[owner - 1].word) if 0 < owner <= MP_SLOTS else None
 
     def _waiters(self):
         return mp_bell_get(self.block.f, self.block.index, GETNCNT)
@@ -307,7 +303,7 @@ cdef class SemaphoreBase(Shared):
             return True
         if error:
             fail(error, "acquiring a semaphore")
-        deadline = acquire_deadline(block, timeout)
+        deadline = deadline_if(block, timeout)
         if deadline == 0:
             return False
         error = mp_sem_enroll(f, index)
@@ -318,12 +314,10 @@ cdef class SemaphoreBase(Shared):
                 if mp_sem_try(f, index, &error):
                     return True
                 with nogil:
-                    error = mp_bell_wait(f, index, -1, deadline)
-                    if error == EAGAIN:
-                        mp_tick(f)
-                if error == ETIMEDOUT:
+                    error = mp_bell_await(f, index, -1, deadline)
+                if error == MP_TIMED_OUT:
                     return mp_sem_try(f, index, &error)
-                if error == EINTR or error == EAGAIN:
+                if error == MP_INTERRUPTED or error == MP_TICK:
                     PyErr_CheckSignals()
                 elif error != MP_OK:
                     fail_bell(error)
@@ -419,18 +413,21 @@ cdef class EventBase(Shared):
         """Waits until the event is set, at most `timeout` seconds if that is not None. Returns whether it was set."""
         cdef mp_family *f = self.block.f
         cdef uint32_t index = self.block.index
-        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t deadline
         cdef int error
+        if self.is_set():
+            return True
+        deadline = deadline_if(True, timeout)
+        if deadline == 0:
+            return False
         while True:
             with nogil:
-                error = mp_bell_wait(f, index, 0, deadline)
-                if error == EAGAIN:
-                    mp_tick(f)
+                error = mp_bell_await(f, index, 0, deadline)
             if error == MP_OK:
                 return True
-            if error == ETIMEDOUT:
+            if error == MP_TIMED_OUT:
                 return False
-            if error == EINTR or error == EAGAIN:
+            if error == MP_INTERRUPTED or error == MP_TICK:
                 PyErr_CheckSignals()
             else:
                 fail_bell(error)
@@ -498,15 +495,15 @@ cdef class Waiters(Shared):
     def wait(self, Cell cell not None, timeout=None):
         """Waits for the notification and gives the cell back. Returns whether it was notified."""
         cdef mp_family *f = self.block.f
-        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t deadline = deadline_if(True, timeout)
         cdef int error = MP_OK
         cdef bint notified
-        while mp_cell_state(f.seg.cells[cell.number].word) == MP_CELL_WAITING:
+        while deadline != 0 and mp_cell_state(f.seg.cells[cell.number].word) == MP_CELL_WAITING:
             with nogil:
                 error = mp_cell_wait(f, cell.number, deadline)
-            if error == ETIMEDOUT:
+            if error == MP_TIMED_OUT:
                 break
-            if error == EINTR or error == EAGAIN:
+            if error == MP_INTERRUPTED or error == MP_TICK:
                 PyErr_CheckSignals()
             elif error != MP_OK:
                 fail_bell(error)
@@ -564,7 +561,7 @@ cdef class BarrierState(LockBase):
         cdef uint64_t generation = self.block.b.condition.generation
         cdef uint32_t i
         found = set()
-        for i in range(f.h.cell_high):
+        for i in range(mp_cell_high(f)):
             word = f.seg.cells[i].word
             if (mp_cell_state(word) == MP_CELL_WAITING and mp_cell_block(word) == self.block.index
                     and f.seg.cells[i].generation == generation and mp_slot_lives(f, mp_cell_slot(word))):
@@ -585,7 +582,7 @@ cdef class BarrierState(LockBase):
         self.block.b.condition.broken = stay_broken
         self.block.b.condition.broken_generations = history | bit if broken_now else history & ~bit
         self.block.b.condition.generation = generation + 1
-        for i in range(f.h.cell_high):
+        for i in range(mp_cell_high(f)):
             mp_cell_end(f, i, self.block.index, MP_CELL_BROKEN if broken_now else MP_CELL_NOTIFIED)
 
     cdef str outcome(self, Cell cell):
@@ -606,19 +603,19 @@ cdef class BarrierState(LockBase):
     def wait(self, Cell cell not None, timeout=None):
         """Waits for the end of the cycle. "passed", "broken" or "timeout"."""
         cdef mp_family *f = self.block.f
-        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t deadline = deadline_if(True, timeout)
         cdef int error = MP_OK
         while True:
             outcome = self.outcome(cell)
             if outcome is not None:
                 return outcome
-            if error == ETIMEDOUT:
+            if error == MP_TIMED_OUT or deadline == 0:
                 return "timeout"
             with nogil:
                 error = mp_cell_wait(f, cell.number, deadline)
-            if error == EINTR or error == EAGAIN:
+            if error == MP_INTERRUPTED or error == MP_TICK:
                 PyErr_CheckSignals()
-            elif error != MP_OK and error != ETIMEDOUT:
+            elif error != MP_OK and error != MP_TIMED_OUT:
                 fail_bell(error)
 
     def give_up(self, Cell cell not None):

@@ -15,6 +15,15 @@ cdef extern from "family.h" nogil:
         MP_LOCK_CONTENDED
         MP_LOCK_DIED
         MP_OK
+        MP_TICK
+        MP_INTERRUPTED
+        MP_TIMED_OUT
+        MP_BUSY
+        MP_EMPTY
+        MP_FULL
+        MP_NOT_HELD
+        MP_NONE_LEFT
+        MP_CORRUPT
         MP_OPEN
         MP_KIND_LOCK
         MP_KIND_RLOCK
@@ -169,6 +178,7 @@ cdef extern from "family.h" nogil:
     int mp_bell_set(mp_family *f, uint32_t bell, int value)
     int mp_bell_get(mp_family *f, uint32_t bell, int command)
     int mp_bell_wait(mp_family *f, uint32_t bell, int op, int64_t deadline_ns)
+    int mp_bell_await(mp_family *f, uint32_t bell, int op, int64_t deadline_ns)
 
     bint mp_lock_try(mp_family *f, mp_block *b, uint64_t contended)
     void mp_lock_set_thread(mp_block *b, uint64_t thread)
@@ -234,6 +244,7 @@ cdef class Block:
 cdef Block new_block(uint32_t kind)
 cdef Block seal(Block block)
 cdef int64_t deadline_after(object timeout) except -2
+cdef int64_t deadline_if(object block, object timeout) except -2
 cdef object fail(int error, str what)
 cdef object fail_call(int error, str call, dict arguments)
 cdef object fail_bell(int error)

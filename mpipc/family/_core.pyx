@@ -125,6 +125,18 @@ cdef int64_t deadline_after(object timeout) except -2:
     return mp_now_ns() + (<int64_t> (seconds * 1e9) if seconds > 0 else 0)
 
 
+cdef int64_t deadline_if(object block, object timeout) except -2:
+    """The same for a call that waits only if `block`; 0 if it waits for nothing. As in multiprocessing, the timeout is
+    ignored then, and one that is not positive is none."""
+    cdef double seconds
+    if not block:
+        return 0
+    if timeout is None:
+        return -1
+    seconds = timeout
+    return 0 if seconds <= 0 else deadline_after(timeout)
+
+
 cdef class Family:
     """The processes that share mpipc objects, and the segment that says who holds what. See DESIGN.md, section 3."""
 

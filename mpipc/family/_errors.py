@@ -1,6 +1,8 @@
-"""What went wrong in the family, and what to do about it.
+"""What went wrong in the family, and what to do about it: the one place where an error of the C core becomes an
+exception.
 
-Failed system calls are mpipc.sysv's errors, which name the limit that was met; the family's own tables have limits too.
+The errors that leave the core are those of src/outcome.h. Failed system calls are mpipc.sysv's errors, which name the
+limit that was met; the family's own tables have limits too.
 """
 
 import errno
@@ -28,6 +30,32 @@ _OWN = {
         " for objects that more than 30 share"
     ),
 }
+
+
+_DAMAGED = (
+    "mpipc: message queue {id} (as ipcs -q shows it): what was found is not what was sent, and has been dropped; another"
+    " program writes to this queue or to its shared memory?"
+)
+
+
+def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Exception:
+    """The error for sending to a queue, or receiving from it. `queue` is the id of its message queue, `size` that of
+    the message, where shared memory was wanted for it."""
+    if error == errno.EIDRM and sending:
+        return BrokenPipeError(error, "mpipc: the message queue was removed (ipcrm), nobody can receive from it")
+    if error == errno.EIDRM:
+        return EOFError("mpipc: the message queue was removed (ipcrm), nothing will arrive any more")
+    if error == errno.ENOMEM and sending:
+        return MemoryError("mpipc: there is no memory for the message; nothing was sent")
+    if error == errno.ENOMEM:
+        return MemoryError("mpipc: there is no room in this process's address space for the shared memory of the queue")
+    if error == errno.ENOSPC:
+        return call_error(error, "shmget", {"key": 0, "size": size, "shmflg": 0o3600})
+    if error == errno.EFBIG:
+        return call_error(errno.EINVAL, "shmget", {"key": 0, "size": size, "shmflg": 0o3600})
+    if error == errno.EBADMSG:
+        return OSError(error, _DAMAGED.format(id=queue))
+    return family_error(error, f"{'sending to' if sending else 'receiving from'} message queue {queue}")
 
 
 def family_error(error: int, what: str) -> OSError:

@@ -7,19 +7,21 @@ static struct mp_piece pieces[PIECES];
 static struct mp_piece claim_one(void) {
     struct mp_piece piece;
     unsigned char *data;
-    check_equal(mp_piece_claim(&queue, 3000, false, &piece, &data), MP_OK);
+    check_equal(mp_piece_claim(&queue, 3000, &piece, &data), MP_OK);
     return piece;
 }
 static struct mp_arena *arena(void) { return mp_arena_open(&queue); }
 static uint32_t segment_of_pieces(void) { return pieces[0].segment; }
 
 static void setup_3_pieces_taken(void) {
+    struct mp_piece_place place;
     setup_empty_queue();
     for (int i = 0; i < 3; i++) {
         pieces[i] = claim_one();
         check_equal(pieces[i].number, i);
     }
-    check_equal(arena()->segment[segment_of_pieces()].pieces, PIECES);
+    check_equal(mp_piece_find(&queue, segment_of_pieces(), PIECES - 1, &place), MP_OK);
+    check_equal(mp_piece_find(&queue, segment_of_pieces(), PIECES, &place), MP_CORRUPT);
 }
 static void op_claim_and_free(void) {
     struct mp_piece first = claim_one(), second = claim_one();

@@ -685,8 +685,8 @@ static void send_number(uint32_t number) {
     m.kind = MP_BODY_INLINE;
     memcpy(m.data, &number, sizeof number);
     int error = mp_queue_try_send(&queue, &m, sizeof number, 0);
-    if (error == EBUSY)
-        error = mp_queue_send(&queue, &m, sizeof number, 0);
+    if (error == MP_BUSY)
+        error = mp_queue_send(&queue, &m, sizeof number, 0, -1);
     check_equal(error, MP_OK);
 }
 /* 0: there is none */
@@ -694,9 +694,9 @@ static uint32_t take_number(void) {
     struct mp_item item;
     uint32_t number;
     int error = mp_queue_try_take(&queue, &item);
-    if (error == EAGAIN)
-        error = mp_queue_take(&queue, &item);
-    if (error == ENOMSG)
+    if (error == MP_BUSY)
+        error = mp_queue_take(&queue, &item, -1);
+    if (error == MP_EMPTY)
         return 0;
     check_equal(error, MP_OK);
     check_equal(item.size, sizeof number);
@@ -740,7 +740,7 @@ static void setup_3_in_spill(void) {
 }
 static void setup_1_in_kernel_2_in_spill(void) {
     setup_queue_with_token();
-    check_equal(mp_queue_lock(&queue), MP_OK);
+    check_equal(mp_queue_lock(&queue, -1), MP_OK);
     struct { long type; char kind; uint32_t number; } __attribute__((packed)) m = {MP_TYPE_LEVEL, MP_BODY_INLINE, 1};
     check(msgsnd(queue.id, &m, 5, 0) == 0); /* from one who saw no token */
     atomic_fetch_and(&queue.q->token, ~(uint32_t)MP_TOKEN_DRY);
@@ -808,8 +808,8 @@ static void token_goes_and_child_goes_on(void) {
         struct mp_item item;
         ssize_t n = msgrcv(queue.id, &item.message, MP_BODY_SIZE, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT);
         item.token = n >= 0 ? item.message.type : 0;
-        int error = mp_queue_take(&queue, &item);
-        check(error == ENOMSG || error == MP_OK);
+        int error = mp_queue_take(&queue, &item, -1);
+        check(error == MP_EMPTY || error == MP_OK);
         if (error == MP_OK) {
             uint32_t number;
             memcpy(&number, item.data, sizeof number);
@@ -824,7 +824,7 @@ static int receive_one(void) { /* the loop of MessageQueue.get() */
     int error;
     do
         error = mp_queue_await(&queue, &item);
-    while (error == ENOMSG || error == EINTR);
+    while (error == MP_EMPTY || error == MP_INTERRUPTED);
     return error;
 }
 static int bystander_sleeps(void) { return has_blocked(bystanders[0]); }

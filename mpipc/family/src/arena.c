@@ -6,6 +6,7 @@
  *
  *   FREE -> FILLING by a sender -> QUEUED, when its descriptor is in the queue -> RECEIVED by a receiver -> FREE
  *   FREE -> FILLING -> SPILL, a chunk of the spill (spill.c) -> FREE
+ *   FREE -> FILLING -> POSTED by a sender without the lock -> SPILL, by whoever has it (spill.c) -> FREE
  *
  * The descriptor carries the sequence of the life it means. Where a process can die:
  *   FILLING: recovery frees the piece. The descriptor may be in the spill already, but put had not returned; who comes to
@@ -15,8 +16,16 @@
  *   QUEUED: the queue owns the piece; the sender may go.
  *   RECEIVED: recovery frees it; the message was in the receiver's hands. Descriptors do not go through the kernel queue
  *     because they would leave it before they say RECEIVED, and the piece of a receiver killed in between would be lost.
- * A segment is made by the holder of the queue's lock, which goes on where another died: either it is in the directory, or
- * it is one that the queue owns and nobody knows, to be removed with the queue. */
+ *   POSTED: recovery cannot tell whether it was posted, that is, whether anything leads to it. It takes the slot out of the word
+ *     and has the lock's next owner find out, who can (mp_spill_repair).
+ *
+ * Segments and the directory are made without the lock, too, so that a large message can be sent, and a message posted, while
+ * the lock's owner does not run. One is made under a block of the family, and then published by one compare-and-swap from 0; who
+ * comes too late takes his down again. Who dies before that leaves one that the queue owns and nobody knows, to be removed with
+ * the queue.
+ *
+ * Nothing that stands in shared memory is believed: a segment is as large as the kernel says, its pieces are as many as fit, and
+ * where they are is kept with the address at which it is attached. */
 #include "queue.h"
 
 #include <stdlib.h>
@@ -24,7 +33,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define SMALLEST (16ull << 10)
+#define SMALLEST (16ull << 10) /* of those for large messages and for the chunks of the spill */
+#define SMALLEST_POST 256ull
 #define PAGE 4096ull
 #define LARGE (64ull << 10)
 
@@ -33,38 +43,104 @@ struct piece_words {
     _Atomic int64_t freed_ns; /* when it was last freed; 0: it has no pages */
 };
 
-static void *attach(struct mp_family *f, uint32_t index, uint32_t serial) {
+/* ---- sizes ----------------------------------------------------------------------------------------------------------- */
+
+/* Sizes are powers of two, above 1 MiB with three steps between: few enough that pieces find their likes again. In the directory
+ * a size is a code, log2:6 << 2 | eighths less:2. */
+static uint64_t size_of_code(uint32_t code) {
+    uint32_t log = code >> 2, less = code & 3;
+    if (log < 8 || log > 46 || (less != 0 && log <= 20))
+        return 0;
+    return (1ull << log) - less * (1ull << log >> 3);
+}
+
+/* 0: there is no such size. */
+static uint32_t code_of(uint64_t size, uint64_t smallest) {
+    uint64_t least = size > smallest ? size : smallest;
+    uint32_t log = 64 - (uint32_t)__builtin_clzll(least - 1), less = 0;
+    if (least > 1ull << 46)
+        return 0;
+    while (log > 20 && less < 3 && size_of_code(log << 2 | (less + 1)) >= size)
+        less++;
+    return log << 2 | less;
+}
+
+/* With each segment of a size, up to the eighth, the next one is twice as large: `shift`. */
+#define LARGEST_SHIFT 8u
+static uint32_t pieces_of(uint32_t code, uint32_t shift) {
+    uint64_t bytes = 256ull << 10 << shift;
+    uint32_t log = code >> 2, most = log < 14 ? 8192 : 4096;
+    uint64_t pieces = (code & 3) == 0 ? bytes >> log : bytes / size_of_code(code);
+    return pieces < 1 ? 1 : pieces > most ? most : (uint32_t)pieces;
+}
+
+/* Before the first piece are the words of all. */
+static uint64_t offset_of(uint32_t pieces) { return (pieces * sizeof(struct piece_words) + PAGE - 1) / PAGE * PAGE; }
+
+/* An entry of the directory: block + 1 : 19 | code:8 << 19 | shift:4 << 27 | serial:32 << 32; 0: there is none. */
+static uint64_t entry(uint32_t index, uint32_t serial, uint32_t code, uint32_t shift) {
+    return (uint64_t)(index + 1) | (uint64_t)code << 19 | (uint64_t)shift << 27 | (uint64_t)serial << 32;
+}
+static uint32_t entry_block(uint64_t e) { return (uint32_t)(e & 0x7ffff) - 1; }
+static uint32_t entry_code(uint64_t e) { return e >> 19 & 0xff; }
+static uint32_t entry_shift(uint64_t e) { return e >> 27 & 0xf; }
+static uint32_t entry_serial(uint64_t e) { return e >> 32; }
+
+/* A segment as this process has it: the address at which it is attached, which ends with 12 bits 0, and in those code << 4 | shift.
+ * So what was checked when it was attached is in one word with the address, and nobody else can change it. */
+struct view {
+    unsigned char *base; /* NULL: it could not be attached */
+    uint64_t size;       /* of a piece */
+    uint32_t pieces;
+};
+static uintptr_t view_word(void *base, uint32_t code, uint32_t shift) { return (uintptr_t)base | code << 4 | shift; }
+static struct view view_of(uintptr_t word) {
+    uint32_t code = word >> 4 & 0xff;
+    return (struct view){(unsigned char *)(word & ~(uintptr_t)0xfff), size_of_code(code), pieces_of(code, word & 0xf)};
+}
+static struct piece_words *words_of(struct view s) { return (struct piece_words *)s.base; }
+static unsigned char *data_of(struct view s, uint32_t number) { return s.base + offset_of(s.pieces) + number * s.size; }
+
+/* ---- segments -------------------------------------------------------------------------------------------------------- */
+
+/* NULL with errno. `size`: what it has to have at least. */
+static void *attach(struct mp_family *f, uint32_t index, uint32_t serial, uint64_t size) {
+    errno = MP_CORRUPT;
+    if (index >= MP_BLOCKS)
+        return NULL;
     struct mp_block *b = mp_block_at(f, index);
     uint64_t ready = mp_block_word(MP_BLOCK_READY, -1, serial);
-    if (index >= MP_BLOCKS || atomic_load(&b->word) != ready) {
-        errno = EIDRM;
+    struct shmid_ds ds;
+    int id = atomic_load(&b->id);
+    if (atomic_load(&b->word) != ready || b->kind != MP_KIND_SEGMENT)
+        return NULL;
+    if (shmctl(id, IPC_STAT, &ds) < 0) {
+        errno = mp_error(errno);
         return NULL;
     }
-    void *base = shmat(atomic_load(&b->id), NULL, 0);
-    if (base == (void *)-1)
+    if (ds.shm_segsz < size || ds.shm_perm.__key != b->key)
         return NULL;
-    if (atomic_load(&b->word) != ready) {
-        shmdt(base);
-        errno = EIDRM;
+    void *base = shmat(id, NULL, 0);
+    if (base == (void *)-1) {
+        errno = errno == EMFILE ? MP_NO_MEMORY : mp_error(errno);
         return NULL;
     }
     return base;
 }
 
-/* A segment that belongs to the queue and to no process. Needs the queue's lock. Returns its block, or -1 with errno: EXFULL
- * if it is the family's table that is full, ENOSPC is for a limit of the system. */
+/* A segment that belongs to the queue and to no process. Returns its block, or -1 with errno: EXFULL if it is the family's table
+ * that is full, ENOSPC is for a limit of the system. */
 static int64_t own_segment(struct mp_queue_view *v, uint64_t size) {
     struct mp_family *f = v->f;
     atomic_fetch_or(&v->q->token, MP_TOKEN_ARENA);
     int64_t index = mp_block_new(f, MP_KIND_SEGMENT);
     if (index < 0) {
-        if (errno == ENOSPC)
-            errno = EXFULL;
+        errno = errno == ENOSPC ? MP_TABLE_FULL : mp_error(errno);
         return MP_FAILED;
     }
     struct mp_block *b = mp_block_at(f, (uint32_t)index);
     if (mp_block_shmget(f, (uint32_t)index, size, 0600) < 0) {
-        int error = errno;
+        int error = errno == EINVAL ? MP_TOO_LARGE : mp_error(errno); /* no id was given that could be wrong */
         mp_block_abandon(f, (uint32_t)index);
         errno = error;
         return MP_FAILED;
@@ -85,6 +161,10 @@ static void disown_segment(struct mp_queue_view *v, uint32_t index) {
 
 /* ---- the directory ------------------------------------------------------------------------------------------------- */
 
+static uint64_t directory_size(struct mp_queue_view *v) {
+    return sizeof(struct mp_arena) + mp_arena_levels(v) * sizeof(struct mp_lane);
+}
+
 /* NULL with errno 0 if there is no arena yet. */
 struct mp_arena *mp_arena_open(struct mp_queue_view *v) {
     struct mp_arena *a = atomic_load_explicit(&v->arena, memory_order_acquire);
@@ -94,7 +174,7 @@ struct mp_arena *mp_arena_open(struct mp_queue_view *v) {
     errno = 0;
     if (name == 0)
         return NULL;
-    a = attach(v->f, (uint32_t)name - 1, (uint32_t)(name >> 32));
+    a = attach(v->f, (uint32_t)name - 1, (uint32_t)(name >> 32), directory_size(v));
     if (a == NULL)
         return NULL;
     struct mp_arena *other = NULL;
@@ -105,31 +185,22 @@ struct mp_arena *mp_arena_open(struct mp_queue_view *v) {
     return a;
 }
 
-/* Needs the queue's lock. */
 int mp_arena_make(struct mp_queue_view *v) {
-    if (atomic_load(&v->q->arena) != 0)
-        return mp_arena_open(v) != NULL ? MP_OK : errno;
-    uint64_t levels = v->flags & MP_QUEUE_PRIORITY ? MP_QUEUE_LEVELS : 1;
-    int64_t index = own_segment(v, sizeof(struct mp_arena) + levels * sizeof(struct mp_lane));
-    if (index < 0)
-        return errno;
-    uint32_t serial = mp_block_serial(atomic_load(&mp_block_at(v->f, (uint32_t)index)->word));
-    struct mp_arena *a = attach(v->f, (uint32_t)index, serial);
-    if (a == NULL) {
-        int error = errno;
-        disown_segment(v, (uint32_t)index);
-        return error;
+    if (atomic_load(&v->q->arena) == 0) {
+        int64_t index = own_segment(v, directory_size(v));
+        if (index < 0)
+            return errno;
+        uint64_t none = 0, serial = mp_block_serial(atomic_load(&mp_block_at(v->f, (uint32_t)index)->word));
+        if (!atomic_compare_exchange_strong(&v->q->arena, &none, ((uint64_t)index + 1) | serial << 32))
+            disown_segment(v, (uint32_t)index); /* another was faster */
     }
-    a->levels = levels;
-    atomic_store(&v->q->arena, ((uint64_t)index + 1) | (uint64_t)serial << 32);
-    atomic_store(&v->arena, a);
-    return MP_OK;
+    return mp_arena_open(v) != NULL ? MP_OK : errno;
 }
 
 void mp_arena_close(struct mp_queue_view *v) {
     for (uint32_t i = 0; v->segments != NULL && i < MP_ARENA_SEGMENTS; i++)
-        if (atomic_load(&v->segments[i]) != NULL)
-            shmdt(atomic_load(&v->segments[i]));
+        if (atomic_load(&v->segments[i]) != 0)
+            shmdt(view_of(atomic_load(&v->segments[i])).base);
     free(v->segments);
     v->segments = NULL;
     struct mp_arena *a = atomic_exchange(&v->arena, NULL);
@@ -137,105 +208,101 @@ void mp_arena_close(struct mp_queue_view *v) {
         shmdt(a);
 }
 
-/* ---- segments ------------------------------------------------------------------------------------------------------ */
+static uint32_t segments_of(struct mp_arena *a) {
+    uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
+    return count < MP_ARENA_SEGMENTS ? count : MP_ARENA_SEGMENTS;
+}
 
-/* Where a published segment is in this process; NULL with errno. */
-unsigned char *mp_arena_segment(struct mp_queue_view *v, uint32_t segment) {
+/* Where a published segment is in this process; base NULL with errno. */
+static struct view attach_segment(struct mp_queue_view *v, uint32_t segment) {
     struct mp_arena *a = mp_arena_open(v);
-    if (a == NULL || segment >= atomic_load(&a->segments)) {
-        errno = a == NULL && errno != 0 ? errno : EIDRM;
-        return NULL;
+    if (a == NULL || segment >= MP_ARENA_SEGMENTS) {
+        errno = a == NULL && errno != 0 ? errno : MP_CORRUPT;
+        return (struct view){0};
     }
-    unsigned char *base = atomic_load_explicit(&v->segments[segment], memory_order_acquire);
-    if (base != NULL)
-        return base;
-    base = attach(v->f, a->segment[segment].block, a->segment[segment].serial);
+    uint64_t e = atomic_load(&a->segment[segment]);
+    uint32_t code = entry_code(e), shift = entry_shift(e);
+    if (e == 0 || size_of_code(code) == 0 || shift > LARGEST_SHIFT) {
+        errno = MP_CORRUPT;
+        return (struct view){0};
+    }
+    uint32_t pieces = pieces_of(code, shift);
+    void *base = attach(v->f, entry_block(e), entry_serial(e), offset_of(pieces) + pieces * size_of_code(code));
     if (base == NULL)
-        return NULL;
-    unsigned char *other = NULL;
-    if (!atomic_compare_exchange_strong(&v->segments[segment], &other, base)) {
+        return (struct view){0};
+    uintptr_t other = 0, word = view_word(base, code, shift);
+    if (!atomic_compare_exchange_strong(&v->segments[segment], &other, word)) {
         shmdt(base);
-        return other;
+        word = other;
     }
-    return base;
+    return view_of(word);
 }
 
-static struct piece_words *words_of(struct mp_queue_view *v, uint32_t segment) {
-    return (struct piece_words *)mp_arena_segment(v, segment);
+static inline struct view segment_at(struct mp_queue_view *v, uint32_t segment) {
+    uintptr_t word = segment < MP_ARENA_SEGMENTS ? atomic_load_explicit(&v->segments[segment], memory_order_acquire) : 0;
+    return word != 0 ? view_of(word) : attach_segment(v, segment);
 }
 
-_Atomic uint64_t *mp_piece_word(struct mp_queue_view *v, uint32_t segment, uint32_t number) {
-    struct piece_words *words = words_of(v, segment);
-    return words == NULL || number >= atomic_load(&v->arena)->segment[segment].pieces ? NULL : &words[number].word;
-}
-
-unsigned char *mp_piece_data(struct mp_queue_view *v, uint32_t segment, uint32_t number) {
-    unsigned char *base = mp_arena_segment(v, segment);
-    if (base == NULL)
-        return NULL;
-    struct mp_arena_segment *s = &atomic_load(&v->arena)->segment[segment];
-    if (number >= s->pieces) {
-        errno = EIDRM;
-        return NULL;
+/* The segment, if there is a piece of that number in it; else base NULL with errno. */
+static struct view piece_at(struct mp_queue_view *v, uint32_t segment, uint32_t number) {
+    struct view s = segment_at(v, segment);
+    if (s.base != NULL && number >= s.pieces) {
+        errno = MP_CORRUPT;
+        s.base = NULL;
     }
-    return base + s->offset + (uint64_t)number * s->piece_size;
+    return s;
 }
 
-uint64_t mp_piece_size(struct mp_queue_view *v, uint32_t segment) {
-    return atomic_load(&v->arena)->segment[segment].piece_size;
+/* Where a piece is in this process: 0, or an error. */
+int mp_piece_find(struct mp_queue_view *v, uint32_t segment, uint32_t number, struct mp_piece_place *place) {
+    struct view s = piece_at(v, segment, number);
+    if (s.base == NULL)
+        return errno;
+    *place = (struct mp_piece_place){&words_of(s)[number].word, data_of(s, number), s.size};
+    return MP_OK;
 }
 
-/* Sizes are powers of two, above 1 MiB with three steps between: few enough that pieces find their likes again. 0: there is
- * no such size. */
-static uint64_t size_class(uint64_t size) {
-    uint64_t class = SMALLEST;
-    while (class < size && class < 1ull << 46)
-        class <<= 1;
-    if (class < size)
-        return 0;
-    for (uint64_t quarter = class / 8; class > 1ull << 20 && class - quarter >= size && class > quarter * 5;)
-        class -= quarter;
-    return class;
-}
-
-static uint32_t pieces_for(struct mp_arena *a, uint64_t class) {
-    uint32_t made = 0, count = atomic_load(&a->segments);
-    for (uint32_t i = 0; i < count; i++)
-        made += a->segment[i].piece_size == class;
-    uint64_t bytes = (256ull << 10) << (made < 8 ? made : 8);
-    uint64_t pieces = bytes / class;
-    return pieces < 1 ? 1 : pieces > 4096 ? 4096 : (uint32_t)pieces;
-}
-
-/* Needs the queue's lock. */
-static int add_segment(struct mp_queue_view *v, uint64_t class) {
+/* One more segment for a size; MP_OK also if somebody else has added one, of whatever size: then there is something new to be
+ * looked at. */
+static int add_segment(struct mp_queue_view *v, uint32_t code, uint32_t number) {
     int error = mp_arena_make(v);
     if (error != MP_OK)
         return error;
     struct mp_arena *a = atomic_load(&v->arena);
-    uint32_t number = atomic_load(&a->segments);
-    if (number == MP_ARENA_SEGMENTS)
-        return EXFULL;
-    uint32_t pieces = pieces_for(a, class);
-    uint64_t offset = (pieces * sizeof(struct piece_words) + PAGE - 1) / PAGE * PAGE;
-    int64_t index = own_segment(v, offset + pieces * class);
-    if (index < 0)
-        return errno;
-    uint32_t serial = mp_block_serial(atomic_load(&mp_block_at(v->f, (uint32_t)index)->word));
-    a->segment[number] = (struct mp_arena_segment){(uint32_t)index, serial, class, pieces, (uint32_t)offset};
-    atomic_store(&a->segments, number + 1);
-    if (mp_arena_segment(v, number) != NULL)
-        return MP_OK;
-    error = errno; /* no room in our address space: others may have it */
-    return error;
+    if (number >= MP_ARENA_SEGMENTS)
+        return MP_TABLE_FULL;
+    uint64_t e = atomic_load(&a->segment[number]);
+    if (e == 0) {
+        uint32_t shift = 0;
+        for (uint32_t i = 0; i < number; i++)
+            shift += entry_code(atomic_load(&a->segment[i])) == code;
+        shift = shift < LARGEST_SHIFT ? shift : LARGEST_SHIFT;
+        uint32_t pieces = pieces_of(code, shift);
+        int64_t index = own_segment(v, offset_of(pieces) + pieces * size_of_code(code));
+        if (index < 0)
+            return errno;
+        uint32_t serial = mp_block_serial(atomic_load(&mp_block_at(v->f, (uint32_t)index)->word));
+        uint64_t mine = entry((uint32_t)index, serial, code, shift);
+        if (!atomic_compare_exchange_strong(&a->segment[number], &e, mine))
+            disown_segment(v, (uint32_t)index);
+        else
+            e = mine;
+    }
+    uint32_t count = atomic_load(&a->segments); /* who published it may have died, or stands still, before this */
+    while (count <= number && !atomic_compare_exchange_weak(&a->segments, &count, number + 1))
+        ;
+    /* Where there is no room for it in our address space, another process may have it. */
+    return entry_code(e) != code || segment_at(v, number).base != NULL ? MP_OK : errno;
 }
 
 /* ---- pieces -------------------------------------------------------------------------------------------------------- */
 
-/* What a look at all pieces of a class finds beside a free one. */
+/* What a look at all pieces of a size finds beside a free one. */
 struct census {
+    uint32_t segments;  /* how many were published when it began */
     uint32_t busy;      /* pieces that are not free */
     int64_t last_freed; /* when a piece was last given back */
+    int error;          /* why a segment could not be looked at */
 };
 
 /* Of many small pieces that nobody has received yet, not all are looked at for every claim, but only those from `low` on.
@@ -248,29 +315,34 @@ static void lower(struct mp_arena *a, uint32_t segment, uint32_t number) {
         ;
 }
 
-static void raise_low(struct mp_arena *a, uint32_t segment, struct piece_words *words, uint32_t low, uint32_t number) {
+static void raise_low(struct mp_arena *a, uint32_t segment, struct view s, uint32_t low, uint32_t number) {
     uint32_t first = low;
     if (number <= low || !atomic_compare_exchange_strong(&a->low[segment], &low, number))
         return;
     for (uint32_t n = first; n < number; n++)
-        if (mp_piece_state_of(atomic_load(&words[n].word)) == MP_PIECE_FREE) {
+        if (mp_piece_state_of(atomic_load(&words_of(s)[n].word)) == MP_PIECE_FREE) {
             lower(a, segment, n);
             return;
         }
 }
 
 /* A free piece; without `fresh`, one that has memory. The census is complete if there is none and `from_low` is false. */
-static bool claim_from(struct mp_queue_view *v, uint64_t class, bool fresh, bool from_low, struct mp_piece *piece,
+static bool claim_from(struct mp_queue_view *v, uint32_t code, bool fresh, bool from_low, struct mp_piece *piece,
                        struct census *census) {
     struct mp_arena *a = mp_arena_open(v);
-    uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
-    *census = (struct census){0};
-    for (uint32_t i = 0; i < count; i++) {
-        if (a->segment[i].piece_size != class)
+    *census = (struct census){.segments = segments_of(a), .error = a == NULL ? errno : MP_OK};
+    for (uint32_t i = 0; i < census->segments; i++) {
+        if (entry_code(atomic_load_explicit(&a->segment[i], memory_order_relaxed)) != code)
             continue;
-        struct piece_words *words = words_of(v, i);
+        struct view s = segment_at(v, i);
+        if (s.base == NULL || s.size != size_of_code(code)) {
+            if (s.base == NULL && errno != MP_CORRUPT) /* that one is lost, another can be added */
+                census->error = errno;
+            continue;
+        }
+        struct piece_words *words = words_of(s);
         uint32_t low = from_low ? atomic_load(&a->low[i]) : 0, n;
-        for (n = low; words != NULL && n < a->segment[i].pieces; n++) {
+        for (n = low; n < s.pieces; n++) {
             uint64_t word = atomic_load_explicit(&words[n].word, memory_order_relaxed);
             int64_t freed = atomic_load_explicit(&words[n].freed_ns, memory_order_relaxed);
             if (freed > census->last_freed)
@@ -281,27 +353,27 @@ static bool claim_from(struct mp_queue_view *v, uint64_t class, bool fresh, bool
             }
             if (!fresh && freed == 0)
                 continue;
-            uint64_t sequence = (mp_piece_sequence_of(word) + 1) & 0xffffffffffull;
+            uint64_t sequence = (mp_piece_sequence_of(word) + 1) & MP_PIECE_SEQUENCE;
             if (!atomic_compare_exchange_strong(&words[n].word, &word,
                                                 mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
                 continue;
             *piece = (struct mp_piece){i, n, sequence, 0};
             if (from_low)
-                raise_low(a, i, words, low, n + 1);
+                raise_low(a, i, s, low, n + 1);
             else
                 lower(a, i, n + 1);
             return true;
         }
-        if (from_low && words != NULL)
-            raise_low(a, i, words, low, n);
+        if (from_low)
+            raise_low(a, i, s, low, n);
     }
     return false;
 }
 
-static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, struct mp_piece *piece, struct census *census) {
-    if (class < LARGE && claim_from(v, class, fresh, true, piece, census))
+static bool claim_free(struct mp_queue_view *v, uint32_t code, bool fresh, struct mp_piece *piece, struct census *census) {
+    if (size_of_code(code) < LARGE && claim_from(v, code, fresh, true, piece, census))
         return true;
-    return claim_from(v, class, fresh, false, piece, census);
+    return claim_from(v, code, fresh, false, piece, census);
 }
 
 /* Touching fresh memory takes far longer than copying into memory that has been used, so a sender that is ahead of a receiver
@@ -310,126 +382,175 @@ static bool claim_free(struct mp_queue_view *v, uint64_t class, bool fresh, stru
 #define FRESH_NS_PER_KIB 2000
 #define LONGEST_MOMENT_NS 20000000
 #define AT_WORK_NS 20000000
-static bool claim_warm(struct mp_queue_view *v, uint64_t class, struct mp_piece *piece) {
+static bool claim_warm(struct mp_queue_view *v, uint32_t code, struct mp_piece *piece) {
     struct census census;
-    if (class < LARGE)
+    if (size_of_code(code) < LARGE)
         return false;
-    if (claim_free(v, class, false, piece, &census))
+    if (claim_free(v, code, false, piece, &census))
         return true;
-    int64_t now = mp_now_ns(), moment = (int64_t)(class >> 10) * FRESH_NS_PER_KIB;
+    int64_t now = mp_now_ns(), moment = (int64_t)(size_of_code(code) >> 10) * FRESH_NS_PER_KIB;
     int64_t end = now + (moment < LONGEST_MOMENT_NS ? moment : LONGEST_MOMENT_NS);
     while (census.busy >= AHEAD && census.last_freed + AT_WORK_NS > now && now < end) {
         nanosleep(&(struct timespec){0, 50000}, NULL);
-        if (claim_free(v, class, false, piece, &census))
+        if (claim_free(v, code, false, piece, &census))
             return true;
         now = mp_now_ns();
     }
     return false;
 }
 
-/* A piece of at least `size` bytes in state FILLING, and where it is. 0, or an errno: ENOMEM, ENOSPC ... */
-int mp_piece_claim(struct mp_queue_view *v, uint64_t size, bool locked, struct mp_piece *piece, unsigned char **data) {
-    uint64_t class = size_class(size);
-    if (class == 0)
-        return ENOMEM;
+static int claim(struct mp_queue_view *v, uint64_t size, uint64_t smallest, bool warm, struct mp_piece *piece,
+                 struct mp_piece_place *place) {
+    uint32_t code = code_of(size, smallest);
     struct census census;
-    bool found = locked ? claim_free(v, class, true, piece, &census)
-                        : claim_warm(v, class, piece) || claim_free(v, class, true, piece, &census);
-    if (!found) {
-        if (!locked && (errno = mp_queue_lock(v)) != MP_OK)
-            return errno;
-        found = claim_free(v, class, true, piece, &census);
-        int error = found ? MP_OK : add_segment(v, class);
-        if (error == MP_OK && !found)
-            found = claim_free(v, class, true, piece, &census);
-        if (!locked)
-            mp_queue_unlock(v);
-        if (error != MP_OK)
-            return error;
-        if (!found) /* others took all of a new segment: they are quicker than we are, try again */
-            return mp_piece_claim(v, size, locked, piece, data);
-    }
+    if (code == 0)
+        return MP_NO_MEMORY;
+    if (!warm || !claim_warm(v, code, piece))
+        while (!claim_free(v, code, true, piece, &census)) {
+            int error = census.error != MP_OK ? census.error : add_segment(v, code, census.segments);
+            if (error != MP_OK)
+                return error;
+        }
+    struct view s = segment_at(v, piece->segment);
     piece->length = size;
-    *data = mp_piece_data(v, piece->segment, piece->number);
+    *place = (struct mp_piece_place){&words_of(s)[piece->number].word, data_of(s, piece->number), s.size};
     return MP_OK;
+}
+
+/* A piece of at least `size` bytes in state FILLING, and where it is. 0, or an error. It is worth a moment's wait if its memory has
+ * been used before. */
+int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data) {
+    struct mp_piece_place place;
+    int error = claim(v, size, SMALLEST, true, piece, &place);
+    if (error == MP_OK)
+        *data = place.data;
+    return error;
+}
+
+/* The same for a chunk of the spill, without waiting. Those that are posted are many, and most are small. */
+int mp_piece_claim_chunk(struct mp_queue_view *v, uint64_t size, bool post, struct mp_piece *piece,
+                         struct mp_piece_place *place) {
+    return claim(v, size, post ? SMALLEST_POST : SMALLEST, false, piece, place);
 }
 
 /* The descriptor is in the queue. false: somebody has received it already. */
 bool mp_piece_sent(struct mp_queue_view *v, const struct mp_piece *piece) {
-    _Atomic uint64_t *word = mp_piece_word(v, piece->segment, piece->number);
+    struct mp_piece_place place;
     uint64_t filling = mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, piece->sequence);
-    return atomic_compare_exchange_strong(word, &filling, mp_piece_word_of(MP_PIECE_QUEUED, -1, piece->sequence));
+    return mp_piece_find(v, piece->segment, piece->number, &place) == MP_OK &&
+           atomic_compare_exchange_strong(place.word, &filling, mp_piece_word_of(MP_PIECE_QUEUED, -1, piece->sequence));
 }
 
-void mp_piece_spill(struct mp_queue_view *v, const struct mp_piece *piece) {
-    atomic_store(mp_piece_word(v, piece->segment, piece->number), mp_piece_word_of(MP_PIECE_SPILL, -1, piece->sequence));
-}
-
-/* NULL with errno 0: the message was never sent, its sender died before that. */
+/* NULL with errno 0: the message was never sent, its sender died before that. MP_CORRUPT: there can be no such piece. */
 unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *piece) {
-    _Atomic uint64_t *place = mp_piece_word(v, piece->segment, piece->number);
-    if (place == NULL)
+    struct view s = piece_at(v, piece->segment, piece->number);
+    if (s.base == NULL)
         return NULL;
+    if (piece->length > s.size || piece->sequence > MP_PIECE_SEQUENCE) {
+        errno = MP_CORRUPT;
+        return NULL;
+    }
+    _Atomic uint64_t *place = &words_of(s)[piece->number].word;
     uint64_t mine = mp_piece_word_of(MP_PIECE_RECEIVED, v->f->slot, piece->sequence);
     uint64_t word = atomic_load(place);
     while ((mp_piece_state_of(word) == MP_PIECE_FILLING || mp_piece_state_of(word) == MP_PIECE_QUEUED) &&
            mp_piece_sequence_of(word) == piece->sequence)
         if (atomic_compare_exchange_weak(place, &word, mine))
-            return mp_piece_data(v, piece->segment, piece->number);
+            return data_of(s, piece->number);
     errno = 0;
     return NULL;
 }
 
-void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
-    struct piece_words *words = words_of(v, piece->segment);
-    atomic_store(&words[piece->number].freed_ns, mp_now_ns());
-    atomic_store(&words[piece->number].word, mp_piece_word_of(MP_PIECE_FREE, -1, piece->sequence));
-    lower(atomic_load(&v->arena), piece->segment, piece->number);
+/* Of one that was found: `word` is its word. */
+void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence) {
+    struct piece_words *words = (struct piece_words *)word;
+    atomic_store_explicit(&words->freed_ns, mp_now_ns(), memory_order_relaxed);
+    atomic_store(&words->word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
+    lower(atomic_load(&v->arena), segment, number);
 }
 
-/* Frees what dead processes were filling or had received. */
-void mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
+void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
+    struct view s = piece_at(v, piece->segment, piece->number);
+    if (s.base != NULL)
+        mp_piece_free_at(v, piece->segment, piece->number, &words_of(s)[piece->number].word, piece->sequence);
+}
+
+/* ---- after a death, and when idle -------------------------------------------------------------------------------------- */
+
+static bool is_dead(const uint64_t *dead, int slot) {
+    return slot >= 0 && slot < (int)MP_SLOTS && (dead[slot / 64] >> slot % 64 & 1);
+}
+
+/* Frees what dead processes were filling or had received. true: there are pieces they had POSTED, or not quite; they have no slot
+ * now, and mp_spill_repair() is wanted. */
+bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
     struct mp_arena *a = mp_arena_open(v);
-    uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
-    for (uint32_t i = 0; i < count; i++) {
-        struct piece_words *words = words_of(v, i);
-        for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
-            uint64_t word = atomic_load(&words[n].word);
-            int slot = mp_piece_slot_of(word);
-            bool trimmed = slot < 0 && mp_piece_state_of(word) == MP_PIECE_FILLING; /* by a reaper that died in it */
-            if (!trimmed && (slot < 0 || !(dead[slot / 64] >> slot % 64 & 1)))
+    bool orphans = false;
+    for (uint32_t i = 0, count = segments_of(a); i < count; i++) {
+        struct view s = segment_at(v, i);
+        struct piece_words *words = words_of(s);
+        for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++) {
+            uint64_t word = atomic_load(&words[n].word), sequence = mp_piece_sequence_of(word);
+            enum mp_piece_state state = mp_piece_state_of(word);
+            bool trimmed = mp_piece_slot_of(word) < 0 && state == MP_PIECE_FILLING; /* by a reaper that died in it */
+            if (!trimmed && !is_dead(dead, mp_piece_slot_of(word)))
                 continue;
+            if (state == MP_PIECE_POSTED) {
+                orphans |= atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(state, -1, sequence));
+                continue;
+            }
             atomic_store(&words[n].freed_ns, mp_now_ns());
-            atomic_compare_exchange_strong(&words[n].word, &word,
-                                           mp_piece_word_of(MP_PIECE_FREE, -1, mp_piece_sequence_of(word)));
+            atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
             lower(a, i, n);
         }
     }
+    return orphans;
+}
+
+static bool is_idle(struct piece_words *words, uint32_t n, int64_t before) {
+    int64_t freed = atomic_load(&words[n].freed_ns);
+    return mp_piece_state_of(atomic_load(&words[n].word)) == MP_PIECE_FREE && freed <= before;
+}
+
+/* Gives the pages of `count` pieces from `first` on back, if all of them are free and one has memory: as many as share a page. */
+static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct view s, uint32_t first, uint32_t count, int64_t before) {
+    struct piece_words *words = words_of(s);
+    bool has_memory = false;
+    uint32_t n;
+    for (n = first; n < first + count; n++) {
+        if (!is_idle(words, n, before))
+            return 0;
+        has_memory |= atomic_load(&words[n].freed_ns) != 0;
+    }
+    if (!has_memory)
+        return 0;
+    for (n = first; n < first + count; n++) {
+        uint64_t word = atomic_load(&words[n].word), sequence = (mp_piece_sequence_of(word) + 1) & MP_PIECE_SEQUENCE;
+        if (!is_idle(words, n, before) ||
+            !atomic_compare_exchange_strong(&words[n].word, &word,
+                                            mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
+            break;
+    }
+    uint32_t claimed = n - first;
+    bool returned = claimed == count && madvise(data_of(s, first), count * s.size, MADV_REMOVE) == 0;
+    for (n = first; n < first + claimed; n++) {
+        if (returned)
+            atomic_store(&words[n].freed_ns, 0);
+        atomic_store(&words[n].word, mp_piece_word_of(MP_PIECE_FREE, -1, mp_piece_sequence_of(atomic_load(&words[n].word))));
+    }
+    lower(atomic_load(&v->arena), segment, first);
+    return returned ? count * s.size : 0;
 }
 
 /* Gives the pages of pieces back that have been free for `idle_ns`. Returns the number of bytes. */
 int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns) {
     struct mp_arena *a = mp_arena_open(v);
-    uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
     int64_t before = mp_now_ns() - idle_ns, returned = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        struct piece_words *words = words_of(v, i);
-        for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
-            uint64_t word = atomic_load(&words[n].word);
-            int64_t freed = atomic_load(&words[n].freed_ns);
-            if (mp_piece_state_of(word) != MP_PIECE_FREE || freed == 0 || freed > before)
-                continue;
-            uint64_t sequence = (mp_piece_sequence_of(word) + 1) & 0xffffffffffull;
-            if (!atomic_compare_exchange_strong(&words[n].word, &word,
-                                                mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
-                continue;
-            if (madvise(mp_piece_data(v, i, n), a->segment[i].piece_size, MADV_REMOVE) == 0) {
-                atomic_store(&words[n].freed_ns, 0);
-                returned += (int64_t)a->segment[i].piece_size;
-            }
-            atomic_store(&words[n].word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
-            lower(a, i, n);
-        }
+    for (uint32_t i = 0, count = segments_of(a); i < count; i++) {
+        struct view s = segment_at(v, i);
+        uint32_t together = s.base != NULL && s.size < PAGE ? (uint32_t)(PAGE / s.size) : 1;
+        for (uint32_t n = 0; s.base != NULL && n + together <= s.pieces; n += together)
+            returned += (int64_t)trim(v, i, s, n, together, before);
     }
     return returned;
 }
@@ -437,15 +558,28 @@ int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns) {
 /* Bytes of pieces that have pages, of those in use, and the number of segments. */
 void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, uint64_t *segments) {
     struct mp_arena *a = mp_arena_open(v);
-    uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
+    uint32_t count = segments_of(a);
     *bytes = *in_use = 0;
     *segments = a == NULL ? 0 : count + 1;
     for (uint32_t i = 0; i < count; i++) {
-        struct piece_words *words = words_of(v, i);
-        for (uint32_t n = 0; words != NULL && n < a->segment[i].pieces; n++) {
-            bool used = mp_piece_state_of(atomic_load(&words[n].word)) != MP_PIECE_FREE;
-            *in_use += used ? a->segment[i].piece_size : 0;
-            *bytes += used || atomic_load(&words[n].freed_ns) != 0 ? a->segment[i].piece_size : 0;
+        struct view s = segment_at(v, i);
+        for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++) {
+            bool used = mp_piece_state_of(atomic_load(&words_of(s)[n].word)) != MP_PIECE_FREE;
+            *in_use += used ? s.size : 0;
+            *bytes += used || atomic_load(&words_of(s)[n].freed_ns) != 0 ? s.size : 0;
         }
     }
+}
+
+/* Calls `visit` for each piece. MP_OK, or the error that kept it from looking at some. */
+int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, const void *context) {
+    int error = MP_OK;
+    for (uint32_t i = 0, count = segments_of(mp_arena_open(v)); i < count; i++) {
+        struct view s = segment_at(v, i);
+        if (s.base == NULL && errno != MP_CORRUPT) /* nothing is in that one */
+            error = errno;
+        for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++)
+            visit(v, i, n, &(struct mp_piece_place){&words_of(s)[n].word, data_of(s, n), s.size}, context);
+    }
+    return error;
 }

@@ -88,7 +88,7 @@ static int64_t claim_chunk(struct mp_family *f, uint32_t index, uint32_t range) 
             atomic_store(&c->held[w], 0);
         return i;
     }
-    errno = ENOSPC;
+    errno = MP_LIMIT;
     return MP_FAILED;
 }
 
@@ -119,7 +119,7 @@ static struct mp_chunk *make_chunk(struct mp_family *f, uint32_t index, uint32_t
             }
         if (n > MP_CHUNK_RANGES) { /* what is in memory is no chain */
             atomic_store(&made->word, 0);
-            errno = ENOSPC;
+            errno = MP_LIMIT;
             return NULL;
         }
         if (atomic_compare_exchange_strong(end, &none, (uint32_t)mine + 1)) {
@@ -335,7 +335,7 @@ static int64_t take_any(struct mp_family *f) {
             return index;
         }
     }
-    errno = ENOSPC;
+    errno = MP_LIMIT;
     return MP_FAILED;
 }
 
@@ -549,14 +549,19 @@ void mp_block_remove_kernel_object(struct mp_block *b) {
 
 /* ---- bells -------------------------------------------------------------------------------------------------------- */
 
-/* Where a bell is. -1 with errno: EINVAL, there is no such bell (what is in shared memory need not be one); or what
- * mp_own_set() says. */
+/* The number of a bell comes from shared memory, where anything may stand. */
+static bool is_bell(uint32_t bell) {
+    if (bell < MP_BELLS)
+        return true;
+    errno = MP_CORRUPT;
+    return false;
+}
+
+/* Where a bell is. -1 with errno: MP_CORRUPT, there is no such bell; or what mp_own_set() says. */
 int mp_bell(struct mp_family *f, uint32_t bell, int *semid, unsigned short *num) {
     uint32_t each = f->set_size - 1, set = bell / each;
-    if (bell >= MP_BELLS) {
-        errno = EINVAL;
+    if (!is_bell(bell))
         return MP_FAILED;
-    }
     int32_t id = atomic_load_explicit(&f->seg->bell_sets[set], memory_order_acquire) - 1;
     if (id < 0)
         id = mp_own_set(f, &f->seg->bell_sets[set], MP_SET_BELLS + set, (int)f->set_size);
@@ -588,7 +593,9 @@ int mp_bell_set(struct mp_family *f, uint32_t bell, int value) {
 /* command: GETVAL, GETPID, GETNCNT or GETZCNT. A bell whose set was never made has never been touched. */
 int mp_bell_get(struct mp_family *f, uint32_t bell, int command) {
     uint32_t each = f->set_size - 1;
-    int32_t id = bell < MP_BELLS ? atomic_load(&f->seg->bell_sets[bell / each]) - 1 : -1;
+    if (!is_bell(bell))
+        return MP_FAILED;
+    int32_t id = atomic_load(&f->seg->bell_sets[bell / each]) - 1;
     return id < 0 ? 0 : semctl(id, (int)(1 + bell % each), command);
 }
 
@@ -612,4 +619,20 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
     if (semtimedop(semid, &wait, 1, &timeout) == 0)
         return MP_OK;
     return errno == EAGAIN && last ? ETIMEDOUT : errno;
+}
+
+/* As mp_bell_wait(), with an outcome for a result. A tick is spent on looking after the family. */
+int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns) {
+    int error = mp_bell_wait(f, bell, op, deadline_ns);
+    switch (error) {
+    case EAGAIN:
+        mp_tick(f);
+        return MP_TICK;
+    case EINTR:
+        return MP_INTERRUPTED;
+    case ETIMEDOUT:
+        return MP_TIMED_OUT;
+    default:
+        return mp_error(error);
+    }
 }

@@ -42,7 +42,7 @@ int64_t mp_cell_enter(struct mp_family *f, uint32_t index, uint64_t generation, 
         atomic_store(&c->word, cell_word(MP_CELL_WAITING, f->slot, index));
         return i;
     }
-    errno = ENOSPC;
+    errno = MP_LIMIT;
     return MP_FAILED;
 }
 
@@ -63,14 +63,11 @@ bool mp_cell_cancel(struct mp_family *f, uint32_t cell) {
     return mp_cell_state(word) == MP_CELL_WAITING && atomic_compare_exchange_strong(&c->word, &word, 0);
 }
 
-/* 0 when the cell is no longer WAITING or its bell rang, EAGAIN when a tick passed, ETIMEDOUT, EINTR, or an errno. */
+/* MP_OK when the cell is no longer WAITING or its bell rang; MP_TICK, MP_TIMED_OUT, MP_INTERRUPTED, or an error. */
 int mp_cell_wait(struct mp_family *f, uint32_t cell, int64_t deadline_ns) {
     if (mp_cell_state(atomic_load(&f->seg->cells[cell].word)) != MP_CELL_WAITING)
         return MP_OK;
-    int error = mp_bell_wait(f, mp_cell_bell(cell), -1, deadline_ns);
-    if (error == EAGAIN)
-        mp_tick(f);
-    return error;
+    return mp_bell_await(f, mp_cell_bell(cell), -1, deadline_ns);
 }
 
 /* Changes one waiting cell; the ring comes after. */

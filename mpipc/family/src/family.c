@@ -109,7 +109,7 @@ static bool is_our_users(struct mp_family *f, int id, int nsems, struct semid_ds
            (ds->sem_perm.mode & 077) == 0 && ds->sem_nsems == (unsigned long)nsems;
 }
 
-/* The id of a set, which is made if it is not there. -1 with errno: what semget(2) says; EADDRINUSE if others have all its
+/* The id of a set, which is made if it is not there. -1 with errno: what semget(2) says; MP_SQUATTED if others have all its
  * keys, of which f->squatted_key is one. */
 int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems) {
     int known = atomic_load(published);
@@ -145,7 +145,7 @@ int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, 
         atomic_compare_exchange_strong(published, &none, id + 1);
         return id;
     }
-    errno = EADDRINUSE;
+    errno = MP_SQUATTED;
     return MP_FAILED;
 }
 
@@ -263,7 +263,7 @@ int mp_family_create(struct mp_family *f, const char *program) {
     uint32_t set_size = choose_set_size();
     unattached(f);
     if (set_size == 0) {
-        errno = E2BIG;
+        errno = MP_SETS_SMALL;
         return MP_FAILED;
     }
     for (int attempt = 0; f->shmid < 0; attempt++) {
@@ -304,12 +304,12 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce) {
     if (shmctl(shmid, IPC_STAT, &ds) < 0)
         return MP_FAILED;
     if (ds.shm_segsz != sizeof(struct mp_segment)) {
-        errno = ESTALE;
+        errno = MP_GONE;
         return MP_FAILED;
     }
     /* Root can attach to anybody's, and must not trust it. Who made it (cuid) cannot be forged. */
     if (ds.shm_perm.cuid != geteuid() || ds.shm_perm.uid != geteuid() || (ds.shm_perm.mode & 077) != 0) {
-        errno = EACCES;
+        errno = MP_DENIED;
         return MP_FAILED;
     }
     f->shmid = shmid;
@@ -320,7 +320,7 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce) {
     if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce) ||
         h->uid != ds.shm_perm.cuid || h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
         shmdt(f->seg);
-        errno = ESTALE;
+        errno = MP_GONE;
         return MP_FAILED;
     }
     f->nonce = h->nonce;
@@ -433,7 +433,7 @@ int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
         slot = take_free_slot(f, state);
     }
     if (slot < 0) {
-        errno = EUSERS;
+        errno = MP_SLOTS_FULL;
     } else if (mp_alive(f, slot, &semid, &num) != MP_OK) { /* now, and not in the child, where nobody can be told */
         int error = errno;
         slot_unreserve(f, slot);
@@ -474,7 +474,7 @@ int mp_family_join(struct mp_family *f) {
         atomic_store(&f->seg->slots[slot].parent, 0);
         if (atomic_load(&f->h->state) != MP_OPEN) { /* pairs with the closing reaper: see mp_family_destroy() */
             slot_unreserve(f, slot);
-            errno = ESTALE;
+            errno = MP_GONE;
             return MP_FAILED;
         }
         uint64_t word = atomic_load(&f->seg->slots[slot].word);

@@ -22,6 +22,8 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "outcome.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -126,6 +128,7 @@ enum mp_kind {
 #define MP_LOCK_OWNER 0xffffull
 #define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
 #define MP_LOCK_DIED (1ull << 17)      /* the previous owner died holding it; cleared by the next release */
+#define MP_LOCK_LOOK (1ull << 18)      /* of a queue: its owner has to look before the release, see queue.c */
 
 /* Which thread of the owning process: mp_this_thread(), in this word of `extra`. Written after the word is taken, set to 0
  * before it is given back, so in the owning process it is never an earlier owner's. */
@@ -308,9 +311,6 @@ struct mp_family {
     _Atomic uint32_t recent_top;
 };
 
-/* Where a wait ended. Positive values are errno. */
-enum { MP_OK = 0, MP_FAILED = -1 };
-
 /* family.c: segments, slots */
 int mp_family_create(struct mp_family *f, const char *program);
 int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce);
@@ -366,6 +366,7 @@ int mp_bell_ring(struct mp_family *f, uint32_t bell, int times);
 int mp_bell_set(struct mp_family *f, uint32_t bell, int value);
 int mp_bell_get(struct mp_family *f, uint32_t bell, int command);
 int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns);
+int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns);
 
 /* lock.c */
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns);

@@ -14,7 +14,7 @@
  *   releasing, between the compare-and-swap and the ring: the same as woken. */
 #include "family.h"
 
-/* Waits until the lock is taken. 0, ETIMEDOUT, an errno; or EINTR or EAGAIN (a tick has passed): look for signals, call again. */
+/* Waits until the lock is taken. Also MP_TIMED_OUT, MP_INTERRUPTED, MP_TICK, or an error. */
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
     struct mp_block *b = mp_block_at(f, index);
     bool woken = false;
@@ -30,25 +30,23 @@ int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {
             atomic_store(&b->lock.parked, 1);
         if (!(word & MP_LOCK_CONTENDED) && !atomic_compare_exchange_strong(&b->lock.word, &word, word | MP_LOCK_CONTENDED))
             continue;
-        int error = mp_bell_wait(f, index, -1, deadline_ns);
-        if (error == EAGAIN)
-            mp_tick(f);
-        if (error != MP_OK)
-            return error;
+        int outcome = mp_bell_await(f, index, -1, deadline_ns);
+        if (outcome != MP_OK)
+            return outcome;
         woken = true;
     }
 }
 
-/* Any process may release, as with multiprocessing.Lock. EPERM: the lock is not held. */
+/* Any process may release, as with multiprocessing.Lock. Also MP_NOT_HELD. */
 int mp_lock_release(struct mp_family *f, uint32_t index) {
     struct mp_block *b = mp_block_at(f, index);
     uint64_t word = atomic_load_explicit(&b->lock.word, memory_order_relaxed);
     do {
         if (!(word & MP_LOCK_OWNER))
-            return EPERM;
+            return MP_NOT_HELD;
     } while (!atomic_compare_exchange_weak(&b->lock.word, &word, 0));
     if (word & MP_LOCK_CONTENDED)
-        return mp_bell_ring(f, index, 1) == MP_OK ? MP_OK : errno;
+        return mp_bell_ring(f, index, 1) == MP_OK ? MP_OK : mp_error(errno);
     return MP_OK;
 }
 

@@ -28,7 +28,7 @@ struct mp_queue {
     struct mp_room putters;    /* of a bounded queue */
     _Atomic uint32_t spilled;  /* messages in the spill; derived, see mp_spill_repair() */
     _Atomic uint32_t token;    /* generation:16 << 16 | MP_TOKEN_ flags */
-    uint32_t credit;           /* this many more messages fit for certain */
+    _Atomic uint32_t credit;   /* this many more messages fit for certain */
     _Atomic uint32_t zeros;    /* how often the number of unfinished tasks has come to 0 */
     _Atomic uint64_t arena;    /* block + 1 | serial << 32 of the directory; 0: there is none */
     _Atomic int64_t pending;   /* unfinished tasks that are not in the queue: taken, and not done yet */
@@ -65,7 +65,7 @@ enum { MP_BODY_INLINE, MP_BODY_PLAIN, MP_BODY_PIECE };
 struct mp_message {
     long type;
     unsigned char kind; /* the body begins here */
-    unsigned char data[MP_QUEUE_INLINE];
+    unsigned char data[MP_QUEUE_INLINE + 1]; /* one more than we send: see receive() in queue.c */
 };
 #define MP_BODY_SIZE (1 + MP_QUEUE_INLINE)
 
@@ -97,13 +97,6 @@ struct mp_item {
 
 #define MP_ARENA_SEGMENTS 1024u
 
-struct mp_arena_segment {
-    uint32_t block, serial;
-    uint64_t piece_size;
-    uint32_t pieces;
-    uint32_t offset; /* of the first piece; before it, the words of all pieces */
-};
-
 /* head = position of the first message: chunk:32 << 32 | offset:32; 0 while the lane is empty. The first chunk leads to the
  * others. tail is the last of them, as far as is known. */
 struct mp_lane {
@@ -113,10 +106,10 @@ struct mp_lane {
 
 /* The directory: the first segment of an arena. */
 struct mp_arena {
-    uint64_t levels;
-    _Atomic uint32_t segments; /* published entries; they never change again */
+    uint64_t stamp;            /* of the last walk along the lanes and what was posted; needs the queue's lock */
+    _Atomic uint32_t segments; /* how many entries are published, as far as is known; they never change again */
     uint32_t pad;
-    struct mp_arena_segment segment[MP_ARENA_SEGMENTS];
+    _Atomic uint64_t segment[MP_ARENA_SEGMENTS]; /* see arena.c */
     _Atomic uint32_t low[MP_ARENA_SEGMENTS]; /* no piece of the segment before this one is free, as far as is known */
     _Atomic uint64_t used[MP_QUEUE_LEVELS / 64]; /* a lane whose bit is clear is empty */
     struct mp_lane lanes[];
@@ -133,9 +126,11 @@ struct mp_queue_view {
     uint32_t flags;
     _Atomic uint32_t streak;   /* messages taken since the last one that was slept for */
     _Atomic uint32_t patience; /* length of the streak that makes us try shared memory */
+    _Atomic uint32_t longest;  /* body that the kernel takes */
+    _Atomic int64_t looked;    /* when one who timed out last looked after the family, CLOCK_MONOTONIC ns */
     _Atomic int64_t asked;     /* the tick of CLOCK_MONOTONIC_COARSE, in ns, in which the kernel queue was there */
     _Atomic(struct mp_arena *) arena;
-    _Atomic(unsigned char *) *segments;
+    _Atomic uintptr_t *segments; /* where they are attached, and what is in them; see arena.c */
 };
 
 /* queue.c */
@@ -143,47 +138,63 @@ int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_
 int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index);
 void mp_queue_close(struct mp_queue_view *v);
 int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
-int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
-uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int *error);
+int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level, int64_t deadline_ns);
+uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level,
+                            int64_t deadline_ns, int *outcome);
 int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item);
-int mp_queue_take(struct mp_queue_view *v, struct mp_item *item);
-int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t most, uint32_t *count);
+int mp_queue_take(struct mp_queue_view *v, struct mp_item *item, int64_t deadline_ns);
+int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t most, uint32_t *count, int64_t deadline_ns);
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item);
-int mp_queue_lock(struct mp_queue_view *v);
+int mp_queue_lock(struct mp_queue_view *v, int64_t deadline_ns);
+int64_t mp_queue_soon(void);
 void mp_queue_unlock(struct mp_queue_view *v);
 int64_t mp_queue_size(struct mp_queue_view *v);
-int mp_queue_task_done(struct mp_queue_view *v);
-int64_t mp_queue_unfinished(struct mp_queue_view *v);
+int64_t mp_queue_room(struct mp_queue_view *v);
+int mp_queue_task_done(struct mp_queue_view *v, int64_t deadline_ns);
+int64_t mp_queue_unfinished(struct mp_queue_view *v, int64_t deadline_ns);
 void mp_queue_disown(struct mp_family *f, uint32_t index);
 void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead);
 void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns);
 void mp_queue_heal(struct mp_family *f, uint32_t index);
 uint64_t mp_queue_name(struct mp_family *f, uint32_t index);
 
-/* spill.c; all need the queue's lock */
+/* spill.c; all but the first two need the queue's lock */
+int mp_spill_post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t size, uint32_t count, uint32_t level);
+uint64_t mp_spill_posted(struct mp_queue_view *v);
+int mp_spill_collect(struct mp_queue_view *v);
 int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_t length, uint32_t level);
 int64_t mp_spill_first_level(struct mp_queue_view *v);
 int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item);
 int mp_spill_repair(struct mp_queue_view *v);
 
 /* arena.c */
+struct mp_piece_place {
+    _Atomic uint64_t *word;
+    unsigned char *data;
+    uint64_t size; /* there is room for so much */
+};
+typedef void mp_piece_visitor(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
+                              const void *context);
+
 struct mp_arena *mp_arena_open(struct mp_queue_view *v);
 int mp_arena_make(struct mp_queue_view *v);
 void mp_arena_close(struct mp_queue_view *v);
-unsigned char *mp_arena_segment(struct mp_queue_view *v, uint32_t segment);
-int mp_piece_claim(struct mp_queue_view *v, uint64_t size, bool locked, struct mp_piece *piece, unsigned char **data);
+int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, const void *context);
+int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data);
+int mp_piece_claim_chunk(struct mp_queue_view *v, uint64_t size, bool post, struct mp_piece *piece,
+                         struct mp_piece_place *place);
+int mp_piece_find(struct mp_queue_view *v, uint32_t segment, uint32_t number, struct mp_piece_place *place);
 bool mp_piece_sent(struct mp_queue_view *v, const struct mp_piece *piece);
 unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *piece);
+void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence);
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece);
-unsigned char *mp_piece_data(struct mp_queue_view *v, uint32_t segment, uint32_t number);
-uint64_t mp_piece_size(struct mp_queue_view *v, uint32_t segment);
-_Atomic uint64_t *mp_piece_word(struct mp_queue_view *v, uint32_t segment, uint32_t number);
-void mp_piece_spill(struct mp_queue_view *v, const struct mp_piece *piece);
-void mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead);
+bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead);
 int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns);
 void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, uint64_t *segments);
+static inline uint64_t mp_arena_levels(struct mp_queue_view *v) { return v->flags & MP_QUEUE_PRIORITY ? MP_QUEUE_LEVELS : 1; }
 
-enum mp_piece_state { MP_PIECE_FREE, MP_PIECE_FILLING, MP_PIECE_QUEUED, MP_PIECE_RECEIVED, MP_PIECE_SPILL };
+enum mp_piece_state { MP_PIECE_FREE, MP_PIECE_FILLING, MP_PIECE_QUEUED, MP_PIECE_RECEIVED, MP_PIECE_SPILL, MP_PIECE_POSTED };
+#define MP_PIECE_SEQUENCE 0xffffffffffull
 static inline uint64_t mp_piece_word_of(enum mp_piece_state state, int slot, uint64_t sequence) {
     return (uint64_t)state | (uint64_t)(slot + 1) << 8 | sequence << 24;
 }
@@ -218,6 +229,8 @@ void mp_room_heal(struct mp_family *f, struct mp_room *room);
 
 static inline struct mp_queue *mp_queue_of(struct mp_block *b) { return (struct mp_queue *)b->bytes; }
 static inline struct mp_room *mp_joiners(struct mp_block *b) { return (struct mp_room *)&b->extra[0]; }
+/* What was posted last: chunk name:24 | sequence of its piece:40 << 24; 0: nothing is there. See spill.c */
+static inline _Atomic uint64_t *mp_posted(struct mp_block *b) { return (_Atomic uint64_t *)&b->extra[2]; }
 static inline uint32_t mp_room_count(struct mp_room *room) { return atomic_load(&room->word) & 0xffff; }
 
 #endif

@@ -198,7 +198,7 @@ static int64_t own_record(struct mp_family *f, uint32_t index) {
         f->local_record[index] = i + 1;
         return i;
     }
-    errno = ENOSPC;
+    errno = MP_LIMIT;
     return MP_FAILED;
 }
 

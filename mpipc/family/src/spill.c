@@ -8,88 +8,345 @@
  *   lane->head      where the first message is; a message is out of the spill once head is behind it
  *
  * From these mp_spill_repair() derives what else there is: lane->tail, the bits of arena->used, queue->spilled, and which
- * pieces in state SPILL are in no lane (their linker or their freer died). */
+ * pieces in state SPILL are in no lane (their linker or their freer died).
+ *
+ * What was posted: the lock's owner may not run for a long time (stopped, in a debugger, throttled), and put() may neither fail nor
+ * wait for that. So a sender that has waited for a moment fills a chunk of its own, in state POSTED, and puts it on a stack, by a
+ * compare-and-swap on its top, which needs no lock: from then on the message is in the queue. Each word on the stack is a
+ * chunk's name with the sequence of its piece, so it is never twice the same. Whoever has the lock comes by before anything else
+ * and puts the chunks into their lanes, oldest first (collect()); how he comes to know of them stands in queue.c.
+ *
+ *   POSTED by a slot         a living sender is about to put it on the stack, or has
+ *   POSTED by nobody         recovery has found it so after a death, and could not tell which (only he who has the lock can)
+ *   SPILL, and on the stack  is being put into a lane, or is in one: then whoever did it died before he had emptied the stack
+ *
+ * Two things tell what leads to a chunk: a walk along the lanes, and one down the stack. Both leave the walk's number, the stamp, in
+ * the chunk. So a walk down the stack ends where it comes to what is in a lane, nothing is put into one twice, and a chain of
+ * chunks that somebody has made a ring of ends, too.
+ *
+ * Of what stands in shared memory nothing is believed: where a chunk cannot be one, the lane ends before it; where a message cannot
+ * be one, its chunk does. What comes then is lost (MP_CORRUPT, to be told once), and a repair is asked for, which counts anew. */
 #include "queue.h"
 
-#include <stdlib.h>
 #include <string.h>
+
+/* What only the lock's owner reads needs no fence; that it comes to be in this order is what counts. */
+#define STORE(place, value) atomic_store_explicit(&(place), value, memory_order_release)
 
 struct chunk {
     _Atomic uint64_t next;   /* name of a chunk, 0: none */
     _Atomic uint64_t filled; /* bytes from the start of the chunk:32 | messages that were written:32 << 32 */
-    uint64_t sequence;       /* of the piece */
+    _Atomic uint64_t stamp;  /* of the last walk that came by */
+    uint64_t below;          /* on the stack: what comes next */
+    uint32_t level;          /* on the stack: its lane */
+    uint32_t messages;       /* on the stack: in it, and in what is below */
+};
+
+/* A chunk that was found to be one. */
+struct found {
+    struct chunk *c;
+    _Atomic uint64_t *word;
+    uint64_t name;
     uint64_t size;
 };
 
 #define CHUNK_SMALLEST (16u << 10)
 #define CHUNK_LARGEST (1u << 20)
 #define START ((uint32_t)sizeof(struct chunk))
+#define MOST_CHUNKS (MP_ARENA_SEGMENTS << 13)
 
-/* A chunk's name: segment:16 | number:13, + 1. */
+/* A chunk's name: segment:10 | number:13, + 1. */
 static uint32_t chunk_name(uint32_t segment, uint32_t number) { return (segment << 13 | number) + 1; }
 static uint32_t name_segment(uint64_t name) { return (uint32_t)(name - 1) >> 13; }
 static uint32_t name_number(uint64_t name) { return (uint32_t)(name - 1) & 0x1fff; }
 
 static uint64_t position(uint64_t name, uint32_t offset) { return name << 32 | offset; }
 
-static struct chunk *chunk_at(struct mp_queue_view *v, uint64_t name) {
-    return (struct chunk *)mp_piece_data(v, name_segment(name), name_number(name));
-}
-static uint32_t filled_bytes(struct chunk *c) { return (uint32_t)atomic_load(&c->filled); }
+/* On the stack. */
+static uint64_t posted_word(uint64_t name, uint64_t sequence) { return name | sequence << 24; }
+static uint64_t posted_name(uint64_t word) { return word & 0xffffff; }
+static uint64_t posted_sequence(uint64_t word) { return word >> 24; }
 
-static void free_chunk(struct mp_queue_view *v, uint64_t name, uint64_t sequence) {
-    struct mp_piece piece = {name_segment(name), name_number(name), sequence, 0};
-    mp_piece_free(v, &piece);
+static uint32_t filled_bytes(struct chunk *c) { return (uint32_t)atomic_load(&c->filled); }
+static uint32_t filled_messages(struct chunk *c) { return (uint32_t)(atomic_load(&c->filled) >> 32); }
+
+static int piece_named(struct mp_queue_view *v, uint64_t name, struct found *found) {
+    struct mp_piece_place place;
+    int error = name == 0 || name > MOST_CHUNKS ? MP_CORRUPT
+                                                : mp_piece_find(v, name_segment(name), name_number(name), &place);
+    if (error == MP_OK)
+        *found = (struct found){(struct chunk *)place.data, place.word, name, place.size};
+    return error;
+}
+
+/* 0, or an error: MP_CORRUPT: there is no chunk of that name. */
+static int chunk_named(struct mp_queue_view *v, uint64_t name, struct found *found) {
+    int error = piece_named(v, name, found);
+    if (error != MP_OK)
+        return error;
+    uint32_t filled = filled_bytes(found->c);
+    return mp_piece_state_of(atomic_load(found->word)) == MP_PIECE_SPILL && filled >= START && filled <= found->size
+               ? MP_OK
+               : MP_CORRUPT;
+}
+
+static void free_chunk(struct mp_queue_view *v, const struct found *found) {
+    uint64_t sequence = mp_piece_sequence_of(atomic_load(found->word));
+    mp_piece_free_at(v, name_segment(found->name), name_number(found->name), found->word, sequence);
+}
+
+static int damaged(struct mp_queue_view *v) {
+    atomic_fetch_or(&v->q->token, MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR);
+    return MP_CORRUPT;
+}
+
+/* The size of the record at `offset`, 0 if there can be none. `length` is read once: what was checked is what is used. */
+static uint32_t record_at(const struct found *found, uint32_t offset, uint32_t end, uint32_t *length) {
+    if (offset < START || offset % 8 != 0 || offset + sizeof(struct mp_body) > end)
+        return 0;
+    struct mp_body *r = (struct mp_body *)((unsigned char *)found->c + offset);
+    *length = *(volatile uint32_t *)&r->length;
+    if (*length < 1 || *length > MP_BODY_SIZE || mp_body_size(*length) > end - offset)
+        return 0;
+    return mp_body_size(*length);
+}
+
+/* ---- lanes ------------------------------------------------------------------------------------------------------------- */
+
+/* The last chunk of a lane. MP_EMPTY: it has none. The tail is only where it was last known to be; where it is not, it is looked
+ * for, and what does not lead to it is cut off. */
+static int last_chunk(struct mp_queue_view *v, struct mp_lane *lane, struct found *last) {
+    uint64_t head = atomic_load(&lane->head), name = head >> 32;
+    if (head == 0)
+        return MP_EMPTY;
+    int error = chunk_named(v, atomic_load(&lane->tail), last);
+    if (error == MP_OK && atomic_load(&last->c->next) == 0)
+        return MP_OK;
+    bool any = false;
+    for (uint32_t i = 0; i < MOST_CHUNKS; i++) {
+        struct found chunk;
+        error = chunk_named(v, name, &chunk);
+        if (error == MP_CORRUPT)
+            break;
+        if (error != MP_OK)
+            return error;
+        *last = chunk;
+        any = true;
+        if ((name = atomic_load(&chunk.c->next)) == 0)
+            break;
+    }
+    if (name != 0)
+        damaged(v);
+    if (!any) {
+        atomic_store(&lane->head, 0);
+        return MP_EMPTY;
+    }
+    atomic_store(&last->c->next, 0);
+    atomic_store(&lane->tail, last->name);
+    return MP_OK;
+}
+
+/* Puts a chain of chunks behind `before`, the last one (NULL: there is none): they are in the lane by one store. */
+static void link_chunks(struct mp_arena *a, uint32_t level, const struct found *before, uint64_t first, uint64_t last) {
+    struct mp_lane *lane = &a->lanes[level];
+    atomic_fetch_or(&a->used[level / 64], 1ull << level % 64); /* first: a lane with its bit clear is empty */
+    if (before == NULL)
+        STORE(lane->head, position(first, START));
+    else
+        STORE(before->c->next, first);
+    STORE(lane->tail, last);
+}
+
+/* The header of a chunk that nobody else knows of yet. */
+static void begin_chunk(struct chunk *c, uint64_t filled) {
+    atomic_store_explicit(&c->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&c->filled, filled, memory_order_relaxed);
+    atomic_store_explicit(&c->stamp, 0, memory_order_relaxed);
+}
+
+/* ---- posting ----------------------------------------------------------------------------------------------------------- */
+
+/* Messages that are on the stack from `top` on. Only a guess unless `top` is on top when the caller looks again. */
+static uint32_t messages_from(struct mp_queue_view *v, uint64_t top) {
+    struct found found;
+    if (top == 0 || piece_named(v, posted_name(top), &found) != MP_OK)
+        return 0;
+    return *(volatile uint32_t *)&found.c->messages;
+}
+
+/* How many messages were posted and not collected yet. */
+uint64_t mp_spill_posted(struct mp_queue_view *v) {
+    for (int attempt = 0; attempt < 100; attempt++) {
+        uint64_t top = atomic_load(mp_posted(v->b));
+        uint32_t messages = messages_from(v, top);
+        if (atomic_load(mp_posted(v->b)) == top)
+            return messages != 0 || top == 0 ? messages : 1;
+    }
+    return 1;
+}
+
+/* Puts messages of one level where the lock's next owner finds them. `bodies`: one struct mp_body after the other, `size` bytes
+ * with what mp_body_size() adds. */
+int mp_spill_post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t size, uint32_t count, uint32_t level) {
+    struct mp_piece piece;
+    struct mp_piece_place place;
+    int error = mp_piece_claim_chunk(v, START + size, true, &piece, &place);
+    if (error != MP_OK)
+        return error;
+    uint32_t name = chunk_name(piece.segment, piece.number);
+    struct chunk *c = (struct chunk *)place.data;
+    begin_chunk(c, (START + size) | (uint64_t)count << 32);
+    c->level = level;
+    memcpy(place.data + START, bodies, size);
+    atomic_store(place.word, mp_piece_word_of(MP_PIECE_POSTED, v->f->slot, piece.sequence));
+    uint64_t top = atomic_load(mp_posted(v->b));
+    do { /* if it is still on top then, it was all the time, and its chunk was that message's */
+        c->below = top;
+        c->messages = count + messages_from(v, top);
+    } while (!atomic_compare_exchange_strong(mp_posted(v->b), &top, posted_word(name, piece.sequence)));
+    return MP_OK;
+}
+
+/* 0, or an error: MP_CORRUPT: there is no such chunk on the stack. */
+static int chunk_posted(struct mp_queue_view *v, uint64_t word, struct found *found) {
+    int error = piece_named(v, posted_name(word), found);
+    if (error != MP_OK)
+        return error;
+    uint64_t piece = atomic_load(found->word);
+    uint32_t filled = filled_bytes(found->c);
+    enum mp_piece_state state = mp_piece_state_of(piece);
+    return (state == MP_PIECE_POSTED || state == MP_PIECE_SPILL) && mp_piece_sequence_of(piece) == posted_sequence(word) &&
+                   filled >= START && filled <= found->size && found->c->level < mp_arena_levels(v)
+               ? MP_OK
+               : MP_CORRUPT;
+}
+
+/* Walks down the stack to what is in a lane, and leaves in each chunk the way up: they become a chain, oldest first. */
+static int walk_down(struct mp_queue_view *v, uint64_t top, uint64_t stamp, uint64_t *oldest, uint64_t *count) {
+    *oldest = *count = 0;
+    for (uint64_t word = top; word != 0;) {
+        struct found found;
+        int error = chunk_posted(v, word, &found);
+        if (error != MP_OK)
+            return error;
+        if (atomic_load(&found.c->stamp) == stamp)
+            return MP_OK;
+        atomic_store(&found.c->stamp, stamp);
+        atomic_store(&found.c->next, *oldest);
+        atomic_store(found.word, mp_piece_word_of(MP_PIECE_SPILL, -1, posted_sequence(word)));
+        *oldest = found.name;
+        *count += filled_messages(found.c);
+        word = found.c->below;
+    }
+    return MP_OK;
+}
+
+static int append_chunks(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t first, uint64_t last) {
+    struct found before;
+    int error = last_chunk(v, &a->lanes[level], &before);
+    if (error == MP_OK || error == MP_EMPTY)
+        link_chunks(a, level, error == MP_OK ? &before : NULL, first, last);
+    return error == MP_EMPTY ? MP_OK : error;
+}
+
+/* Puts the chain into its lanes: all at once if there is only one lane, else one chunk after the other. */
+static int put_into_lanes(struct mp_queue_view *v, struct mp_arena *a, uint64_t oldest, uint64_t newest) {
+    if (mp_arena_levels(v) == 1)
+        return append_chunks(v, a, 0, oldest, newest);
+    while (oldest != 0) {
+        struct found found;
+        int error = chunk_named(v, oldest, &found);
+        if (error != MP_OK)
+            return error;
+        uint64_t up = atomic_load(&found.c->next);
+        uint32_t level = *(volatile uint32_t *)&found.c->level;
+        atomic_store(&found.c->next, 0);
+        error = level < mp_arena_levels(v) ? append_chunks(v, a, level, oldest, oldest) : MP_CORRUPT;
+        if (error != MP_OK)
+            return error;
+        oldest = up;
+    }
+    return MP_OK;
+}
+
+/* Whatever happens, this can be done again: the chunks that are in lanes by then are known by their stamp after a walk along
+ * those. The stack is empty only when all are in lanes and counted: until then senders know that there is something before them. */
+static int collect(struct mp_queue_view *v, struct mp_arena *a, uint64_t stamp) {
+    uint64_t top = atomic_load(mp_posted(v->b));
+    int result = MP_OK;
+    while (top != 0) {
+        uint64_t oldest, count;
+        int error = walk_down(v, top, stamp, &oldest, &count);
+        if (error == MP_CORRUPT) /* what is below is lost */
+            result = damaged(v);
+        else if (error != MP_OK)
+            return error;
+        if (oldest != 0)
+            error = put_into_lanes(v, a, oldest, posted_name(top));
+        if (error == MP_CORRUPT)
+            result = damaged(v);
+        else if (error != MP_OK)
+            return damaged(v), error;
+        atomic_fetch_add(&v->q->spilled, (uint32_t)count);
+        if (atomic_compare_exchange_strong(mp_posted(v->b), &top, 0))
+            break;
+    }
+    return result;
+}
+
+/* Puts what was posted into the lanes. */
+int mp_spill_collect(struct mp_queue_view *v) {
+    struct mp_arena *a = mp_arena_open(v);
+    if (a == NULL && errno != 0 && errno != MP_CORRUPT)
+        return errno;
+    if (a == NULL) {
+        atomic_store(mp_posted(v->b), 0);
+        return MP_CORRUPT;
+    }
+    return collect(v, a, ++a->stamp);
 }
 
 /* ---- putting ---------------------------------------------------------------------------------------------------------- */
 
-static int new_chunk(struct mp_queue_view *v, struct mp_lane *lane, struct chunk *last, struct chunk **made) {
-    uint64_t size = last == NULL ? CHUNK_SMALLEST : last->size * 2;
+/* A chunk behind `before`, the last one of the lane (NULL: there is none). */
+static int new_chunk(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, const struct found *before,
+                     struct found *made) {
+    uint64_t size = before == NULL ? CHUNK_SMALLEST : before->size * 2;
     struct mp_piece piece;
-    unsigned char *data;
-    int error = mp_piece_claim(v, size < CHUNK_LARGEST ? size : CHUNK_LARGEST, true, &piece, &data);
+    struct mp_piece_place place;
+    int error = mp_piece_claim_chunk(v, size < CHUNK_LARGEST ? size : CHUNK_LARGEST, false, &piece, &place);
     if (error != MP_OK)
         return error;
-    struct chunk *c = (struct chunk *)data;
-    if (c == NULL)
-        return errno;
-    atomic_store(&c->next, 0);
-    atomic_store(&c->filled, START);
-    c->sequence = piece.sequence;
-    c->size = mp_piece_size(v, piece.segment);
-    mp_piece_spill(v, &piece);
-    uint32_t name = chunk_name(piece.segment, piece.number);
-    if (last == NULL)
-        atomic_store(&lane->head, position(name, START));
-    else
-        atomic_store(&last->next, name);
-    atomic_store(&lane->tail, name);
-    *made = c;
+    struct found chunk = {(struct chunk *)place.data, place.word, chunk_name(piece.segment, piece.number), place.size};
+    begin_chunk(chunk.c, START);
+    STORE(*chunk.word, mp_piece_word_of(MP_PIECE_SPILL, -1, piece.sequence));
+    link_chunks(a, level, before, chunk.name, chunk.name);
+    *made = chunk;
     return MP_OK;
 }
 
-/* 0, or an errno: then nothing was appended. */
+/* 0, or an error: then nothing was appended. */
 int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_t length, uint32_t level) {
     int error = mp_arena_make(v);
     if (error != MP_OK)
         return error;
     struct mp_arena *a = atomic_load(&v->arena);
-    struct mp_lane *lane = &a->lanes[level];
-    struct chunk *c = NULL;
-    if (atomic_load(&lane->head) != 0 && (c = chunk_at(v, atomic_load(&lane->tail))) == NULL)
-        return errno;
-    if (c == NULL || filled_bytes(c) + mp_body_size(length + 1) > c->size) {
-        atomic_fetch_or(&a->used[level / 64], 1ull << level % 64); /* first: a lane with its bit clear is empty */
-        error = new_chunk(v, lane, c, &c);
-        if (error != MP_OK)
-            return error;
-    }
-    uint64_t filled = atomic_load(&c->filled);
-    struct mp_body *r = (struct mp_body *)((unsigned char *)c + (uint32_t)filled);
+    struct found last;
+    error = last_chunk(v, &a->lanes[level], &last);
+    if (error == MP_OK && filled_bytes(last.c) + mp_body_size(length + 1) > last.size)
+        error = new_chunk(v, a, level, &last, &last);
+    else if (error == MP_EMPTY)
+        error = new_chunk(v, a, level, NULL, &last);
+    if (error != MP_OK)
+        return error;
+    uint64_t filled = atomic_load(&last.c->filled);
+    uint32_t offset = (uint32_t)filled;
+    if (offset > last.size - mp_body_size(length + 1))
+        return damaged(v);
+    struct mp_body *r = (struct mp_body *)((unsigned char *)last.c + offset);
     r->length = length + 1;
     memcpy(r->body, &m->kind, length + 1);
-    atomic_store(&c->filled, filled + mp_body_size(length + 1) + (1ull << 32));
+    STORE(last.c->filled, filled + mp_body_size(length + 1) + (1ull << 32));
     atomic_fetch_add(&v->q->spilled, 1);
     return MP_OK;
 }
@@ -99,144 +356,174 @@ int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_
 /* The lowest level that may have messages, -1 if none has. errno is 0, or says why the arena could not be looked at. */
 int64_t mp_spill_first_level(struct mp_queue_view *v) {
     struct mp_arena *a = mp_arena_open(v);
+    uint64_t levels = mp_arena_levels(v);
     if (a != NULL)
         errno = 0;
-    for (uint64_t i = 0; a != NULL && i < (a->levels + 63) / 64; i++)
-        if (atomic_load(&a->used[i]) != 0)
-            return (int64_t)(i * 64) + __builtin_ctzll(atomic_load(&a->used[i]));
+    for (uint64_t i = 0; a != NULL && i < (levels + 63) / 64; i++) {
+        uint64_t used = atomic_load(&a->used[i]);
+        if (used != 0 && i * 64 + (uint64_t)__builtin_ctzll(used) < levels)
+            return (int64_t)(i * 64) + __builtin_ctzll(used);
+    }
     return -1;
 }
 
-/* Frees the chunks at the head that have been read, so that a lane without messages has no chunk. */
-static int advance(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) {
+static int cut(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) {
+    atomic_store(&a->lanes[level].head, 0);
+    atomic_fetch_and(&a->used[level / 64], ~(1ull << level % 64));
+    return damaged(v);
+}
+
+/* The first chunk of a lane that has not been read. Those before it are freed, so that a lane without messages has no chunk;
+ * MP_EMPTY: there is none. */
+static int first_chunk(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, struct found *first) {
     struct mp_lane *lane = &a->lanes[level];
     uint64_t head;
     while ((head = atomic_load(&lane->head)) != 0) {
-        struct chunk *c = chunk_at(v, head >> 32);
-        if (c == NULL)
-            return errno;
-        if ((uint32_t)head < filled_bytes(c))
+        int error = chunk_named(v, head >> 32, first);
+        if (error == MP_CORRUPT)
+            return cut(v, a, level);
+        if (error != MP_OK)
+            return error;
+        if ((uint32_t)head < filled_bytes(first->c))
             return MP_OK;
-        uint64_t next = atomic_load(&c->next);
-        atomic_store(&lane->head, next == 0 ? 0 : position(next, START));
-        free_chunk(v, head >> 32, c->sequence);
+        uint64_t next = atomic_load(&first->c->next);
+        STORE(lane->head, next == 0 ? 0 : position(next, START));
+        free_chunk(v, first);
     }
     atomic_fetch_and(&a->used[level / 64], ~(1ull << level % 64));
-    return MP_OK;
+    return MP_EMPTY;
 }
 
 /* Makes the record the item. A large message passes to this process before it leaves the spill: should we die in between,
- * recovery frees the piece, and the next one finds a record whose piece is gone. ENOMSG: we have found such a one. */
-static int open_record(struct mp_queue_view *v, const struct mp_body *r, struct mp_item *item) {
-    memcpy(&item->message.kind, r->body, r->length);
+ * recovery frees the piece, and the next one finds a record whose piece is gone. MP_EMPTY: we have found such a one. */
+static int open_record(struct mp_queue_view *v, const struct mp_body *r, uint32_t length, struct mp_item *item) {
+    memcpy(&item->message.kind, r->body, length);
     item->data = item->message.data;
-    item->size = r->length - 1;
-    if (item->message.kind != MP_BODY_PIECE)
+    item->size = length - 1;
+    if (item->message.kind == MP_BODY_INLINE || item->message.kind == MP_BODY_PLAIN)
         return MP_OK;
+    if (item->message.kind != MP_BODY_PIECE || length != 1 + sizeof item->piece)
+        return MP_CORRUPT;
     memcpy(&item->piece, item->message.data, sizeof item->piece);
     item->size = item->piece.length;
     item->data = mp_piece_receive(v, &item->piece);
-    return item->data != NULL ? MP_OK : errno == 0 ? ENOMSG : errno;
+    return item->data != NULL ? MP_OK : errno == 0 ? MP_EMPTY : errno;
 }
 
-/* The first message of a level. 0; ENOMSG: there is none, or there was one that was never sent and is gone now; or an errno:
- * then nothing was taken. */
+/* The first message of a level. MP_OK; MP_EMPTY: there is none, or there was one that was never sent and is gone now; MP_CORRUPT:
+ * there was something that is none, and is gone now; or an error: then nothing was taken. */
 int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item) {
     struct mp_arena *a = mp_arena_open(v);
     if (a == NULL)
-        return errno == 0 ? ENOMSG : errno;
+        return errno == 0 ? MP_EMPTY : errno;
     struct mp_lane *lane = &a->lanes[level];
-    int error = advance(v, a, level);
+    struct found first;
+    int error = first_chunk(v, a, level, &first);
     if (error != MP_OK)
         return error;
     uint64_t head = atomic_load(&lane->head);
-    if (head == 0)
-        return ENOMSG;
-    struct chunk *c = chunk_at(v, head >> 32);
-    struct mp_body *r = (struct mp_body *)((unsigned char *)c + (uint32_t)head);
-    error = open_record(v, r, item);
-    if (error != MP_OK && error != ENOMSG)
-        return error;
-    atomic_store(&lane->head, position(head >> 32, (uint32_t)head + mp_body_size(r->length)));
-    atomic_fetch_sub(&v->q->spilled, 1);
-    advance(v, a, level); /* if it fails, the next one has to */
+    uint32_t filled = filled_bytes(first.c), offset = (uint32_t)head, length, size = 0;
+    if (filled <= first.size)
+        size = record_at(&first, offset, filled, &length);
+    if (size == 0) { /* nobody knows where the next one begins */
+        atomic_store(&lane->head, position(head >> 32, UINT32_MAX));
+        error = damaged(v);
+    } else {
+        error = open_record(v, (struct mp_body *)((unsigned char *)first.c + offset), length, item);
+        if (error != MP_OK && error != MP_EMPTY && error != MP_CORRUPT)
+            return error;
+        STORE(lane->head, position(head >> 32, offset + size));
+        atomic_fetch_sub(&v->q->spilled, 1);
+    }
+    if (size == 0 || offset + size >= filled)
+        first_chunk(v, a, level, &first); /* if it fails, the next one has to */
     return error;
 }
 
-/* ---- after a death ----------------------------------------------------------------------------------------------------- */
+/* ---- after a death, or after damage -------------------------------------------------------------------------------------- */
 
-struct names {
-    uint64_t *name;
-    size_t count, room;
-};
-
-static int remember(struct names *names, uint64_t name) {
-    if (names->count == names->room) {
-        size_t room = names->room == 0 ? 64 : names->room * 2;
-        uint64_t *grown = realloc(names->name, room * sizeof *grown);
-        if (grown == NULL)
-            return ENOMEM;
-        names->name = grown;
-        names->room = room;
-    }
-    names->name[names->count++] = name;
-    return MP_OK;
-}
-
-static int by_value(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
-static int repair_lane(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t *count, struct names *names) {
+/* Counts the messages of a lane, and leaves the stamp in its chunks. */
+static int repair_lane(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t stamp, uint64_t *count) {
     struct mp_lane *lane = &a->lanes[level];
-    int error = advance(v, a, level);
+    struct found before, found;
+    int result = first_chunk(v, a, level, &found);
+    if (result == MP_EMPTY)
+        return MP_OK;
+    if (result != MP_OK)
+        return result;
     uint64_t head = atomic_load(&lane->head);
     uint32_t offset = (uint32_t)head;
-    for (uint64_t name = head >> 32; name != 0 && error == MP_OK;) {
-        struct chunk *c = chunk_at(v, name);
-        if (c == NULL)
-            return errno;
-        for (; offset < filled_bytes(c); *count += 1)
-            offset += mp_body_size(((struct mp_body *)((unsigned char *)c + offset))->length);
-        error = remember(names, name);
+    before.c = NULL;
+    for (uint64_t name = head >> 32; name != 0; name = atomic_load(&found.c->next)) {
+        int error = chunk_named(v, name, &found);
+        if (error != MP_OK && error != MP_CORRUPT)
+            return error;
+        if (error == MP_CORRUPT || atomic_load(&found.c->stamp) == stamp) { /* not a chunk, or one that was here before */
+            if (before.c == NULL)
+                return cut(v, a, level);
+            atomic_store(&before.c->next, 0);
+            return damaged(v);
+        }
+        atomic_store(&found.c->stamp, stamp);
+        uint32_t end = filled_bytes(found.c), messages = 0, length, size;
+        end = end <= found.size ? end : START;
+        for (; offset < end && (size = record_at(&found, offset, end, &length)) != 0; messages++)
+            offset += size;
+        if (offset < end) {
+            atomic_store(&found.c->filled, offset | (uint64_t)messages << 32);
+            result = MP_CORRUPT;
+        }
+        *count += messages;
         atomic_store(&lane->tail, name);
-        name = atomic_load(&c->next);
+        before = found;
         offset = START;
     }
-    return error;
+    return result;
 }
 
-static int free_lost_chunks(struct mp_queue_view *v, struct mp_arena *a, struct names *names) {
-    qsort(names->name, names->count, sizeof *names->name, by_value);
-    for (uint32_t i = 0, count = atomic_load(&a->segments); i < count; i++)
-        for (uint32_t n = 0; n < a->segment[i].pieces; n++) {
-            _Atomic uint64_t *place = mp_piece_word(v, i, n);
-            if (place == NULL)
-                return errno;
-            uint64_t name = chunk_name(i, n), word = atomic_load(place);
-            if (mp_piece_state_of(word) == MP_PIECE_SPILL &&
-                (names->count == 0 || bsearch(&name, names->name, names->count, sizeof name, by_value) == NULL))
-                free_chunk(v, name, mp_piece_sequence_of(word));
-        }
-    return MP_OK;
+struct walk {
+    uint64_t orphans; /* the stamp of those that nobody is about to post any more, set before the stack is looked at */
+    uint64_t stamp;
+};
+
+static bool nobodys(uint64_t word) { return mp_piece_state_of(word) == MP_PIECE_POSTED && mp_piece_slot_of(word) < 0; }
+
+static void mark_orphan(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
+                        const void *walk) {
+    if (nobodys(atomic_load(place->word)))
+        atomic_store(&((struct chunk *)place->data)->stamp, ((const struct walk *)walk)->orphans);
 }
 
-/* Can be done again from the start, should its process die, too. */
+static void free_lost(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
+                      const void *context) {
+    const struct walk *walk = context;
+    struct found found = {(struct chunk *)place->data, place->word, chunk_name(segment, number), place->size};
+    uint64_t word = atomic_load(place->word);
+    if ((mp_piece_state_of(word) == MP_PIECE_SPILL && atomic_load(&found.c->stamp) != walk->stamp) ||
+        (nobodys(word) && atomic_load(&found.c->stamp) == walk->orphans))
+        free_chunk(v, &found);
+}
+
+/* Can be done again from the start, should its process die, too. MP_CORRUPT: it was done, and something was lost. */
 int mp_spill_repair(struct mp_queue_view *v) {
     struct mp_arena *a = mp_arena_open(v);
     if (a == NULL)
         return errno;
-    struct names names = {0};
+    struct walk walk = {a->stamp + 1, a->stamp + 2};
+    a->stamp += 2;
     uint64_t count = 0;
-    int error = MP_OK;
-    for (uint32_t level = 0; level < a->levels && error == MP_OK; level++)
-        if (atomic_load(&a->used[level / 64]) >> level % 64 & 1)
-            error = repair_lane(v, a, level, &count, &names);
-    if (error == MP_OK)
-        error = free_lost_chunks(v, a, &names);
-    if (error == MP_OK)
-        atomic_store(&v->q->spilled, (uint32_t)count);
-    free(names.name);
-    return error;
+    int result = MP_OK, error = mp_arena_each(v, mark_orphan, &walk);
+    for (uint32_t level = 0; level < mp_arena_levels(v) && error == MP_OK; level++)
+        if (atomic_load(&a->used[level / 64]) >> level % 64 & 1) {
+            error = repair_lane(v, a, level, walk.stamp, &count);
+            if (error == MP_CORRUPT)
+                result = error, error = MP_OK;
+        }
+    if (error != MP_OK)
+        return error;
+    atomic_store(&v->q->spilled, (uint32_t)count);
+    error = collect(v, a, walk.stamp);
+    if (error == MP_OK || error == MP_CORRUPT)
+        result = error == MP_CORRUPT ? error : result, error = mp_arena_each(v, free_lost, &walk);
+    return error != MP_OK ? error : result;
 }

@@ -21,7 +21,7 @@
 int mp_room_make(struct mp_family *f, uint32_t queue, struct mp_room *room) {
     int64_t index = mp_block_new(f, MP_KIND_DATA);
     if (index < 0)
-        return errno;
+        return mp_error(errno);
     struct mp_block *b = mp_block_at(f, (uint32_t)index);
     atomic_store(&room->bell, (uint32_t)index + 1); /* first: what is READY and pinned must be found by somebody */
     b->extra[2] = mp_queue_name(f, queue);
@@ -51,8 +51,14 @@ uint32_t mp_room_stay(struct mp_room *room, uint32_t epoch) {
     return EPOCH(atomic_load(&room->word)) == epoch ? epoch : mp_room_enter(room);
 }
 
+/* 0: it has none, or it cannot be. A room has the bell of a block, never that of a cell. */
+static uint32_t bell_of(struct mp_room *room) {
+    uint32_t bell = atomic_load(&room->bell);
+    return bell <= MP_BLOCKS ? bell : 0;
+}
+
 void mp_room_ring(struct mp_family *f, struct mp_room *room, bool all) {
-    uint32_t waiters = mp_room_count(room), bell = atomic_load(&room->bell);
+    uint32_t waiters = mp_room_count(room), bell = bell_of(room);
     if (waiters == 0 || bell == 0)
         return;
     int unheard = mp_bell_get(f, bell - 1, GETVAL);
@@ -61,16 +67,14 @@ void mp_room_ring(struct mp_family *f, struct mp_room *room, bool all) {
     mp_bell_ring(f, bell - 1, all ? (int)(waiters - (uint32_t)unheard) : 1);
 }
 
-/* As mp_bell_wait(); a tick is spent on looking after the family. */
+/* As mp_bell_await(). Nobody may wait in a room that has no bell: nobody would be heard there. */
 int mp_room_wait(struct mp_family *f, struct mp_room *room, int64_t deadline_ns) {
-    int error = mp_bell_wait(f, atomic_load(&room->bell) - 1, -1, deadline_ns);
-    if (error == EAGAIN)
-        mp_tick(f);
-    return error;
+    uint32_t bell = bell_of(room);
+    return bell == 0 ? MP_CORRUPT : mp_bell_await(f, bell - 1, -1, deadline_ns);
 }
 
 void mp_room_heal(struct mp_family *f, struct mp_room *room) {
-    uint32_t word = atomic_load(&room->word), bell = atomic_load(&room->bell);
+    uint32_t word = atomic_load(&room->word), bell = bell_of(room);
     if (bell == 0)
         return;
     while (COUNT(word) != 0)
@@ -113,8 +117,8 @@ void mp_sleeper_leave(_Atomic uint32_t *place) {
 }
 
 uint32_t mp_sleepers(struct mp_family *f, uint32_t queue) {
-    uint32_t n = 0, high = atomic_load(&f->h->slot_high);
-    for (uint32_t i = 0; i < high && i < MP_SLOTS; i++) {
+    uint32_t n = 0, high = mp_slot_high(f);
+    for (uint32_t i = 0; i < high; i++) {
         struct mp_slot *s = &f->seg->slots[i];
         if (mp_slot_state_of(atomic_load(&s->word)) != MP_SLOT_ALIVE)
             continue;
@@ -138,34 +142,37 @@ int mp_watch_start(struct mp_watch *w, int fd) {
     pthread_mutex_init(&w->lock, NULL);
     atomic_store(&w->watching, 1);
     atomic_store(&w->stopped, 0);
-    return sem_init(&w->wanted, 0, 0) == 0 ? MP_OK : errno;
+    return sem_init(&w->wanted, 0, 0) == 0 ? MP_OK : mp_error(errno);
 }
 
-static void watch_until_not_empty(struct mp_queue_view *v, struct mp_watch *w) {
+/* MP_OK, or the error that keeps it from waiting. */
+static int watch_until_not_empty(struct mp_queue_view *v, struct mp_watch *w) {
     uint32_t epoch = mp_room_enter(&v->q->getters);
-    int64_t size = 0;
-    while (!atomic_load(&w->stopped) && (size = mp_queue_size(v)) == 0) {
-        int error = mp_room_wait(v->f, &v->q->getters, -1);
-        if (error != MP_OK && error != EAGAIN && error != EINTR)
-            break;
+    int outcome = MP_OK;
+    while (outcome == MP_OK && !atomic_load(&w->stopped) && mp_queue_size(v) == 0) {
+        outcome = mp_room_wait(v->f, &v->q->getters, -1);
+        if (outcome == MP_TICK || outcome == MP_INTERRUPTED)
+            outcome = MP_OK;
         epoch = mp_room_stay(&v->q->getters, epoch);
     }
     mp_room_leave(&v->q->getters, epoch);
     mp_room_ring(v->f, &v->q->getters, false);
+    return outcome;
 }
 
-/* The thread. Returns when it was stopped, or when the queue is gone: then the descriptor stays readable. */
+/* The thread. Returns when it was stopped, or when the queue or its bell is gone: then the descriptor stays readable. */
 void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w) {
     while (!atomic_load(&w->stopped)) {
-        watch_until_not_empty(v, w);
+        bool over = watch_until_not_empty(v, w) != MP_OK;
         pthread_mutex_lock(&w->lock);
         int64_t size = mp_queue_size(v);
-        if (size != 0) { /* else it was taken meanwhile */
+        over |= size < 0;
+        if (size != 0 || over) { /* else it was taken meanwhile */
             eventfd_write(w->fd, 1);
             atomic_store(&w->watching, 0);
         }
         pthread_mutex_unlock(&w->lock);
-        if (size < 0)
+        if (over)
             return;
         while (!atomic_load(&w->stopped) && atomic_load(&w->watching) != 1)
             sem_wait(&w->wanted);
