@@ -95,7 +95,7 @@ static void become_process(struct process *p) {
 static void lock(struct process *p, uint32_t index) {
     int error;
     while ((error = mp_lock_wait(&p->f, index, -1)) != MP_OK)
-        check(error == EAGAIN || error == EINTR);
+        check(error == MP_TICK || error == MP_INTERRUPTED);
 }
 static void unlock(struct process *p, uint32_t index) { check(mp_lock_release(&p->f, index) == MP_OK); }
 
@@ -107,7 +107,7 @@ static void put(struct process *p, long number, bool large) {
     memcpy(m.data, &number, sizeof number);
     if (large) {
         unsigned char *data;
-        check(mp_piece_claim(&p->queue, LARGE, false, &piece, &data) == MP_OK);
+        check(mp_piece_claim(&p->queue, LARGE, &piece, &data) == MP_OK);
         for (uint32_t i = 0; i + sizeof number <= LARGE; i += sizeof number)
             memcpy(data + i, &number, sizeof number);
         m.kind = MP_BODY_PIECE;
@@ -115,8 +115,8 @@ static void put(struct process *p, long number, bool large) {
         memcpy(m.data, &piece, sizeof piece);
     }
     int error = mp_queue_try_send(&p->queue, &m, length, 0);
-    if (error == EBUSY)
-        error = mp_queue_send(&p->queue, &m, length, 0);
+    if (error == MP_BUSY)
+        error = mp_queue_send(&p->queue, &m, length, 0, -1);
     check(error == MP_OK);
     if (large)
         mp_piece_sent(&p->queue, &piece);
@@ -136,7 +136,7 @@ static void put_many(struct process *p, long first, int count) {
         used += mp_body_size(body->length);
         atomic_fetch_add(&sum_in, number);
     }
-    check(mp_queue_send_many(&p->queue, bodies, (uint64_t)count, 0, &error) == (uint64_t)count && error == MP_OK);
+    check(mp_queue_send_many(&p->queue, bodies, (uint64_t)count, 0, -1, &error) == (uint64_t)count && error == MP_OK);
 }
 
 static void receive(struct process *p, struct mp_item *item) {
@@ -155,9 +155,9 @@ static void receive(struct process *p, struct mp_item *item) {
 static bool take(struct process *p) {
     struct mp_item item;
     int error = mp_queue_try_take(&p->queue, &item);
-    if (error == EAGAIN)
-        error = mp_queue_take(&p->queue, &item);
-    if (error == ENOMSG)
+    if (error == MP_BUSY)
+        error = mp_queue_take(&p->queue, &item, -1);
+    if (error == MP_EMPTY)
         return false;
     check(error == MP_OK);
     receive(p, &item);
@@ -167,8 +167,8 @@ static bool take(struct process *p) {
 static void take_many(struct process *p) {
     struct mp_item items[16];
     uint32_t count;
-    int error = mp_queue_take_many(&p->queue, items, 16, &count);
-    check(error == MP_OK || error == ENOMSG);
+    int error = mp_queue_take_many(&p->queue, items, 16, &count, -1);
+    check(error == MP_OK || error == MP_EMPTY);
     for (uint32_t i = 0; i < count; i++)
         receive(p, &items[i]);
 }
@@ -256,7 +256,7 @@ int main(int argc, char **argv) {
     queue_block = make(MP_KIND_QUEUE);
     check(mp_block_msgget(&founder, queue_block, 0600) >= 0 && mp_queue_make(&founder, queue_block, 0, 0) == MP_OK);
     semaphore_block = make(MP_KIND_SEMAPHORE);
-    mp_sem_init(mp_block_at(&founder, semaphore_block), 3, 3);
+    mp_sem_init(mp_block_at(&founder, semaphore_block), 3, 3, MP_RETURNS_GUESSED);
     event_block = make(MP_KIND_EVENT);
     condition_block = make(MP_KIND_CONDITION);
     lock_block = make(MP_KIND_LOCK);
