@@ -101,7 +101,7 @@ static struct mp_chunk *find_chunk(struct mp_family *f, uint32_t index, uint32_t
     return NULL;
 }
 
-/* The chunk for these slots, made if there is none; NULL with errno ENOSPC. The walk that finds none and the compare-and-swap at its
+/* The chunk for these slots, made if there is none; NULL with errno. The walk that finds none and the compare-and-swap at its
  * end are one: who was faster has made the end another one. */
 static struct mp_chunk *make_chunk(struct mp_family *f, uint32_t index, uint32_t range) {
     struct mp_chunk *found = find_chunk(f, index, range);
@@ -117,14 +117,14 @@ static struct mp_chunk *make_chunk(struct mp_family *f, uint32_t index, uint32_t
                 atomic_store(&made->word, 0);
                 return c;
             }
-        if (n > MP_CHUNK_RANGES) { /* what is in memory is no chain */
-            atomic_store(&made->word, 0);
-            errno = MP_LIMIT;
-            return NULL;
-        }
         if (atomic_compare_exchange_strong(end, &none, (uint32_t)mine + 1)) {
             atomic_store(&made->word, chunk_word(MP_CHUNK_LINKED, -1, index));
             return made;
+        }
+        if (n > MP_CHUNK_RANGES || none > MP_CHUNKS) { /* what is in memory is no chain */
+            atomic_store(&made->word, 0);
+            errno = MP_CORRUPT;
+            return NULL;
         }
     }
 }
@@ -210,7 +210,7 @@ static int add_holder(struct mp_family *f, uint32_t index, int slot) {
     return MP_OK;
 }
 
-/* Also done twice. -1 with errno ENOSPC: there is no chunk left. */
+/* Also done twice. -1 with errno MP_LIMIT: there is no chunk left. */
 int mp_block_hold(struct mp_family *f, uint32_t index, int slot) {
     struct mp_block *b = mp_block_at(f, index);
     if (add_holder(f, index, slot) != MP_OK)
@@ -562,7 +562,7 @@ int mp_bell(struct mp_family *f, uint32_t bell, int *semid, unsigned short *num)
     uint32_t each = f->set_size - 1, set = bell / each;
     if (!is_bell(bell))
         return MP_FAILED;
-    int32_t id = atomic_load_explicit(&f->seg->bell_sets[set], memory_order_acquire) - 1;
+    int id = mp_published(&f->seg->bell_sets[set]);
     if (id < 0)
         id = mp_own_set(f, &f->seg->bell_sets[set], MP_SET_BELLS + set, (int)f->set_size);
     *semid = id;
@@ -595,7 +595,7 @@ int mp_bell_get(struct mp_family *f, uint32_t bell, int command) {
     uint32_t each = f->set_size - 1;
     if (!is_bell(bell))
         return MP_FAILED;
-    int32_t id = atomic_load(&f->seg->bell_sets[bell / each]) - 1;
+    int id = mp_published(&f->seg->bell_sets[bell / each]);
     return id < 0 ? 0 : semctl(id, (int)(1 + bell % each), command);
 }
 

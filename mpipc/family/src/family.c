@@ -212,7 +212,7 @@ void mp_alive_read(struct mp_family *f, uint32_t slots, unsigned short *values) 
     union semun arg = {.array = all};
     uint32_t each = f->set_size - 1;
     for (uint32_t first = 0; first < slots; first += each) {
-        int32_t id = atomic_load(&f->seg->alive_sets[first / each]) - 1;
+        int id = mp_published(&f->seg->alive_sets[first / each]);
         int got = id < 0 ? -1 : semctl(id, 0, GETALL, arg);
         for (uint32_t i = 0; i < each && first + i < slots; i++)
             values[first + i] = id < 0 ? 0 : got < 0 ? 1 : all[1 + i];

@@ -451,6 +451,14 @@ static inline bool mp_block_is_live(uint64_t word) {
     return mp_block_state_of(word) == MP_BLOCK_READY || mp_block_state_of(word) == MP_BLOCK_LEAVING;
 }
 
+static inline int mp_record_slot(uint64_t owner) { return (int)(owner >> 32 & 0xffff) - 1; }
+
+/* The id of a set that has been published; -1 if none has. */
+static inline int mp_published(_Atomic int32_t *set) {
+    int32_t plus_1 = atomic_load_explicit(set, memory_order_acquire);
+    return plus_1 > 0 ? plus_1 - 1 : -1;
+}
+
 /* How far the tables have been used. What stands in shared memory, a process may have written that has run wild: it is never
  * believed beyond the end of a table. */
 static inline uint32_t mp_at_most(uint32_t value, uint32_t most) { return value < most ? value : most; }

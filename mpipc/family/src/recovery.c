@@ -210,7 +210,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
     high = mp_record_high(f);
     for (uint32_t i = 0; i < high; i++) {
         uint64_t owner = atomic_load(&f->seg->records[i].owner);
-        if (owner != 0 && is_dead(dead, (int)(owner >> 32) - 1))
+        if (owner != 0 && is_dead(dead, mp_record_slot(owner)))
             mp_sem_return_units(f, i);
     }
     high = mp_cell_high(f);

@@ -77,6 +77,10 @@ static uint32_t sem_record(uint64_t w) { return w >> 32 & 0x1ffff; }
 static uint32_t sem_seq(uint64_t w) { return w >> 49; }
 static bool shows(uint64_t w, uint32_t record, uint32_t seq) { return w >> 32 == stamped(0, record + 1, seq) >> 32; }
 
+/* The record that a word names; the word may be anything. */
+static uint32_t index_of(uint64_t w) { return (sem_record(w) - 1) % MP_RECORDS; }
+static struct mp_record *record_of(struct mp_family *f, uint64_t w) { return &f->seg->records[index_of(w)]; }
+
 uint32_t mp_sem_value(struct mp_block *b) { return sem_value(atomic_load(&b->semaphore.word)); }
 uint32_t mp_sem_debt(struct mp_block *b) { return low(atomic_load(&b->semaphore.debt)); }
 
@@ -116,7 +120,7 @@ static bool behind(uint32_t done, uint32_t seq) {
  * caller's compare-and-swap is going to fail), and if `done` has changed we look again. The upper half of `done` counts its
  * changes. */
 static void save(struct mp_family *f, _Atomic uint64_t *where, uint64_t word) {
-    struct mp_record *r = &f->seg->records[sem_record(word) - 1];
+    struct mp_record *r = record_of(f, word);
     uint32_t done = atomic_load(&r->done), next;
     do {
         if (!behind(done, sem_seq(word)) || atomic_load(where) != word)
@@ -128,7 +132,7 @@ static void save(struct mp_family *f, _Atomic uint64_t *where, uint64_t word) {
 /* `word` shows that `returned` units of a dead process have come back: they are a debt, if nobody has counted them yet. Read in an
  * order like that of save(): a debt that has been counted is seen as such, or semaphore.debt is no longer what was read first. */
 static void count_debt(struct mp_family *f, struct mp_semaphore *s, uint64_t word) {
-    uint32_t i = sem_record(word) - 1, seq = sem_seq(word) + 1;
+    uint32_t i = index_of(word), seq = sem_seq(word) + 1;
     struct mp_record *r = &f->seg->records[i];
     uint32_t returned = atomic_load(&r->returned), grown;
     uint64_t debt = atomic_load(&s->debt);
@@ -145,7 +149,7 @@ static void count_debt(struct mp_family *f, struct mp_semaphore *s, uint64_t wor
 static inline void acknowledge(struct mp_family *f, struct mp_semaphore *s, uint64_t word, uint32_t mine) {
     if (sem_record(word) == 0 || sem_record(word) == mine + 1)
         return;
-    uint64_t record = atomic_load(&f->seg->records[sem_record(word) - 1].word);
+    uint64_t record = atomic_load(&record_of(f, word)->word);
     if (record_op(record) == OP_RETURN && record_seq(record) == sem_seq(word))
         count_debt(f, s, word);
     save(f, &s->word, word);
@@ -382,9 +386,9 @@ void mp_sem_return_units(struct mp_family *f, uint32_t i) {
     struct mp_record *r = &f->seg->records[i];
     uint64_t owner = atomic_load(&r->owner);
     uint32_t index = (uint32_t)owner - 1;
-    int slot = (int)(owner >> 32) - 1;
-    struct mp_block *b = mp_block_at(f, index);
-    if (b->kind != MP_KIND_SEMAPHORE || mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_READY) {
+    int slot = mp_record_slot(owner);
+    struct mp_block *b = index < MP_BLOCKS ? mp_block_at(f, index) : NULL;
+    if (b == NULL || b->kind != MP_KIND_SEMAPHORE || !mp_block_is_live(atomic_load(&b->word))) {
         free_record(f, i, NULL);
         return;
     }
@@ -412,8 +416,7 @@ void mp_sem_return_units(struct mp_family *f, uint32_t i) {
         seq = last;
     }
     atomic_store(&r->word, record_word(0, OP_NONE, seq));
-    for (uint32_t waiting = atomic_exchange(&r->waiting, 0); waiting != 0; waiting--)
-        atomic_fetch_sub(&s->waiters, 1);
+    atomic_fetch_sub(&s->waiters, atomic_exchange(&r->waiting, 0));
     free_record(f, i, s);
     if (returned != 0)
         ring_waiters(f, index, returned);
