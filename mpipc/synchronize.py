@@ -93,7 +93,8 @@ class Semaphore(SemaphoreBase):
 
     * True: they come back. For a semaphore that limits how many do something at a time: who acquires also releases.
     * False: they do not. For a semaphore that counts things, acquired by one process and released by another.
-    * None: mpipc guesses. They come back until the first release by a process that holds none. From then on they do not.
+    * None: mpipc guesses. They come back until the first release by a process that holds none; from then on they do
+      not.
 
     Units that have come back may still be released for the dead process by another. Such a release, by a process that
     holds none, pays for them: it does not raise the value. A process that ends normally changes nothing. The threads of
