@@ -101,9 +101,7 @@ class Semaphore(SemaphoreBase):
     a process hold their units together; a forked child holds none.
     """
 
-    def __init__(
-        self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None
-    ) -> None:
+    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None) -> None:
         super().__init__(value, returns=returns)
         self._is_fork_ctx = _context.is_fork(ctx)
 
@@ -128,9 +126,7 @@ class BoundedSemaphore(Semaphore):
     `returns` is Semaphore's. A release that pays for a unit which has come back from a killed process is not too many.
     """
 
-    def __init__(
-        self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None
-    ) -> None:
+    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None) -> None:
         SemaphoreBase.__init__(self, value, value, returns=returns)
         self._is_fork_ctx = _context.is_fork(ctx)
 
