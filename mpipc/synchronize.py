@@ -93,16 +93,15 @@ class Semaphore(SemaphoreBase):
 
     * True: they come back. For a semaphore that limits how many do something at a time: who acquires also releases.
     * False: they do not. For a semaphore that counts things, acquired by one process and released by another.
-    * None: mpipc guesses. They come back until the first release by a process that holds none. From then on they do not.
+    * None: mpipc guesses. They come back until the first release by a process that holds none; from then on they do
+      not.
 
     Units that have come back may still be released for the dead process by another. Such a release, by a process that
     holds none, pays for them: it does not raise the value. A process that ends normally changes nothing. The threads of
     a process hold their units together; a forked child holds none.
     """
 
-    def __init__(
-        self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None
-    ) -> None:
+    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None) -> None:
         super().__init__(value, returns=returns)
         self._is_fork_ctx = _context.is_fork(ctx)
 
@@ -127,9 +126,7 @@ class BoundedSemaphore(Semaphore):
     `returns` is Semaphore's. A release that pays for a unit which has come back from a killed process is not too many.
     """
 
-    def __init__(
-        self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None
-    ) -> None:
+    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None) -> None:
         SemaphoreBase.__init__(self, value, value, returns=returns)
         self._is_fork_ctx = _context.is_fork(ctx)
 

@@ -458,6 +458,35 @@ def test_join(ctx: Any) -> None:
         tasks.task_done()
 
 
+def _take_and_sit(tasks: Any, taken: Any) -> None:
+    tasks.get()
+    taken.set()
+    signal.pause()
+
+
+def test_a_task_of_a_killed_consumer_stays_unfinished(ctx: Any) -> None:
+    """Nobody knows how far it had come. Who decides that, calls task_done() for it, in any process."""
+    tasks, taken = ctx.JoinableQueue(), ctx.Event()
+    tasks.put(1)
+    consumer = ctx.Process(target=_take_and_sit, args=(tasks, taken))
+    consumer.start()
+    assert taken.wait(60)
+    consumer.kill()
+    consumer.join()
+    wait_until(lambda: consumer.pid not in [pid for _, _, pid in current().processes()], timeout=30)
+    assert tasks.statistics().unfinished == 1
+    joined = threading.Thread(target=tasks.join)
+    joined.start()
+    wait_until(lambda: tasks._messages.usage()[6] == 1, message="a waiting joiner")
+    finisher = ctx.Process(target=tasks.task_done)
+    finisher.start()
+    finisher.join()
+    joined.join(60)
+    assert not joined.is_alive()
+    with pytest.raises(ValueError, match="too many times"):
+        tasks.task_done()
+
+
 def test_a_million_tasks(fork: Any) -> None:
     tasks = fork.JoinableQueue()
     for _ in range(1_000_000):

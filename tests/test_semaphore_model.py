@@ -1,9 +1,9 @@
 """Semaphore and BoundedSemaphore against a model: processes acquire, release, fork, end and are killed in an order that
-hypothesis chooses, and after each step the semaphore's value, its debt and whether units come back are exactly the model's.
+hypothesis chooses, and after each step the semaphore's value, its debt and whether units come back are the model's.
 
-What must come out is said at the head of family/src/semaphore.c; here it stands once more, as a few lines of Python. What
-happens when a process dies in the middle of an operation is the subject of native/semaphore_scenarios.h; the storms at the
-end of this file kill in the middle, too, and check what can be known then.
+What must come out is said at the head of family/src/semaphore.c; here it stands once more, as a few lines of Python.
+What happens when a process dies in the middle of an operation is the subject of native/semaphore_scenarios.h; the
+storms at the end of this file kill in the middle, too, and check what can be known then.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, how=st.sampled_from(["end", "end", "_exit"]))
     def ends(self, number: int, how: str) -> None:
-        """os._exit() is no normal end: nothing of the interpreter is run, and for recovery it is a death like others."""
+        """os._exit() is no normal end: nothing of the interpreter is run, and to recovery it is a death like others."""
         one = self.idle(number)
         if one is not None:
             self.agents.remove(one)
@@ -406,8 +406,8 @@ def storm(semaphore: Any, work: Callable[..., None], seed: int) -> Counts:
 
 @pytest.mark.parametrize("returns", [None, True, False])
 def test_storm_of_own_and_foreign_releases(returns: bool | None) -> None:
-    """Each unit that has come back is a debt until it is paid: so value - debt counts acquires and releases exactly, but for
-    the one operation that each killed process may have had under way."""
+    """Each unit that has come back is a debt until it is paid: so value - debt counts acquires and releases exactly,
+    but for the one operation that each killed process may have had under way."""
     semaphore = mpipc.Semaphore(1000, returns=returns)
     counts = storm(semaphore, mix, random.SystemRandom().randrange(1 << 32))
     balance = semaphore.get_value() - semaphore._debt() - 1000
@@ -415,7 +415,7 @@ def test_storm_of_own_and_foreign_releases(returns: bool | None) -> None:
     highest = counts.total(Counts.RELEASES) - counts.total(Counts.ACQUIRED)
     assert highest - lowest <= STORM_ROUNDS
     assert lowest <= balance <= highest
-    assert semaphore.returns is (True if returns else False)
+    assert semaphore.returns is bool(returns)
     if returns is False:
         assert semaphore._debt() == 0
 

@@ -7,6 +7,7 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import resource
 import struct
 import threading
 import time
@@ -246,6 +247,32 @@ def test_a_subclass_keeps_its_type_and_attributes(ctx: Any) -> None:
     lock.tag = "mine"
     with lock:
         in_child(ctx, check_tag, lock)
+
+
+# --- not waiting ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 0.0, -2.5])
+def test_nothing_to_wait_for_is_no_sleep(timeout: float) -> None:
+    """A timeout that is over is no sleep of some nanoseconds, which takes as long as the timer's slack: counted by the
+    number of times that the thread gives the processor up."""
+    semaphore, lock, event, condition = mpipc.Semaphore(0), mpipc.Lock(), mpipc.Event(), mpipc.Condition()
+    lock.acquire()
+    condition.acquire()
+    for call in (semaphore.acquire, lock.acquire, event.wait, condition.wait):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        for _ in range(300):
+            assert call(timeout=timeout) is False
+        assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 150, call
+
+
+@pytest.mark.parametrize("returns", [0, 1, "yes", ()])
+def test_returns_is_true_false_or_none(returns: Any) -> None:
+    for factory in (mpipc.Semaphore, mpipc.BoundedSemaphore, synchronize.Semaphore, synchronize.BoundedSemaphore):
+        with pytest.raises(TypeError, match="returns must be"):
+            factory(1, returns=returns)
+        for allowed in (None, True, False):
+            assert factory(1, returns=allowed).returns is allowed
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------

@@ -159,6 +159,124 @@ def take(semaphore: Any, number: int) -> None:
         assert semaphore.acquire(timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("returns", "after", "released"),
+    [(None, (3, None), (3, False)), (True, (3, True), (3, True)), (False, (1, False), (2, False))],
+)
+def test_the_same_history_of_a_limit_and_a_signal(
+    ctx: Any, returns: bool | None, after: tuple[int, Any], released: tuple[int, Any]
+) -> None:
+    """Somebody acquires two of three units and is killed. Was it a holder, or a producer that has filled two places?"""
+    semaphore = ctx.Semaphore(3, returns=returns)
+    child = holder(ctx, semaphore, 2)
+    assert semaphore.get_value() == 1
+    kill(child)
+    gone(child)
+    assert (semaphore.get_value(), semaphore.returns) == after
+    semaphore.release()  # a late one for the dead, or a place that has been emptied
+    assert (semaphore.get_value(), semaphore.returns) == released
+
+
+def fill(places: Any, things: Any, number: int, shared: Shared) -> None:
+    for _ in range(number):
+        assert places.acquire(timeout=60)
+        things.release()
+    shared[0] = 1
+    forever()
+
+
+def test_places_of_a_buffer_do_not_come_back(ctx: Any) -> None:
+    """The bounded buffer of the textbooks: places that the producer acquires and the consumer releases."""
+    places, things, shared = ctx.Semaphore(3), ctx.Semaphore(0), Shared()
+    producer = start(ctx, fill, places, things, 50, shared)
+    for _ in range(50):
+        assert things.acquire(timeout=60)
+        places.release()
+    wait_until(lambda: shared[0] == 1, timeout=30)
+    kill(producer)
+    gone(producer)
+    assert (places.get_value(), things.get_value()) == (3, 0)
+    assert (places.returns, things.returns) == (False, False)
+
+
+def release_two(semaphore: Any, go: Any) -> None:
+    take(semaphore, 2)
+    assert go.wait(60)
+    semaphore.release()
+    semaphore.release()
+
+
+def test_a_throttle_keeps_its_limit(ctx: Any) -> None:
+    """The parent releases for its child, and the child is killed afterwards: the units are not there twice."""
+    semaphore, go = ctx.BoundedSemaphore(3), ctx.Event()
+    child = holder(ctx, semaphore, 3)
+    for _ in range(3):
+        semaphore.release()
+    another = start(ctx, release_two, semaphore, go)
+    wait_until(lambda: semaphore.get_value() == 1, timeout=30)
+    kill(child)
+    gone(child)
+    assert semaphore.get_value() == 1
+    go.set()
+    finish(another)
+    assert semaphore.get_value() == 3
+
+
+@pytest.mark.parametrize("returns", [None, True])
+def test_a_release_for_a_process_that_is_dead_is_not_too_many(ctx: Any, returns: bool | None) -> None:
+    semaphore = ctx.BoundedSemaphore(3, returns=returns)
+    child = holder(ctx, semaphore, 2)
+    kill(child)
+    gone(child)
+    assert semaphore.get_value() == 3
+    semaphore.release()
+    semaphore.release()
+    assert semaphore.get_value() == 3
+    with pytest.raises(ValueError, match="too many times"):
+        semaphore.release()
+    assert semaphore.returns is (returns or False)
+
+
+def test_units_handed_to_a_forked_child_are_foreign_to_it() -> None:
+    semaphore = mpipc.get_context("fork").Semaphore(2)
+    semaphore.acquire()
+    child = start(mpipc.get_context("fork"), semaphore.release)
+    finish(child)
+    assert (semaphore.get_value(), semaphore.returns) == (2, False)
+
+
+def wait_once(condition: Any, shared: Shared) -> None:
+    with condition:
+        assert condition.wait(60)
+        shared[1] += 1
+        shared[2] += condition._lock.owner_died
+
+
+def notify_and_sit(condition: Any, number: int, shared: Shared) -> None:
+    with condition:
+        condition.notify(number) if number else condition.notify_all()
+        shared[0] = 1
+        forever()
+
+
+@pytest.mark.parametrize("number", [1, 2, 0])
+def test_a_killed_notifier(ctx: Any, number: int) -> None:
+    """Its notifications have been made, and the lock that it held is free."""
+    condition, shared = ctx.Condition(), Shared()
+    waiters = [start(ctx, wait_once, condition, shared) for _ in range(3)]
+    waiting(condition, 3)
+    child = start(ctx, notify_and_sit, condition, number, shared)
+    wait_until(lambda: shared[0] == 1, timeout=30)
+    assert shared[1] == 0, "nobody has the lock yet"
+    kill(child)
+    wait_until(lambda: shared[1] == (number or 3), timeout=30)
+    assert shared[2] == 1, "the first was told"
+    with condition:
+        assert shared[1] == (number or 3)
+        condition.notify_all()
+    finish(*waiters)
+
+
 def test_a_killed_owner_of_a_conditions_lock(ctx: Any) -> None:
     condition = ctx.Condition()
     kill(holder(ctx, condition))

@@ -612,6 +612,7 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
         int64_t until = deadline_ns - mp_now_ns();
         if (until <= left) {
             left = until > 0 ? until : 0;
+            wait.sem_flg = until > 0 ? 0 : IPC_NOWAIT; /* a sleep of 0 ns takes as long as the timer's slack */
             last = true;
         }
     }

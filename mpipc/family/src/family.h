@@ -143,8 +143,8 @@ struct mp_lock {
 /* What becomes of the units of a killed holder: see semaphore.c. */
 enum mp_returns { MP_RETURNS_GUESSED, MP_RETURNS_ALWAYS, MP_RETURNS_NEVER };
 
-/* word = value:31 | signal:1 | record + 1 : 17 | sequence:15, debt = units:32 | record + 1 : 17 | sequence:15. The last two name the
- * operation that wrote the word. */
+/* word = value:31 | signal:1 | record + 1 : 17 | sequence:15; debt = units:32 | record + 1 : 17 | sequence:15. The last two name
+ * the operation that wrote the word. */
 struct mp_semaphore {
     _Atomic uint64_t word;
     _Atomic uint64_t debt;    /* units that recovery has returned and nobody has released since */

@@ -40,9 +40,10 @@
  *
  * What is more than one step:
  *   A return raises the value under one sequence number and the debt under the next. Between the two the debt is known from the
- *     evidence in semaphore.word: whoever is to overwrite that counts the debt first (count_debt()). So who has read semaphore.word,
- *     saved its evidence, read the debt, and then changes semaphore.word, has seen all of the debt that there was at that moment;
- *     a foreign release finds out whether there is a debt, whether it is the first, and what to do about it, in one atomic step.
+ *     evidence in semaphore.word: whoever is to change that word counts the debt first (count_debt()). So who has read
+ *     semaphore.word, saved its evidence, read the debt, and then changes semaphore.word, has seen all of the debt that there was at
+ *     that moment; a foreign release finds out whether there is a debt, whether it is the first, and what to do about it, in one
+ *     atomic step.
  *   A foreign release that pays and makes a signal pays first. A return that comes between is as one that came before both: the
  *     same value, debt and signal come out. If it dies between, recovery makes the signal.
  *   The evidence in semaphore.debt is taken out by the one who put it there, when it is no longer needed: nobody may overwrite it
@@ -114,10 +115,10 @@ static bool behind(uint32_t done, uint32_t seq) {
     return distance != 0 && distance <= SEQUENCE / 2;
 }
 
-/* Saves the evidence that stands in one of the semaphore's words before it is overwritten. What is found in the word of a moment ago
- * may be old: its reader may have been off the processor for as long as it takes the others to use up all 15 bits. So `done` is
- * read, then the word again, then `done` changed from what was read: if the word has changed there is nothing to save (the
- * caller's compare-and-swap is going to fail), and if `done` has changed we look again. The upper half of `done` counts its
+/* Saves the evidence that stands in one of the semaphore's words before it is overwritten. What is found in the word of a
+ * moment ago may be old: its reader may have been off the processor for as long as it takes the others to use up all 15 bits. So
+ * `done` is read, then the word again, then `done` changed from what was read: if the word has changed there is nothing to save
+ * (the caller's compare-and-swap is going to fail), and if `done` has changed we look again. The upper half of `done` counts its
  * changes. */
 static void save(struct mp_family *f, _Atomic uint64_t *where, uint64_t word) {
     struct mp_record *r = record_of(f, word);
