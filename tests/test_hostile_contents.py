@@ -14,7 +14,7 @@ from helpers import CORE, build_native
 
 pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not here")
 
-FAMILIES = 150
+FAMILIES = 3000
 
 
 @pytest.fixture(scope="module")
