@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
+from native_programs import NATIVE, compile_with_core, run_scenario, stepping
 
-SOURCE = Path(__file__).with_name("native") / "kill_every_step.c"
-CORE = Path(__file__).resolve().parent.parent / "mpipc/family/src"
+SOURCE = NATIVE / "kill_every_step.c"
 SCENARIOS = re.findall(r'^    \{"([a-z0-9-]+)", ', SOURCE.read_text(), re.MULTILINE)
 
-pytestmark = [
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="atomics of other processors cannot be single-stepped"),
-    pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not here"),
-]
+pytestmark = stepping
 
 
 @pytest.fixture(scope="module")
 def kill_every_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, linked with the C core as it is in the source tree."""
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        compiler = shutil.which("cc") or pytest.skip("no C compiler")
-    program = tmp_path_factory.mktemp("native") / "kill_every_step"
-    core = [path for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
-    result = subprocess.run(
-        [
-            compiler,
-            *("-O2", "-std=gnu11", "-Wl,-z,now"),  # -z now: no steps of the dynamic linker in between
-            "-DMP_TICK_NS=3600000000000ll",  # nothing is put right by looking again
-            "-DMP_SUSPICION_MS=2",
-            *("-I", str(CORE), "-o", str(program), str(SOURCE), *map(str, core), "-lpthread"),
-        ],
-        capture_output=True,
-        text=True,
+    return compile_with_core(
+        SOURCE,
+        tmp_path_factory.mktemp("native") / "kill_every_step",
+        "-DMP_TICK_NS=3600000000000ll",  # nothing is put right by looking again
+        "-DMP_SUSPICION_MS=2",
     )
-    assert result.returncode == 0, result.stderr
-    return program
 
 
 def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
@@ -52,8 +32,4 @@ def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_after_every_step(kill_every_step: Path, scenario: str) -> None:
-    result = subprocess.run([kill_every_step, scenario], capture_output=True, text=True, timeout=100)
-    print(result.stdout)
-    if "ptrace" in result.stderr and "Operation not permitted" in result.stderr:
-        pytest.skip("ptrace(2) is not permitted here")
-    assert result.returncode == 0, result.stderr
+    run_scenario(kill_every_step, scenario)
