@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import textwrap
 import time
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple, TypeVar
 from privileges import NOBODY, become, can_become
 
 __all__ = [
-    "CORE",
     "NOBODY",
     "TEST_ID_VARIABLE",
     "KernelObjects",
@@ -31,7 +29,6 @@ __all__ = [
     "Script",
     "ScriptTimeout",
     "become",
-    "build_native",
     "can_become",
     "child_processes",
     "descendants",
@@ -297,34 +294,6 @@ def package_folder() -> Path | None:
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------
-
-
-CORE = TESTS.parent / "mpipc/family/src"
-"""The C core, if the sources are here."""
-
-
-def build_native(source: str, folder: Path, *options: str) -> Path:
-    """The program `source` of native/, linked with the C core as it is in the source tree, made in `folder`."""
-    import pytest
-
-    words = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
-    compiler = next((word for word in words if word != "ccache"), "cc")
-    if shutil.which(compiler) is None:
-        compiler = shutil.which("cc") or pytest.skip("no C compiler")
-    program = folder / Path(source).stem
-    core = [str(path) for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
-    path = TESTS / "native" / source
-    result = subprocess.run(
-        [
-            compiler,
-            *("-O2", "-std=gnu11", "-Wall", *options),
-            *("-I", str(CORE), "-o", str(program), str(path), *core, "-lpthread"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return program
 
 
 class ScriptTimeout(AssertionError):

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import CORE, build_native
+from native_programs import CORE, NATIVE, compile_with_core
 
 pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not here")
 
@@ -19,7 +19,9 @@ FAMILIES = 3000
 
 @pytest.fixture(scope="module")
 def fuzz_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_native("fuzz_family.c", tmp_path_factory.mktemp("native"), "-DMP_TICK_NS=10000000ll")
+    return compile_with_core(
+        NATIVE / "fuzz_family.c", tmp_path_factory.mktemp("native") / "fuzz_family", "-DMP_TICK_NS=10000000ll"
+    )
 
 
 @pytest.mark.parametrize("first", [0, random.randrange(1 << 60)], ids=["known", "new"])

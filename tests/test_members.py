@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import CORE, build_native, package_folder
+from helpers import package_folder
+from native_programs import CORE, NATIVE, compile_with_core
 
 ROOM = 8192
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_native("members.c", tmp_path_factory.mktemp("native"))
+    return compile_with_core(NATIVE / "members.c", tmp_path_factory.mktemp("native") / "members")
 
 
 def run(program: Path, *arguments: str) -> str:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import CORE, build_native
+from native_programs import CORE, NATIVE, compile_with_core
 
 pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not here")
 
@@ -15,10 +15,8 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 @pytest.fixture(scope="module")
 def named_schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, linked with the C core as it is in the source tree."""
-    return build_native(
-        "named_schedules.c",
-        tmp_path_factory.mktemp("native"),
-        "-DMP_SUSPICION_MS=2",
+    return compile_with_core(
+        NATIVE / "named_schedules.c", tmp_path_factory.mktemp("native") / "named_schedules", "-DMP_SUSPICION_MS=2"
     )
 
 

@@ -11,6 +11,9 @@
  *   kill_every_step            runs all scenarios, prints one line each
  *   kill_every_step NAME ...   runs these
  *   kill_every_step --list     names them
+ *
+ * With --stop as its first argument it runs the scenarios of stop_scenarios.h instead: there the child is not killed but left
+ * standing, for ticks, while others go on; then it goes on, too. To be compiled with a short MP_TICK_NS for that.
  */
 #include "family.h"
 #include "ledger.h"
@@ -42,7 +45,7 @@ struct scenario {
     void (*operation)(void);     /* child, step by step */
     void (*meanwhile)(void);     /* parent, when the child has blocked */
     void (*before_kill)(void);   /* parent, while the child stands at its last instruction */
-    void (*verify)(bool finished); /* parent, after the recovery */
+    void (*verify)(bool finished); /* parent, after the recovery; of one that is stopped, when it has come to its end */
     bool founds;                   /* the child makes a family itself: no recovery, the verification sweeps */
     void (*started)(void);         /* parent, when the child stands before its first instruction */
 };
@@ -55,6 +58,7 @@ static struct shared {
     volatile int finished;
     volatile int ran[16]; /* ledger: tasks that the child has begun */
 } *shared;
+static bool stopping; /* the child is not killed where it stands, but goes on */
 static bool seen; /* the effect was seen at an earlier step: it must be there at all later ones */
 
 static void step(bool *blocked);
@@ -63,7 +67,7 @@ static bool has_blocked(pid_t pid);
 static void fail(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "%s, killed after step %ld: ", now ? now->name : "-", step_now);
+    fprintf(stderr, "%s, %s after step %ld: ", now ? now->name : "-", stopping ? "stopped" : "killed", step_now);
     vfprintf(stderr, format, args);
     fprintf(stderr, "\n");
     exit(1);
@@ -865,6 +869,7 @@ static void check_queue_goes_on(bool finished) {
 
 #include "arena_scenarios.h"
 #include "ledger_scenarios.h"
+#include "post_scenarios.h"
 #include "semaphore_scenarios.h"
 
 static void setup_nothing(void) { count_objects(); }
@@ -973,6 +978,18 @@ static const struct scenario scenarios[] = {
     {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},
     {"piece-claim-and-free", setup_3_pieces_taken, NULL, op_claim_and_free, NULL, NULL, check_claimed_and_freed},
     {"piece-claim-while-one-is-freed", setup_3_pieces_taken, NULL, op_claim, NULL, free_one_and_child_goes_on, check_mark},
+    {"piece-claim-first", setup_empty_queue, NULL, op_claim_and_free, NULL, NULL, check_none_taken},
+    {"piece-claim-first-beside-another", setup_empty_queue, NULL, op_claim, NULL, claim_and_child_goes_on, check_two_taken},
+    {"queue-post", setup_locked_by_parent, NULL, op_send_2, NULL, unlock_and_take_in_order, check_sent_in_order_and_whole},
+    {"queue-post-priority", setup_locked_priority, NULL, op_send_2, NULL, unlock_and_take_in_order,
+     check_sent_in_order_and_whole},
+    {"queue-post-while-others-do", setup_locked_by_parent, NULL, op_send_2, NULL, post_unlock_and_child_goes_on,
+     check_sent_in_order_and_whole},
+    {"queue-collect", setup_3_posted, NULL, op_take, NULL, NULL, check_taken_and_whole},
+    {"queue-collect-priority", setup_3_posted_priority, NULL, op_take, NULL, NULL, check_taken_and_whole},
+    {"queue-unlock-and-look", setup_sleeper_at_full_queue, lock_queue, op_unlock_queue, NULL, NULL,
+     check_sleeper_has_it, .started = post_1_and_leave_word},
+    {"queue-give-token-back", setup_token_in_hand, NULL, op_give_token_back, NULL, NULL, check_receiver_finds_3},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, NULL, check_claimed},
     {"ledger-start-while-taken-back", setup_ledger, NULL, op_run_tasks, NULL, take_back_and_child_goes_on, check_each_has_one},
     {"ledger-start-while-more-is-taken-back", setup_ledger_5_and_6_taken_back, NULL, op_run_tasks, NULL,
@@ -1133,8 +1150,16 @@ static void start_child(void) {
         fail("preparing failed, status %#x", status);
 }
 
+enum { CHANGED = 1, LOCKED = 2 };
+
+/* The lock of the block that the scenario works on, if it has one. */
+static bool child_has_lock(void) {
+    uint64_t owner = lock_word() & MP_LOCK_OWNER;
+    return mp_kind_has_lock(at()->kind) && owner != 0 && owner != f->me;
+}
+
 /* Runs the scenario from its set-up to its check; returns how many steps were made. `changes`, if given, gets a mark for
- * every step after which the shared memory or the kernel may look different. */
+ * every step after which the shared memory or the kernel may look different, and for one after which the child has the lock. */
 static long run(long steps, uint8_t *changes, long room) {
     bool blocked = false;
     step_now = steps;
@@ -1151,7 +1176,7 @@ static long run(long steps, uint8_t *changes, long room) {
         k++;
         if (changes != NULL && k < room) {
             uint64_t after = digest(), kernel_after = call ? kernel_digest() : kernel_before;
-            changes[k] = after != before || kernel_after != kernel_before;
+            changes[k] = (after != before || kernel_after != kernel_before) | child_has_lock() << 1;
             before = after;
             kernel_before = kernel_after;
         }
@@ -1159,6 +1184,10 @@ static long run(long steps, uint8_t *changes, long room) {
     bool finished = shared->finished;
     if (now->before_kill != NULL)
         now->before_kill();
+    if (stopping) {
+        run_child_to_its_end();
+        now->verify(true);
+    }
     kill(child_pid, SIGKILL);
     int status;
     check(waitpid(child_pid, &status, 0) == child_pid);
@@ -1170,7 +1199,8 @@ static long run(long steps, uint8_t *changes, long room) {
             check(mp_recover(f) >= 0);
         }
     }
-    now->verify(finished);
+    if (!stopping)
+        now->verify(finished);
     check_equal(bystander_count, 0);
     for (uint32_t i = 0; i < atomic_load(&f->h->block_high); i++) {
         uint64_t word = atomic_load(&mp_block_at(f, i)->word);
@@ -1189,8 +1219,9 @@ static long run(long steps, uint8_t *changes, long room) {
     return finished ? k : -1;
 }
 
+enum { ROOM = 1 << 22 }; /* so long is an operation at most */
+
 static void run_scenario(const struct scenario *s) {
-    enum { ROOM = 1 << 22 };
     uint8_t *changes = calloc(ROOM, 1);
     now = s;
     seen = false;
@@ -1201,7 +1232,7 @@ static void run_scenario(const struct scenario *s) {
     long kills = 1;
     bool every = length <= EVERY_STEP && s->before_kill != others_use_it_70000_times;
     for (long k = 0; k < length; k++)
-        if (every || k == 0 || changes[k]) {
+        if (every || k == 0 || changes[k] & CHANGED) {
             run(k, NULL, 0);
             kills++;
         }
@@ -1210,11 +1241,21 @@ static void run_scenario(const struct scenario *s) {
     free(changes);
 }
 
+#include "stop_scenarios.h"
+
 int main(int argc, char **argv) {
+    const struct scenario *list = scenarios;
     size_t count = sizeof scenarios / sizeof *scenarios;
+    stopping = argc > 1 && !strcmp(argv[1], "--stop");
+    if (stopping) {
+        list = stop_scenarios;
+        count = sizeof stop_scenarios / sizeof *stop_scenarios;
+        argc--;
+        argv++;
+    }
     if (argc == 2 && !strcmp(argv[1], "--list")) {
         for (size_t i = 0; i < count; i++)
-            puts(scenarios[i].name);
+            puts(list[i].name);
         return 0;
     }
     if (unshare(CLONE_NEWIPC) < 0 && unshare(CLONE_NEWUSER | CLONE_NEWIPC) < 0)
@@ -1232,9 +1273,12 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < count; i++) {
         bool wanted = argc == 1;
         for (int a = 1; a < argc; a++)
-            wanted |= !strcmp(argv[a], scenarios[i].name);
+            wanted |= !strcmp(argv[a], list[i].name);
         if (wanted) {
-            run_scenario(&scenarios[i]);
+            if (stopping)
+                run_stop_scenario(&list[i]);
+            else
+                run_scenario(&list[i]);
             ran++;
         }
     }
