@@ -57,11 +57,11 @@ static uint32_t now_ms(void) { return (uint32_t)(mp_now_ns() / 1000000) | 1; }
 /* Has it been so for a while? The count of attachments is lowered by a death a moment before alive[slot] is, and for that
  * moment every comparison of the two is off by one. */
 static bool lasts(_Atomic uint32_t *since, bool so) {
-    uint32_t now = now_ms(), never = 0;
     if (!so) {
         atomic_store(since, 0);
         return false;
     }
+    uint32_t now = now_ms(), never = 0;
     return !atomic_compare_exchange_strong(since, &never, now) && now - never >= MP_SUSPICION_MS;
 }
 
