@@ -92,16 +92,16 @@ NAP = 0.0001
 NAP_DEPTH = 8
 
 
-def opened(message: tuple[Any, ...], task: Task) -> tuple[bool, Any]:
+def opened(message: tuple[Any, ...], task: Task, caught: type[BaseException] = Exception) -> tuple[bool, Any]:
     """Whether a task has succeeded, and its result or exception. What cannot be unpickled is one that has not."""
     returned = message[0] == RETURNED
     try:
         return returned, unpack(message[5], message[6])
-    except Exception as error:
-        if returned:
-            error.add_note(f"mpipc: this was raised while {_what(task)} was unpickled")
+    except caught as error:
+        if returned and isinstance(error, Exception):
+            error.add_note(f"mpipc: this was raised while {_what(task)!r} was unpickled")
             return False, error
-        substitute = MaybeEncodingError(Quoted(error), Quoted(message[3]))
+        substitute = MaybeEncodingError(Quoted(error), _what(task) if returned else Quoted(message[3]))
         substitute.__cause__ = error
         return False, substitute
 
@@ -507,11 +507,7 @@ class Engine(Schedule):
             task, message = done.pop()
             if self.state == TERMINATE:
                 continue
-            try:
-                ok, value = opened(message, task)
-            except BaseException as error:  # nobody has asked this thread to exit
-                ok, value = False, MaybeEncodingError(Quoted(error), _what(task))
-                value.__cause__ = error
+            ok, value = opened(message, task, BaseException)  # nobody has asked this thread to exit
             task.job._set(task.index, (ok, value))
             del task, message, value
 
