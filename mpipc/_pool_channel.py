@@ -53,7 +53,7 @@ class Channel:
         self._open(MessageQueue())
 
     def _open(self, messages: MessageQueue) -> None:
-        self._messages = messages
+        self._messages: MessageQueue | None = messages
         self.send: Callable[..., object] = messages.put
         """Send an envelope's fields as a tuple. Does not wait. BrokenPipeError if somebody has removed the queue."""
         self.receive: Callable[..., Any] = messages.get
@@ -66,9 +66,16 @@ class Channel:
     def close(self) -> None:
         """Let go of the queue, which is gone when its last user has done so. Nothing can be sent any more."""
         self.send = self.receive = self.receive_unless_interrupted = self.receive_many = _closed
-        del self._messages
+        self._messages = None
+
+    def remove(self) -> None:
+        """Take the queue away from all its users: who waits in receive() gets EOFError. Waits for nobody."""
+        messages = self._messages
+        if messages is not None:
+            messages.remove()
 
     def __getstate__(self) -> Any:
+        assert self._messages is not None
         return self._messages.block
 
     def __setstate__(self, state: Any) -> None:

@@ -60,28 +60,54 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import pool as _base
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
 from mpipc._pool_channel import DRAUGHT, Channel, Envelope, OwnReducers
 from mpipc._pool_hot import Source, Task, unpack
 from mpipc._pool_member import Member
-from mpipc._pool_results import Cache
+from mpipc._pool_results import Cache, Last
 from mpipc._pool_schedule import LOOK, Schedule
-from mpipc._pool_supervisor import Supervisor
+from mpipc._pool_supervisor import GRACE, Supervisor
 from mpipc._pool_tasks import Feed, function_name
-from mpipc._pool_worker import FAILED, INITIALIZER_FAILED, READY, RETURNED, UNKNOWN_FUNCTION
+from mpipc._pool_worker import FAILED, INITIALIZER_FAILED, READY, RETURNED, UNKNOWN_FUNCTION, Quoted
 from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
 
 __all__ = ["Engine"]
+
+MaybeEncodingError: Any = _base.MaybeEncodingError  # type: ignore[attr-defined]
 
 # Kinds of messages to the result thread from this process, besides LOOK.
 DIED = 30  # body: the exit code
 STOP = 32
 
+PASSING = (BlockingIOError, InterruptedError, MemoryError)
+"""What a queue may raise that need not be so the next time."""
+PAUSE = 0.01
+"""Seconds until then."""
+
 NAP = 0.0001
 """Seconds that the result thread sleeps while fast tasks are under way, if there are at least so many for a worker:"""
 NAP_DEPTH = 8
+
+
+def opened(message: tuple[Any, ...], task: Task, caught: type[BaseException] = Exception) -> tuple[bool, Any]:
+    """Whether a task has succeeded, and its result or exception. What cannot be unpickled is one that has not."""
+    returned = message[0] == RETURNED
+    try:
+        return returned, unpack(message[5], message[6])
+    except caught as error:
+        if returned and isinstance(error, Exception):
+            error.add_note(f"mpipc: this was raised while {_what(task)!r} was unpickled")
+            return False, error
+        substitute = MaybeEncodingError(Quoted(error), _what(task) if returned else Quoted(message[3]))
+        substitute.__cause__ = error
+        return False, substitute
+
+
+def _what(task: Task) -> Quoted:
+    return Quoted(f"what {function_name(task.function.call)} has returned")
 
 
 class Engine(Schedule):
@@ -120,7 +146,23 @@ class Engine(Schedule):
             task_reducers,
             result_reducers,
         )
+        self._feeders: set[threading.Thread] = set()
+        self._reading: set[threading.Thread] = set()
+        """Those that wait for the user's iterator."""
+        self._running = 2
+        """Threads that have not left: the result thread and the supervisor."""
+        # ---
         self._receiver = threading.Thread(target=self._receive, name="mpipc-pool-results", daemon=True)
+        self._stop = False
+        """The result thread is to end, even if it cannot be told."""
+        self._receiving = False
+        """It may be asleep in a system call."""
+        self._abandoned = False
+        """It is, and nothing can wake it up: the supervisor does the rest in its place."""
+        self._concluded = threading.Event()
+        """Every result is complete."""
+        self._concluder = 0
+        """The thread that sees to that: the result thread."""
         _engines.add(self)
 
     # --- what a pool calls --------------------------------------------------------------------------------------------
@@ -133,10 +175,17 @@ class Engine(Schedule):
             self.supervisor.thread.start()
         except BaseException:
             self.state = TERMINATE
-            self.supervisor.abandon()
-            if self._receiver.is_alive() and not self.supervisor.thread.is_alive():
-                self.end()
-                self._receiver.join()
+            if self.supervisor.thread.ident is not None:  # an interruption, after all had been started
+                self.wake()
+                self.join()
+            else:
+                self.supervisor.abandon()
+                if self._receiver.ident is not None:
+                    self.end()
+                    self._receiver.join()
+                else:
+                    self.leave()
+                self.leave()
             raise
 
     def run(self, job: Any, task: Task) -> Any:
@@ -147,8 +196,8 @@ class Engine(Schedule):
             self.called = True
         if not message:
             return job.get()
-        value = unpack(message[5], message[6])
-        if message[0] == RETURNED:
+        ok, value = opened(message, task)
+        if ok:
             return value
         raise value
 
@@ -176,8 +225,8 @@ class Engine(Schedule):
 
     def refuse(self, job: Any) -> None:
         """Complete a result that came too late."""
-        if threading.current_thread() is not self._receiver:
-            self._receiver.join()
+        if threading.get_ident() != self._concluder:
+            self._concluded.wait()
         job._abort(self._end_error(), callback=False)
 
     def feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
@@ -185,9 +234,11 @@ class Engine(Schedule):
         thread = threading.Thread(target=self._feed, args=(job, tasks, feed), name="mpipc-pool-feeder", daemon=True)
         try:
             self.cache.enter(job)
+            self._feeders.add(thread)  # without the lock: this may be interrupted between any two bytecodes
             thread.start()
         except BaseException:
             if thread.ident is None:
+                self._feeders.discard(thread)
                 self.cache.pop(job._job, None)
             raise
 
@@ -217,10 +268,25 @@ class Engine(Schedule):
             self.join()
 
     def join(self) -> None:
-        """Wait until all is over."""
+        """Wait until all is over. Then nothing of the pool is left: no process, thread, descriptor or kernel object."""
         self.hand_over()
-        self.supervisor.thread.join()
-        self._receiver.join()
+        supervisor = self.supervisor.thread
+        if self.state == TERMINATE:
+            supervisor.join(GRACE)
+            if supervisor.is_alive():
+                self.supervisor.kill()
+        supervisor.join()
+        self._concluded.wait()
+        if not self._abandoned:
+            self._receiver.join()
+        for thread in list(self._feeders):
+            # After the end a feeder asks for no other item. While it waits for one, it cannot be ended.
+            if thread.is_alive() and not self._is_reading(thread):
+                thread.join()
+
+    def _is_reading(self, feeder: threading.Thread) -> bool:
+        with self.lock:
+            return feeder in self._reading or feeder is threading.current_thread()
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -243,26 +309,50 @@ class Engine(Schedule):
             raise
 
     def _feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
+        for other in list(self._feeders):
+            if other.ident is not None and not other.is_alive():
+                self._feeders.discard(other)
         count = 0
+        error: BaseException | None = None
         try:
-            for task in tasks:
+            while (task := self._read(tasks)) is not None:
                 feed.low = task.function.pace.depth * self.size
                 if feed.waiting >= 2 * feed.low:
                     # Woken up for each task, this thread would take more time than the tasks do.
                     while self.wait_for_room(feed):
                         feed.bell.acquire()
                 if not self.add_fed(task):
-                    self._receiver.join()  # it completes what is not complete
-                    if job._job in self.cache:  # taken on after that
-                        self.refuse(job)
-                    return
+                    break
                 del task
                 count += 1
                 self.dispatch()
-        except BaseException as error:
-            self.fail(job, count, error)
+        except BaseException as raised:
+            error = raised
+        if self._is_over():
+            self._concluded.wait()  # what is not complete is completed there
+            if job._job in self.cache:  # taken on after that
+                self.refuse(job)
+            return
+        if error is not None:
+            self.fail(Last(job), count, error)
             count += 1
         job._set_length(count)
+
+    def _read(self, tasks: Iterator[Task]) -> Task | None:
+        """The next task that a user's iterator gives; None if there is none, or the pool has ended."""
+        thread = threading.current_thread()
+        with self.lock:
+            if self._is_over():
+                return None
+            self._reading.add(thread)
+        try:
+            return next(tasks, None)
+        finally:
+            with self.lock:
+                self._reading.discard(thread)
+
+    def _is_over(self) -> bool:
+        return self.ended or self.state == TERMINATE
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
@@ -271,16 +361,7 @@ class Engine(Schedule):
         over = False
         while not over:
             try:
-                if self._park():
-                    self.wanted.acquire()
-                    if self.inbox:
-                        messages, self.inbox = self.inbox, []
-                        over = self._handle_all(messages)
-                    self.dispatch()
-                else:
-                    if self.may_nap(NAP_DEPTH):
-                        time.sleep(NAP)
-                    over = self._handle_all(self.results.receive_many(DRAUGHT))
+                over = self._receive_some()
                 while self.failures:
                     job, index, failure = self.failures.popleft()
                     if self.state != TERMINATE:
@@ -288,24 +369,76 @@ class Engine(Schedule):
                     del job, failure
             except BaseException as error:
                 self.fail_all(f"the pool's result thread failed: {error!r}", error)
-                if isinstance(error, EOFError):  # somebody has removed the queue
-                    break
+        if not self._abandoned:
+            self._conclude()
+            self.leave()
+
+    def _receive_some(self) -> bool:
+        """Handle the messages that are there, or the next ones that come; True if the thread is to end."""
+        over = False
+        if self._park():
+            self.wanted.acquire()
+            if self.inbox:
+                messages, self.inbox = self.inbox, []
+                over = self._handle_all(messages)
+            self.dispatch()
+            return over
+        if self.may_nap(NAP_DEPTH):
+            time.sleep(NAP)
+        self._receiving = True
+        try:
+            messages = self.results.receive_many(DRAUGHT)
+        except Exception as error:
+            self._receiving = False
+            received = getattr(error, "received", None)
+            if received is None and isinstance(error, PASSING):
+                time.sleep(PAUSE)
+                return self._stop
+            self.fail_all(f"the pool's result thread cannot receive: {error!r}", error)
+            if received is None:  # somebody has removed the queue, or this process may not use it any more
+                return True
+            messages = received  # one among them could not be read: whose it was, nobody knows
+        self._receiving = False
+        return self._handle_all(messages)
+
+    def _conclude(self) -> None:
+        """Complete what is not complete. The last thing that the result thread does."""
         with self.lock:
+            if self.ended:
+                return
             self.ended = True
+            self._concluder = threading.get_ident()
             self.backlog.clear()
             unfinished = list(self.cache.values())
             self.ring_all()
-            # Results refer to the cache and so to this engine: the queues do not live as long as they do.
-            for worker in self.members.values():
-                worker.tasks.close()
-            self.members = {}
-            self.results.close()
         for job in unfinished:
             if job._job in self.cache:  # a callback may have submitted something, and been refused
                 try:
                     job._abort(self._end_error(), callback=self.broken is not None)
                 except BaseException:
                     threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+        self._concluded.set()
+
+    def leave(self) -> None:
+        """A thread of the engine ends. The last of them leaves nothing behind.
+
+        Results refer to the engine, and nobody should have to wait for the garbage collection. Other children of this
+        process may have inherited the queues, so these are removed, and not only let go of.
+        """
+        with self.lock:
+            self._running -= 1
+            if self._running != 0:
+                return
+            for worker in self.members.values():
+                worker.tasks.remove()
+                worker.let_go()
+            self.members = {}
+            self.idle = {}
+            self.results.remove()
+            self.results.close()
+            self.close_wakeup()
+            self.cache.detach()
+        self.supervisor.let_go()
 
     def _end_error(self) -> BrokenPoolError:
         return self.broken or BrokenPoolError("the pool was terminated before this was done")
@@ -374,11 +507,7 @@ class Engine(Schedule):
             task, message = done.pop()
             if self.state == TERMINATE:
                 continue
-            ok = message[0] == RETURNED
-            try:
-                value = unpack(message[5], message[6])
-            except Exception as error:
-                ok, value = False, error
+            ok, value = opened(message, task, BaseException)  # nobody has asked this thread to exit
             task.job._set(task.index, (ok, value))
             del task, message, value
 
@@ -409,6 +538,8 @@ class Engine(Schedule):
                     error = WorkerLostError(worker.process.pid, exitcode, name, index, task.attempts)
                     lost.append((task, error))
             worker.window.clear()
+            worker.tasks.remove()
+            worker.let_go()
         self.dispatch()
         for task, failure in lost:
             if self.state != TERMINATE:
@@ -430,7 +561,11 @@ class Engine(Schedule):
 
     def announce_death(self, worker: Member, exitcode: int | None) -> None:
         """Tell the result thread, after all that the worker has sent."""
-        self._tell(DIED, worker.tag, exitcode)
+        while self.state != TERMINATE:
+            try:
+                return self._tell(DIED, worker.tag, exitcode)
+            except PASSING:
+                time.sleep(PAUSE)
 
     def fail_all(self, reason: str, cause: BaseException | None) -> None:
         """The pool cannot go on."""
@@ -443,29 +578,50 @@ class Engine(Schedule):
         self.wake()
 
     def quit_all(self) -> None:
-        """Nothing is left to do: tell the workers."""
+        """Nothing is left to do: tell the workers. Without the lock: who is stopped may have that of its queue."""
         with self.lock:
-            for worker in self.members.values():
-                try:
-                    worker.quit()
-                except OSError:  # somebody has removed its queue, or there is no memory
-                    worker.process.kill()
+            workers = list(self.members.values())
+            for worker in workers:
+                worker.quitting = True
                 self.refresh(worker)
+        for worker in workers:
+            try:
+                worker.quit()
+            except (OSError, MemoryError):  # somebody has removed its queue, or there is no memory
+                with contextlib.suppress(OSError):
+                    worker.process.kill()
 
     def end(self) -> None:
-        """No worker is left: end the result thread."""
-        with contextlib.suppress(BrokenPipeError):
+        """No worker is left: end the result thread, whatever fails."""
+        self._stop = True
+        try:
             self._tell(STOP, 0)
+        except Exception:
+            self.results.remove()  # it wakes from that
+            deadline = time.monotonic() + GRACE
+            while not self._concluded.wait(0.02):
+                if self._receiving and time.monotonic() > deadline:
+                    # It sleeps in a queue that this process has no access to any more.
+                    self._abandoned = True
+                    self._conclude()
+                    self.leave()
 
     def _on_empty(self) -> None:
         if self.state != RUN:  # else close() is yet to come, and will look
             self.wake()
 
     def forget(self) -> None:
-        """In a forked child: give up what is the parent's."""
+        """In a forked child: give up what is the parent's. The child may be one of the workers, and needs its own."""
+        own = self.supervisor.launching
+        for worker in self.members.values():
+            if worker is not own:
+                worker.let_go()
+        if own is None:
+            self.results.close()
         self.members = {}
         self.idle = {}
         self.backlog = deque()
+        self.close_wakeup()
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

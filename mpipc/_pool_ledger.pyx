@@ -45,6 +45,8 @@ cdef extern from "ledger.h" nogil:
     bint mp_ledger_finish(mp_ledger *ledger, uint64_t number, uint64_t now_ns)
     uint64_t mp_ledger_revoke(mp_ledger *ledger, uint64_t first, uint64_t last)
     bint mp_ledger_condemn(mp_ledger *ledger, uint64_t number)
+    void mp_ledger_end(mp_ledger *ledger)
+    bint mp_ledger_ending(mp_ledger *ledger)
 
 
 cdef uint64_t now() noexcept nogil:
@@ -54,7 +56,7 @@ cdef uint64_t now() noexcept nogil:
 
 
 cdef class Ledger:
-    """The ledger of one worker. Written by the worker, but for revoke() and condemn(), which are the parent's."""
+    """The ledger of one worker. Written by the worker, but for revoke(), condemn() and end(), which are the parent's."""
 
     cdef readonly Block block
     cdef mp_ledger *shared
@@ -77,8 +79,13 @@ cdef class Ledger:
         self.shared.ready = now()
 
     def start(self, uint64_t number):
-        """The next thing this process does is to run the task. False: the parent has taken it back, do not run it."""
-        return mp_ledger_start(self.shared, number, now())
+        """The next thing this process does is to run the task. False: do not run it, the parent has taken it back."""
+        return not mp_ledger_ending(self.shared) and mp_ledger_start(self.shared, number, now())
+
+    @property
+    def ending(self):
+        """Whether the pool is being terminated: no task is to be begun, or waited for."""
+        return mp_ledger_ending(self.shared)
 
     def item(self, uint64_t index):
         """The next thing this process does is to run this item of the chunk that it has started."""
@@ -108,6 +115,10 @@ cdef class Ledger:
     def condemn(self, uint64_t number):
         """Try to end a task early. True: its result will not be sent, kill the worker. False: it has finished."""
         return mp_ledger_condemn(self.shared, number)
+
+    def end(self):
+        """The pool is being terminated."""
+        mp_ledger_end(self.shared)
 
     @property
     def has_arrived(self):
@@ -155,8 +166,14 @@ cdef class Ledger:
         return (now() - ready) / 1e9 if ready > 1 else None
 
 
-def exit_with_parent(int semid, int slot, uint32_t generation):
-    """End this process as soon as the family's member in `slot` has ended; returns only if it cannot tell.
+# Seconds that a worker of a terminated pool may still be there after this has been seen. The parent ends it long before, by
+# a signal; but if it has changed its user id it may not send any.
+cdef double LAST_GRACE = 1.5
+
+
+def exit_with_parent(int semid, int slot, uint32_t generation, Ledger ledger):
+    """End this process as soon as the family's member in `slot` has ended; returns only if it cannot tell. End it also
+    when the pool is being terminated, and nothing else has ended it.
 
     The kernel sets a member's semaphore back to 0 when it dies, however it dies. This thread sleeps until then and
     needs neither the GIL nor a descriptor, so it works while the main thread is busy in C, after fork, spawn and
@@ -168,7 +185,8 @@ def exit_with_parent(int semid, int slot, uint32_t generation):
     cdef sembuf gone
     cdef timespec second
     cdef mp_family *f = NULL
-    cdef uint64_t word
+    cdef mp_ledger *own = ledger.shared
+    cdef uint64_t word, ending = 0
     cdef int alive
     for family in families_of_this_process():
         if (<Family> family).f.semid == semid:
@@ -184,6 +202,10 @@ def exit_with_parent(int semid, int slot, uint32_t generation):
             word = f.seg.slots[slot].word
             if mp_slot_generation(word) != generation or mp_slot_state_of(word) != MP_SLOT_ALIVE:
                 _exit(1)
+            if mp_ledger_ending(own):
+                ending = ending or now()
+                if now() - ending > LAST_GRACE * 1e9:
+                    _exit(1)
             if semtimedop(alive, &gone, 1, &second) == 0:
                 _exit(1)
             if errno != EINTR and errno != EAGAIN:

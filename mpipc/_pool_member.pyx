@@ -211,6 +211,12 @@ cdef class Member:
             close(self.pidfd_)
             self.pidfd_ = -1
 
+    def let_go(self):
+        """It has ended, or is none of this process's workers: give back what is kept for it here."""
+        self.unwatch()
+        self.tasks.close()
+        self.ledger = None
+
     def exitcode(self):
         """Exit code of the process, which is dead; None if somebody else took it."""
         if self.process.exitcode is None:

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from multiprocessing import pool as _base
 from typing import Any
 
-__all__ = ["ApplyResult", "AsyncResult", "Cache", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
+__all__ = ["ApplyResult", "AsyncResult", "Cache", "IMapIterator", "IMapUnorderedIterator", "Last", "MapResult"]
+
+
+def _nothing() -> None:
+    pass
 
 
 class Cache(dict[int, Any]):
@@ -29,6 +33,10 @@ class Cache(dict[int, Any]):
     def enter(self, job: Any) -> None:
         """A result is outstanding."""
         super().__setitem__(job._job, job)
+
+    def detach(self) -> None:
+        """Nobody is interested any more. Results refer to the cache, and with it to whoever was."""
+        self._on_empty = _nothing
 
     def __setitem__(self, job: int, result: Any) -> None:
         pass
@@ -167,6 +175,28 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
 class IMapUnorderedIterator(IMapIterator, _base.IMapUnorderedIterator):  # type: ignore[type-arg]
     """multiprocessing.pool.IMapUnorderedIterator."""
 
+    _last: tuple[int, tuple[bool, Any]] | None = None
+
+    def _set(self, i: int, success_result: tuple[bool, Any]) -> None:
+        super()._set(i, success_result)  # type: ignore[misc]
+        self._set_last()
+
+    def _set_last(self) -> None:
+        if self._last is not None and self._index >= self._last[0]:
+            last, self._last = self._last, None
+            super()._set(*last)  # type: ignore[misc]
+
+    def _end_with(self, index: int, success_result: tuple[bool, Any]) -> None:
+        self._last = index, success_result
+        self._set_last()
+
+
+class Last:
+    """A job, for whoever has a result that is to come after those of all the tasks before it."""
+
+    def __init__(self, job: Any) -> None:
+        self._set: Callable[[int, tuple[bool, Any]], None] = getattr(job, "_end_with", job._set)
+
 
 class Progress:
     """A tqdm progress bar, in a terminal or a notebook."""
@@ -180,10 +210,10 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """So many items are done."""
-        with contextlib.suppress(OSError, ValueError):  # the terminal, or the file, is gone
+        with contextlib.suppress(Exception):  # the terminal is gone, say: the results are not to suffer from it
             self._bar.update(count)
 
     def finish(self) -> None:
         """Nothing more will come."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):
             self._bar.close()

@@ -80,7 +80,7 @@ cdef class Schedule:
 
     cdef readonly object lock
     cdef readonly object cache
-    cdef readonly object results
+    cdef public object results
     cdef readonly object wanted
     cdef readonly object failures
     cdef readonly int wakeup  # eventfd(2)
@@ -139,7 +139,14 @@ cdef class Schedule:
     cpdef wake(self):
         """Have the supervisor look at the state of things."""
         cdef uint64_t one = 1
-        write(self.wakeup, &one, sizeof(one))  # EAGAIN: it has been told 2**64 times
+        if self.wakeup >= 0:
+            write(self.wakeup, &one, sizeof(one))  # EAGAIN: it has been told 2**64 times
+
+    def close_wakeup(self):
+        """Nobody waits any more. The GIL is held from wake()'s look at the descriptor to its use."""
+        if self.wakeup >= 0:
+            close(self.wakeup)
+            self.wakeup = -1
 
     cpdef unpark(self):
         """Have the result thread receive again, if it does not; a call() that is under way sees to that at its end."""
@@ -250,7 +257,7 @@ cdef class Schedule:
                     return False
             try:
                 message = self.results.receive_unless_interrupted()
-            except EOFError:  # the result thread will find the same, and say so
+            except (EOFError, OSError):  # the result thread will find the same, and say so
                 return False
             if message is not None:
                 self.inbox.append(message)
@@ -503,7 +510,7 @@ cdef class Schedule:
         """Tell the result thread of `failures`."""
         try:
             self.results.send((LOOK, 0, 0, None, 0, None, None))
-        except OSError:  # it is through, or about to be: it sets what is left; or there is no memory: with the next one
+        except (OSError, MemoryError):  # it is through, or about to be: it sets what is left; or with the next one
             with self.lock:
                 self.told -= 1
 

@@ -46,11 +46,10 @@ class PoolStatistics(NamedTuple):
 def gather(engine: Engine) -> PoolStatistics:
     """What the workers have done, and what they are doing."""
     with engine.lock:  # nothing slow: whoever interrupts this may want the engine
-        members = list(engine.members.values())
+        members = [(worker, worker.ledger) for worker in engine.members.values()]
         replaced, outstanding = engine.replaced, len(engine.cache)
     workers = []
-    for worker in members:
-        ledger = worker.ledger
+    for worker, ledger in members:
         running_for = ledger.running_for
         task = worker.window.get(ledger.started) if running_for is not None else None
         busy = ledger.busy + (running_for or 0.0)

@@ -29,8 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor"]
 
-GRACE = 5.0
-"""Seconds that terminated workers have to end after SIGTERM before they get SIGKILL."""
+# A pool that is terminated sends its workers SIGTERM, as multiprocessing does, which then waits for them, however long
+# it takes. Here those without a task leave by themselves, whatever they do about the signal; the others get SIGKILL,
+# after so many seconds:
+DEAF = 0.1
+"""if SIGTERM does nothing to them: it is ignored, or blocked, or the process is stopped;"""
+GRACE = 1.0
+"""if they handle it, for the handler and the `finally` clauses of what they run."""
+
+ARRIVAL = 0.5
+"""Seconds that a worker has, which was just forked, to become a member of the family: what it has inherited can be
+taken back at once if it is killed after that, and not before."""
+
+LAST = 5.0
+"""Seconds after which nobody waits for workers any more that are still there after SIGKILL, or cannot be sent one."""
 
 # How often in a row, besides once for each worker, a worker may die before its initializer has returned.
 FAILED_STARTS = 3  # by an exception or an exit
@@ -75,12 +87,17 @@ class Supervisor:
         self._task_reducers = task_reducers
         self._result_reducers = result_reducers
         member = family.current()
+        self._family = member
         self._parent = (member.semid, member.slot, member.generation)
         self._tags = itertools.count(1)
         self.processes: list[Any] = []
         """The Process objects of the workers that are to be there; what Pool._pool is."""
         self._starting = threading.RLock()
         self._winding_down = False
+        self.mercy = True
+        """Workers that are to be ended get SIGTERM first."""
+        self.launching: Member | None = None
+        """The worker whose process is being made."""
         self.start_error: BaseException | None = None
         """Why the last start failed, as far as known."""
         self._failed_starts = 0
@@ -101,13 +118,26 @@ class Supervisor:
 
     def abandon(self) -> None:
         """End the workers after the pool could not be started."""
+        self._winding_down = True
+        self._end(list(self._engine.members.values()))
+
+    def let_go(self) -> None:
+        """All is over: give back the descriptors of the workers, and what dead ones had in their hands."""
         for process in self.processes:
-            if process.exitcode is None:
-                process.terminate()
-        for process in self.processes:
-            process.join()
-        for member in self._engine.members.values():
-            member.unwatch()
+            let_go_of_process(process)
+        for _ in range(200):
+            if self._family.recover() >= 0:
+                break
+            time.sleep(0.001)  # the reaper is at it
+
+    def kill(self) -> None:
+        """Kill the workers from another thread, because that of the supervisor has not come to it.
+
+        It may be waiting for a worker: to let go of a queue's lock, if the worker is stopped.
+        """
+        if not self._winding_down:
+            for process in list(self.processes):
+                _signal(process.kill)
 
     def _start_worker(self) -> None:
         engine = self._engine
@@ -133,6 +163,7 @@ class Supervisor:
                 self._result_reducers,
             ),
         )
+        self.launching = member
         member.process.name = member.process.name.replace("Process", "PoolWorker")
         member.process.daemon = self._daemon
         engine.enroll(member)
@@ -148,6 +179,7 @@ class Supervisor:
             engine.strike_off(member)
             raise
         finally:
+            self.launching = None
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # Ctrl-C comes here, and finds the worker in its place
         util.debug("added worker")
 
@@ -205,6 +237,7 @@ class Supervisor:
         with self._starting, self._engine.lock:
             self.processes.remove(member.process)
             member.unwatch()
+        let_go_of_process(member.process)
         if not member.ledger.is_ready:
             self._count_failed_start(member, exitcode)
         self._engine.announce_death(member, exitcode)
@@ -259,9 +292,7 @@ class Supervisor:
         """No more work: end the workers, gently if all is done, then the result thread."""
         engine = self._engine
         with self._starting, engine.lock:
-            self._winding_down = True
-            processes = list(self.processes)
-            members = [member for member in engine.members.values() if member.process in processes]
+            members = [member for member in engine.members.values() if member.process in self.processes]
         left = set(members)
         try:
             if engine.state != TERMINATE:
@@ -270,24 +301,95 @@ class Supervisor:
                 for member in self._wait(left, None):
                     left.discard(member)
                     member.exitcode()
-            if left:
-                _kill(processes)
-            for member in members:
-                member.exitcode()
-                member.unwatch()
+        except Exception as error:
+            engine.fail_all(f"the pool's supervisor failed: {error!r}", error)
+        try:
+            with self._starting:
+                self._winding_down = True
+            self._end(list(left))
+        except Exception as error:
+            engine.fail_all(f"the pool's workers could not be ended: {error!r}", error)
         finally:
             engine.end()
+            engine.leave()
         util.debug("supervisor exiting")
 
+    def _end(self, members: list[Member]) -> None:
+        """End workers, whatever they are doing."""
+        for member in members:
+            member.ledger.end()
+        self._await_arrival(members)
+        for member in members:
+            _signal(member.process.terminate if self.mercy else member.process.kill)
+            member.tasks.remove()  # it need not wait for another one
+        left = set(members)
+        start = time.monotonic()
+        while left:
+            passed = time.monotonic() - start
+            if passed > GRACE + LAST:
+                pids = ", ".join(str(member.process.pid) for member in left)
+                self._engine.fail_all(f"workers have not ended, and cannot be killed: {pids}", None)
+                return
+            for member in left:
+                if passed >= GRACE or (passed >= DEAF and _is_deaf(member.process.pid)):
+                    _signal(member.process.kill)
+            timeout = max((DEAF if passed < DEAF else GRACE) - passed, DEAF)
+            for member in self._wait(left, timeout):
+                left.discard(member)
+                member.exitcode()
 
-def _kill(processes: list[Any]) -> None:
-    for process in processes:
-        if process.exitcode is None:
-            process.terminate()
-    deadline = time.monotonic() + GRACE
-    for process in processes:
-        process.join(max(deadline - time.monotonic(), 0))
-    for process in processes:
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+    def _await_arrival(self, members: list[Member]) -> None:
+        if self._context.get_start_method() != "fork":
+            return
+        deadline = time.monotonic() + ARRIVAL
+        while (
+            any(not member.ledger.has_arrived and member.process.exitcode is None for member in members)
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.001)
+
+
+def _signal(send: Callable[[], object]) -> None:
+    """Process.terminate() or kill(). It may not be permitted: this process has changed its user id since."""
+    with contextlib.suppress(OSError):
+        send()
+
+
+def _is_deaf(pid: int) -> bool:
+    """Whether SIGTERM, which was sent, does nothing to a process."""
+    fields = {}
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                fields[key] = value.strip()
+        bit = 1 << signal.SIGTERM - 1
+        ignored, blocked, pending = (int(fields[key], 16) & bit for key in ("SigIgn", "SigBlk", "ShdPnd"))
+    except (OSError, KeyError, ValueError):
+        return False
+    return bool(ignored or (blocked and pending)) or fields.get("State", "?")[0] in "Tt"
+
+
+def let_go_of_process(process: Any) -> None:
+    """Close the descriptors by which an ended process was watched. How it ended is known and stays known."""
+    popen: Any = getattr(process, "_popen", None)
+    if popen is None or process.exitcode is None:
+        if not _has_been_reaped(popen):
+            return
+        popen.returncode = 255  # which the fork server gives where it does not know better
+        process.join(0)
+    close = getattr(popen, "close", None)
+    if close is not None:
+        process.__dict__.pop("_sentinel", None)  # the number of the descriptor is about to be somebody else's
+        close()
+
+
+def _has_been_reaped(popen: Any) -> bool:
+    """Whether somebody else has waited for this child of ours, so that nobody will ever know its exit code."""
+    if getattr(popen, "method", None) not in ("fork", "spawn"):
+        return False
+    try:
+        os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False

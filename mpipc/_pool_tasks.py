@@ -73,7 +73,10 @@ _PACES = 64
 
 def pace_of(call: Any) -> Pace:
     """The pace of a function: what was learned from its last tasks, if it is a plain function."""
-    code = getattr(call, "__code__", None)
+    try:
+        code = getattr(call, "__code__", None)
+    except Exception:  # a __getattr__ that raises
+        code = None
     if not isinstance(code, CodeType):
         return Pace()
     pace = _paces.get(code)
@@ -100,11 +103,14 @@ class Feed:
 
 def function_name(function: Any) -> str:
     """module.qualname of a function, of what a partial calls, of the class of a callable object."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    name = getattr(function, "__qualname__", None)
-    if name is None:
-        function = type(function)
-        name = function.__qualname__
-    module = getattr(function, "__module__", None)
+    try:
+        while isinstance(function, functools.partial):
+            function = function.func
+        name = getattr(function, "__qualname__", None)
+        if name is None:
+            function = type(function)
+            name = function.__qualname__
+        module = getattr(function, "__module__", None)
+    except Exception:  # a __getattr__ that raises
+        name, module = type(function).__qualname__, type(function).__module__
     return f"{module}.{name}" if module and module != "builtins" else str(name)

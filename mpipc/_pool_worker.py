@@ -7,6 +7,8 @@ import pickle
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing import pool as _base
 from multiprocessing import util
@@ -25,6 +27,7 @@ __all__ = [
     "READY",
     "RETURNED",
     "UNKNOWN_FUNCTION",
+    "Quoted",
     "work",
 ]
 
@@ -40,6 +43,13 @@ RETURNED = 21  # result
 FAILED = 22  # exception
 UNKNOWN_FUNCTION = 23  # the task was not begun: the function it names is not known here
 INITIALIZER_FAILED = 24  # exception
+
+PASSING = (BlockingIOError, InterruptedError, MemoryError)
+"""What a queue may raise that need not be so the next time."""
+PAUSE = 0.01
+"""Seconds until then."""
+
+LONGEST_REPR = 4096
 
 FUNCTIONS = 64
 """How many functions a worker remembers."""
@@ -62,7 +72,7 @@ def work(
     SIGINT is blocked up to here, and is to be unblocked if `interruptible`.
     """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
-    threading.Thread(target=exit_with_parent, args=parent, name="mpipc-parent-watch", daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(*parent, ledger), name="mpipc-parent-watch", daemon=True).start()
     worker = Worker(tag, tasks, results, ledger, own_reducers)
     try:
         if interruptible:
@@ -93,6 +103,8 @@ class Worker:
     def initialize(self, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
         """Run the pool's initializer. If it raises, tell the parent why, and go down with it."""
         self._ledger.arrive()
+        if self._ledger.ending:
+            return
         if initializer is not None:
             try:
                 initializer(*initargs)
@@ -106,8 +118,13 @@ class Worker:
         """Run tasks."""
         done = 0
         receive = self._tasks.receive
-        while limit is None or done < limit:
-            message = receive()
+        ledger = self._ledger
+        while (limit is None or done < limit) and not ledger.ending:
+            try:
+                message = receive()
+            except PASSING:
+                time.sleep(PAUSE)
+                continue
             if message[0] == QUIT:
                 util.debug("worker got QUIT -- exiting")
                 break
@@ -129,6 +146,7 @@ class Worker:
             return False
         if not self._ledger.start(number):
             return False  # another worker has it now
+        contents: tuple[Any, Any, str | None]
         try:
             value = self._call(message)
         except (KeyboardInterrupt, SystemExit):
@@ -143,14 +161,16 @@ class Worker:
                 os._exit(0)  # the function has forked, and its child returned from it too: the task is not the child's
             kind = RETURNED
             try:
-                contents = pack(value, self._own_reducers)
-            except Exception as error:
+                contents = *pack(value, self._own_reducers), None
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever the user's methods raise
                 kind = FAILED
                 contents = _unsendable(error, value)
         self._ledger.finish(number)
         try:
             self._send(kind, number, *contents)
-        except OSError as error:  # no memory for it
+        except (OSError, MemoryError) as error:  # no memory for it
             self._send(FAILED, number, *_failure(error))
         return True
 
@@ -189,27 +209,75 @@ class Worker:
         if len(self._functions) > FUNCTIONS:
             del self._functions[next(iter(self._functions))]
 
-    def _send(self, kind: int, number: int, body: Any, buffers: Any) -> None:
-        self._results.send((kind, self._tag, number, None, 0, body, buffers))
+    def _send(self, kind: int, number: int, body: Any, buffers: Any, summary: str | None = None) -> None:
+        self._results.send((kind, self._tag, number, summary, 0, body, buffers))
 
 
-def _failure(error: BaseException) -> tuple[Any, Any]:
-    """An exception with its traceback as text, as multiprocessing sends it."""
-    wrapped = _base_private.ExceptionWithTraceback(error, error.__traceback__)
+# --- exceptions -------------------------------------------------------------------------------------------------------
+#
+# An exception is an object of the user, whose methods may raise anything. In this process nobody but the one who waits
+# for the task is to suffer from that.
+
+
+class Quoted:
+    """An object for MaybeEncodingError, which asks for the repr(): a string is taken as it is, what has no repr() is
+    named by its class, and none is longer than anybody wants to read."""
+
+    def __init__(self, what: object) -> None:
+        self._what = what
+
+    def __repr__(self) -> str:
+        text = self._what
+        if not isinstance(text, str):
+            try:
+                text = repr(text)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                text = f"<{type(self._what).__qualname__} object, whose repr() raises {type(error).__qualname__}>"
+        return text if len(text) <= LONGEST_REPR else f"{text[:LONGEST_REPR]}... ({len(text)} characters)"
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback as text, as far as it can be had."""
     try:
-        contents = pack(wrapped)
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as reason:
+        try:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+        except Exception:
+            frames = ""
+        return f"{frames}{Quoted(error)!r}\n(formatting the exception raised {type(reason).__qualname__})\n"
+
+
+def _failure(error: BaseException) -> tuple[Any, Any, str]:
+    """An exception with its traceback as text, as multiprocessing sends it, and what it is called if it cannot be
+    unpickled by whoever receives it."""
+    text = _traceback(error)
+    summary = repr(Quoted(error))
+    try:
+        contents = pack(_with_traceback(error, text))
         # Many exceptions can be pickled but not unpickled (their __init__ wants other arguments than they pass on).
         unpack(*contents)
-    except Exception as reason:
-        substitute = _base_private.ExceptionWithTraceback(_base_private.MaybeEncodingError(reason, error), None)
-        substitute.tb = wrapped.tb
-        return pack(substitute)
-    return contents
+    except KeyboardInterrupt:
+        raise
+    except BaseException as reason:
+        substitute = _base_private.MaybeEncodingError(Quoted(reason), Quoted(summary))
+        return *pack(_with_traceback(substitute, text)), summary
+    return *contents, summary
 
 
-def _unsendable(reason: Exception, value: Any) -> tuple[Any, Any]:
+def _with_traceback(error: BaseException, text: str) -> Any:
+    cls = _base_private.ExceptionWithTraceback
+    wrapped = cls.__new__(cls)  # its constructor would do the formatting
+    wrapped.exc = error
+    wrapped.tb = f'\n"""\n{text}"""'
+    return wrapped
+
+
+def _unsendable(reason: BaseException, value: Any) -> tuple[Any, Any, str]:
     """The error for a result that cannot be pickled."""
-    try:
-        return pack(_base_private.MaybeEncodingError(reason, value))
-    except Exception as error:  # a __repr__ that raises
-        return pack(_base_private.MaybeEncodingError(error, type(value)))
+    error = _base_private.MaybeEncodingError(Quoted(reason), Quoted(value))
+    return *pack(error), str(error)

@@ -40,12 +40,16 @@ from mpipc.family._core cimport (
     fail,
     fail_bell,
     fail_call,
+    mp_block,
     mp_block_abandon,
     mp_block_msgget,
     mp_now_ns,
     new_block,
     seal,
 )
+
+cdef extern from "family.h" nogil:
+    void mp_block_remove_kernel_object(mp_block *b)
 
 LEVELS = MP_QUEUE_LEVELS
 INLINE = MP_QUEUE_INLINE
@@ -757,6 +761,11 @@ cdef class MessageQueue:
         with nogil:
             n = mp_arena_trim(&self.v, <int64_t> (idle * 1e9))
         return n
+
+    def remove(self):
+        """Takes the kernel's queue away from everybody who uses it: who waits for a message gets EOFError. Waits for
+        nobody, and does nothing if that is not permitted."""
+        mp_block_remove_kernel_object(self.v.b)
 
     def usage(self):
         """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,

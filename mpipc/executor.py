@@ -17,6 +17,7 @@ Workers are started by the first submit() or map(), all at once.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -101,6 +102,8 @@ class _Job:
                 self.future.set_exception(value)
         except InvalidStateError:
             pass  # somebody else has set it
+        except BaseException:  # of a callback: concurrent.futures catches an Exception only
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
         finally:
             self._forget()
 
@@ -240,9 +243,10 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         engine.close()
         if wait:
             engine.join()
+            self._close.cancel()
 
     def terminate_workers(self) -> None:
-        """shutdown() that ends the workers with SIGTERM, and with SIGKILL if that does not help within 5 seconds.
+        """shutdown() that ends the workers with SIGTERM, and with SIGKILL if that does not help: see Pool.terminate().
 
         All futures that are not done raise BrokenProcessPool.
         """
@@ -258,11 +262,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             engine = self._engine
         if engine is None or os.getpid() != self._pid:
             return
-        if how == "kill":
-            with engine.lock:
-                engine.state = _base_pool.TERMINATE  # before they die, so that they are not replaced
-            for process in self._processes.values():
-                process.kill()
+        engine.supervisor.mercy = how != "kill"
         engine.terminate()
 
     def statistics(self) -> PoolStatistics:
@@ -292,7 +292,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             )
             engine.start()
             _finish_at_exit(engine)
-            util.Finalize(self, engine.close)  # collected: what was submitted is done nevertheless
+            self._close = util.Finalize(self, engine.close)  # collected: what was submitted is done nevertheless
             self._engine = engine
         elif engine.broken is not None:
             broken = BrokenProcessPool(*engine.broken.args)

@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError as TimeoutError
@@ -255,6 +256,7 @@ class Pool(_base.Pool):
         if type(iterable) in (tuple, range):
             items = iterable  # type: ignore[assignment]
         elif hasattr(iterable, "__len__"):
+            len(iterable)  # type: ignore[arg-type]  # what this raises, it raises here
             items, error = _items_before_error(iterable)
         else:
             items = tuple(iterable)
@@ -340,7 +342,7 @@ class Pool(_base.Pool):
                 payload = items[0] if kind == ITEM else items
                 return Task(result, index, kind, function, payload, first=first, feed=feed, **options)
 
-            self._engine.feed(result, _chunks_of_iterator(iter(iterable), chunksize, make), feed)
+            self._engine.feed(result, _chunks(iterable, chunksize, make), feed)
         found: Iterator[Any] = result
         if chunksize > 1:
             found = (item for chunk in result for item in chunk)
@@ -356,7 +358,11 @@ class Pool(_base.Pool):
             self._engine.close()
 
     def terminate(self) -> None:
-        """End the workers at once (SIGTERM, and SIGKILL if that does not help within 5 seconds)."""
+        """End the workers, and wait for that.
+
+        They get SIGTERM. Those that have no task end in any case; one that is running a task, and ignores or blocks the
+        signal or is stopped, gets SIGKILL after 0.1 s, and one that handles it, after 1 s.
+        """
         util.debug("terminating pool")
         self._state = TERMINATE
         self._terminate()  # does nothing if it has run before, perhaps in a callback, where it does not wait
@@ -371,7 +377,8 @@ class Pool(_base.Pool):
             raise ValueError("In unknown state")
         self._engine.join()
         for process in self._pool:
-            process.join()
+            process.join(0)  # they have ended, but for one that cannot be killed
+        self._terminate.cancel()
 
     def statistics(self) -> PoolStatistics:
         """What the workers have done, and what they are doing."""
@@ -419,11 +426,11 @@ def _items_before_error(iterable: Iterable[Any]) -> tuple[tuple[Any, ...], Excep
         return (), error
 
 
-def _chunks_of_iterator(iterator: Iterator[Any], size: int, make: Callable[[int, int, Any], Task]) -> Iterator[Task]:
-    """Tasks from an iterator of the user. If that raises, so does this; the items of the broken chunk are lost."""
+def _chunks(iterable: Iterable[Any], size: int, make: Callable[[int, int, Any], Task]) -> Iterator[Task]:
+    """Tasks from an iterable of the user. If that raises, so does this; the items of the broken chunk are lost."""
     index = first = 0
     items: list[Any] = []
-    for item in iterator:
+    for item in iterable:
         items.append(item)
         if len(items) == size:
             yield make(index, first, tuple(items))
@@ -473,9 +480,16 @@ class _Notifier:
         self._reader, self._writer = Pipe(duplex=False)
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Nobody is there any more who could be woken up."""
+        with self._lock:
+            self._writer.close()
+            self._reader.close()
+
     def put(self, item: Any) -> None:
         with self._lock:
-            self._writer.send(item)
+            if not self._writer.closed:
+                self._writer.send(item)
 
     def get(self) -> Any:
         return self._reader.recv()
@@ -491,6 +505,9 @@ class _ThreadContext:
 
 
 _StandardThreadPool: Any = _base.ThreadPool
+
+_LEAVING = 0.05
+"""Seconds in which the threads of a terminated pool end that have nothing to do. The others cannot be ended."""
 
 
 class ThreadPool(_base.ThreadPool):
@@ -528,6 +545,18 @@ class ThreadPool(_base.ThreadPool):
         for worker in pool:
             if worker.is_alive():
                 inqueue.put(None)
+        deadline = time.monotonic() + _LEAVING
+        for worker in pool:
+            if worker is not threading.current_thread():
+                worker.join(max(deadline - time.monotonic(), 0))
+        if threading.current_thread() not in (worker_handler, task_handler, *others):
+            change_notifier.close()
+
+    def join(self) -> None:
+        """Wait until the threads have ended, after close() or terminate()."""
+        super().join()
+        notifier: Any = self._change_notifier  # type: ignore[attr-defined]
+        notifier.close()
 
 
 def __getattr__(name: str) -> Any:

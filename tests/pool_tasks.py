@@ -177,9 +177,49 @@ def spin(x: Any) -> None:
         pass
 
 
-def ignore_sigterm(running: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def pass_over(number: int, frame: Any) -> None:
+    """A signal handler that notes it, and lets the program go on."""
+
+
+def defy_sigterm(how: str, running: Any) -> None:
+    """An initializer; how: "default", "ignore", "handle", "block"."""
+    global shared
+    shared = running
+    if how == "ignore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif how == "handle":
+        signal.signal(signal.SIGTERM, pass_over)
+    elif how == "block":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     running.release()
+
+
+def say_and_spin(x: Any) -> None:
+    shared.release()
+    spin(x)
+
+
+def say_and_count(x: Any) -> None:
+    """Stays in C for hours."""
+    shared.release()
+    sum(range(10**14))
+
+
+def clean_up(flag: Any, running: Any) -> None:
+    """An initializer: SIGTERM ends the task by an exception."""
+    global shared
+    shared = flag, running
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(3))
+
+
+def wait_and_clean_up(x: Any) -> None:
+    flag, running = shared
+    try:
+        running.release()
+        signal.pause()
+    finally:
+        time.sleep(0.2)  # more than a worker has that does not care for the signal
+        flag.value = 1
 
 
 def fail_to_start() -> None:

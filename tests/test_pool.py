@@ -364,19 +364,6 @@ def test_terminate_answers_those_who_wait(ctx: Any) -> None:
     assert not pool._cache
 
 
-def test_terminate_ends_a_worker_that_ignores_sigterm(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpipc import _pool_supervisor
-
-    monkeypatch.setattr(_pool_supervisor, "GRACE", 0.05)
-    running = ctx.Semaphore(0)
-    pool = ctx.Pool(1, tasks.ignore_sigterm, (running,))
-    pool.apply_async(tasks.spin, (1,))
-    assert running.acquire(True, LONG)
-    pool.terminate()
-    pool.join()
-    assert [process.exitcode for process in pool._pool] == [-9]
-
-
 def test_maxtasksperchild(ctx: Any) -> None:
     with ctx.Pool(2, maxtasksperchild=3) as pool:
         pids = pool.map(tasks.pid_after, range(30), 1)

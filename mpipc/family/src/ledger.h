@@ -41,7 +41,7 @@
 struct mp_ledger {
     _Atomic uint64_t claimed;    /* number of the last task : 36 | distance to the range taken back : 20 | turn : 8 */
     _Atomic uint64_t finished;   /* number of the last task that has run to its end */
-    _Atomic uint64_t condemned;  /* number of the task that the parent wants to end; 0 if none */
+    _Atomic uint64_t condemned;  /* number of the task that the parent wants to end; 0 if none; MP_LEDGER_ENDING */
     _Atomic uint64_t item;       /* which item of a chunk is running, from 0 */
     _Atomic uint64_t since;      /* when the task was started, CLOCK_MONOTONIC in ns */
     _Atomic uint64_t busy;       /* ns spent in tasks that have ended */
@@ -53,6 +53,8 @@ _Static_assert(sizeof(struct mp_ledger) == 64, "the payload of a block");
 /* The distance is 0 if there is no range. The turn counts the calls of mp_ledger_revoke(); a worker that is held up between its
  * look and its compare-and-swap has long lost all its tasks before 256 of them. */
 #define MP_LEDGER_DISTANCE_MOST 0xfffffull
+
+#define MP_LEDGER_ENDING UINT64_MAX /* the number of no task */
 
 static inline uint64_t mp_ledger_word(uint64_t claimed, uint64_t distance, uint64_t turn) {
     return claimed << 28 | distance << 8 | (turn & 0xff);
@@ -107,6 +109,11 @@ static inline uint64_t mp_ledger_revoke(struct mp_ledger *l, uint64_t first, uin
             return start;
     }
 }
+
+/* The parent: the pool is being terminated. The worker looks before it begins a task and before it waits for one, and leaves;
+ * what it sends until then, nobody wants. For good. */
+static inline void mp_ledger_end(struct mp_ledger *l) { atomic_store(&l->condemned, MP_LEDGER_ENDING); }
+static inline bool mp_ledger_ending(struct mp_ledger *l) { return atomic_load(&l->condemned) == MP_LEDGER_ENDING; }
 
 /* The parent: tries to end a task early. true: its result will not be sent, kill the worker. false: it has finished. */
 static inline bool mp_ledger_condemn(struct mp_ledger *l, uint64_t number) {
