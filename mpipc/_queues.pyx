@@ -775,6 +775,18 @@ cdef class MessageQueue:
         self.watch = watch
 
 
+    # ---- for tests
+
+    def hold(self):
+        """Takes the queue's lock, as every call does for a moment; 0, or why not. This process must not use the queue
+        until it lets go."""
+        self.ensure()
+        return mp_queue_lock(&self.v, -1)
+
+    def let_go(self):
+        mp_queue_unlock(&self.v)
+
+
 cdef class Watch:
     """A file descriptor (eventfd) that is readable while the queue is not empty, kept so by a thread that runs run().
 
