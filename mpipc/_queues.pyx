@@ -56,6 +56,7 @@ cdef Py_ssize_t LONG_COPY = 1 << 18
 cdef Py_ssize_t LARGE_PICKLE = 1 << 20
 
 cdef object loads = pickle.loads
+cdef object UnpicklingError = pickle.UnpicklingError
 cdef dict extra_reducers = reduction.ForkingPickler._extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
 
@@ -517,6 +518,9 @@ cdef class MessageQueue:
             # Of pickle itself, which says so where a pickle is cut off; from us it would mean that the queue is gone.
             if type(e) is EOFError and (e.__traceback__ is None or e.__traceback__.tb_next is None):
                 raise queue_error(MP_CORRUPT, False, self.v.id) from e
+            raise
+        except UnpicklingError as e:
+            e.add_note(f"received from message queue {self.v.id} (as ipcs -q shows it)")
             raise
 
     cdef int await_room(self, mp_room *room, int64_t deadline, uint32_t *epoch) except -1:

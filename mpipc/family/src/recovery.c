@@ -28,7 +28,7 @@ struct dead {
 };
 
 static bool is_dead(const struct dead *dead, int slot) {
-    return slot >= 0 && (dead->bits[slot / 64] >> slot % 64 & 1);
+    return slot >= 0 && slot < (int)MP_SLOTS && (dead->bits[slot / 64] >> slot % 64 & 1);
 }
 
 /* A zombie is gone: it will not do anything any more. */
