@@ -235,14 +235,40 @@ cdef inline Py_ssize_t take_length(Reader *r) except -1:
     return length
 
 
+cdef str new_ucs4(const unsigned char *data, Py_ssize_t length):
+    cdef uint32_t character
+    cdef Py_ssize_t i
+    for i in range(length):
+        memcpy(&character, data + 4 * i, 4)
+        if character > 0x10ffff:  # CPython does not look
+            torn()
+    return PyUnicode_FromKindAndData(4, data, length)
+
+
 # Keys come again and again: the same string, whose hash is known, does for all.
 cdef list keys = [""] * KEYS
+
+
+cdef bint is_ascii(const unsigned char *data, Py_ssize_t length) noexcept:
+    cdef uint64_t word, bits = 0
+    while length >= 8:
+        memcpy(&word, data, 8)
+        bits |= word
+        data += 8
+        length -= 8
+    while length > 0:
+        bits |= data[0]
+        data += 1
+        length -= 1
+    return not bits & <uint64_t> 0x8080808080808080
 
 
 cdef str new_ascii(const unsigned char *data, Py_ssize_t length):
     cdef str text
     if length < 2:
         return PyUnicode_FromKindAndData(1, data, length)  # one of the interpreter's own
+    if not is_ascii(data, length):
+        torn()
     text = PyUnicode_New(length, 127)
     memcpy(PyUnicode_DATA(<PyObject *> text), data, length)
     return text
@@ -331,7 +357,7 @@ cdef object get(Reader *r):
     if tag == UCS2:
         return PyUnicode_FromKindAndData(2, take(r, 2 * length), length)
     if tag == UCS4:
-        return PyUnicode_FromKindAndData(4, take(r, 4 * length), length)
+        return new_ucs4(take(r, 4 * length), length)
     torn()
 
 

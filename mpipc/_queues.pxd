@@ -66,6 +66,8 @@ cdef extern from "queue.h" nogil:
     uint64_t mp_queue_send_many(
         mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int64_t deadline_ns,
         int *outcome)
+    int mp_queue_lock(mp_queue_view *v, int64_t deadline_ns)
+    void mp_queue_unlock(mp_queue_view *v)
     int64_t mp_queue_soon()
     int64_t mp_queue_room(mp_queue_view *v)
     uint32_t mp_body_size(uint32_t length)

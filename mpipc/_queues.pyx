@@ -60,6 +60,7 @@ cdef Py_ssize_t LONG_COPY = 1 << 18
 cdef Py_ssize_t LARGE_PICKLE = 1 << 20
 
 cdef object loads = pickle.loads
+cdef object UnpicklingError = pickle.UnpicklingError
 cdef dict extra_reducers = reduction.ForkingPickler._extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
 
@@ -522,6 +523,9 @@ cdef class MessageQueue:
             if type(e) is EOFError and (e.__traceback__ is None or e.__traceback__.tb_next is None):
                 raise queue_error(MP_CORRUPT, False, self.v.id) from e
             raise
+        except UnpicklingError as e:
+            e.add_note(f"received from message queue {self.v.id} (as ipcs -q shows it)")
+            raise
 
     cdef int await_room(self, mp_room *room, int64_t deadline, uint32_t *epoch) except -1:
         """Waits for a ring; 0 if the deadline has passed."""
@@ -782,6 +786,18 @@ cdef class MessageQueue:
     def watched_by(self, Watch watch):
         """`watch`, or None, is told when somebody of this process finds the queue empty."""
         self.watch = watch
+
+
+    # ---- for tests
+
+    def hold(self):
+        """Takes the queue's lock, as every call does for a moment; 0, or why not. This process must not use the queue
+        until it lets go."""
+        self.ensure()
+        return mp_queue_lock(&self.v, -1)
+
+    def let_go(self):
+        mp_queue_unlock(&self.v)
 
 
 cdef class Watch:
