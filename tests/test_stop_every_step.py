@@ -1,5 +1,5 @@
-"""A process that stands still, for ticks, after any instruction of an operation leaves everybody else waiting or served, and
-never failing: see native/stop_scenarios.h."""
+"""A process that stands still, for ticks, after any instruction of an operation leaves everybody else waiting or
+served, and never failing: see native/stop_scenarios.h."""
 
 from __future__ import annotations
 
