@@ -35,7 +35,6 @@ from mpipc.family._core cimport (
     MP_OK,
     MP_TICK,
     MP_TIMED_OUT,
-    deadline_after,
     deadline_if,
     fail,
     fail_bell,
@@ -787,7 +786,6 @@ cdef class MessageQueue:
         """`watch`, or None, is told when somebody of this process finds the queue empty."""
         self.watch = watch
 
-
     # ---- for tests
 
     def hold(self):
@@ -797,6 +795,7 @@ cdef class MessageQueue:
         return mp_queue_lock(&self.v, -1)
 
     def let_go(self):
+        """After hold()."""
         mp_queue_unlock(&self.v)
 
 

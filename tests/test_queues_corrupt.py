@@ -1,5 +1,5 @@
-"""What another program of the same user has written into a queue: never a crash, never an endless loop; an error that names the
-queue, and what cannot be a message is gone."""
+"""What another program of the same user has written into a queue: never a crash, never an endless loop; an error that
+names the queue, and what cannot be a message is gone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from helpers import run_script, sysctl
 
-import mpipc
 from mpipc._plain import decode, encode
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue
 from mpipc.sysv import IPC_SET, msgctl
@@ -108,7 +107,7 @@ def test_get_many_gives_the_others() -> None:
     assert queue.get_many(10) == [2]
 
 
-# ---- plain objects -----------------------------------------------------------------------------------------------------
+# ---- plain objects ---------------------------------------------------------------------------------------------------
 
 
 def test_garbage_is_an_error_or_an_object() -> None:
@@ -128,7 +127,7 @@ def test_garbage_is_an_error_or_an_object() -> None:
         repr(obj).encode("utf-8", "surrogatepass")
 
 
-# ---- shared memory -------------------------------------------------------------------------------------------------------
+# ---- shared memory ---------------------------------------------------------------------------------------------------
 
 FUZZ = """
 import ctypes, faulthandler, os, pickle, queue as q, random, signal, sys, time, traceback
@@ -243,7 +242,7 @@ def test_spoilt_shared_memory(kind: str) -> None:
     assert int(result.stdout.split()[1]) > 0
 
 
-# ---- limits of the kernel ------------------------------------------------------------------------------------------------
+# ---- limits of the kernel --------------------------------------------------------------------------------------------
 
 SIZES = [0, 1, 10, 100, 900, 1100, 1900, 2040, 3000, 100000]
 

@@ -145,5 +145,7 @@ def test_a_refused_large_object_costs_what_a_small_one_does() -> None:
     full = mpipc.Queue(1)
     full.put(1)
     array = numpy.ones(2 << 20)
-    assert _best(_refused(stdlib_queue.Full, full.put, array, False), _refused(stdlib_queue.Full, full.put, 2, False)) < 2
+    large = _refused(stdlib_queue.Full, full.put, array, False)
+    small = _refused(stdlib_queue.Full, full.put, 2, False)
+    assert _best(large, small) < 2
     assert full.statistics().shared_bytes == 0

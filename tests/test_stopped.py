@@ -24,7 +24,7 @@ from mpipc._queues import MessageQueue
 from mpipc.queues import PriorityQueue
 
 LONG = 3.3
-"""More than three ticks, in seconds. A waiter looks after the family at each tick; none of them may be told as an error."""
+"""More than three ticks, in seconds. A waiter looks after the family at each; none of them may be told as an error."""
 
 
 class HandlerError(Exception):
@@ -240,7 +240,7 @@ def test_nothing_is_posted_at_a_bell_that_is_none(ctx: Any) -> None:
     assert Path("/proc/sysvipc/sem").read_text().count("\n") == sets.count("\n")
 
 
-# ---- the reaper is gone, too ------------------------------------------------------------------------------------------
+# ---- the reaper is gone, too -----------------------------------------------------------------------------------------
 
 
 def test_the_dead_owner_is_found_by_those_who_wait_less_than_a_tick() -> None:
@@ -290,7 +290,7 @@ def test_the_dead_owner_is_found_by_those_who_wait_less_than_a_tick() -> None:
     assert result.stdout.split() == ["101"], result.stderr
 
 
-# ---- a pool -----------------------------------------------------------------------------------------------------------
+# ---- a pool ----------------------------------------------------------------------------------------------------------
 
 
 def _stand_still_with_every_queue(_: int) -> str:

@@ -33,8 +33,8 @@ _OWN = {
 
 
 _DAMAGED = (
-    "mpipc: message queue {id} (as ipcs -q shows it): what was found is not what was sent, and has been dropped; another"
-    " program writes to this queue or to its shared memory?"
+    "mpipc: message queue {id} (as ipcs -q shows it): what was found is not what was sent, and has been dropped;"
+    " another program writes to this queue or to its shared memory?"
 )
 
 
