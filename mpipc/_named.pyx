@@ -10,7 +10,7 @@ import os
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport no_gc
-from libc.errno cimport EACCES, EBUSY, EEXIST, EINTR, ENOENT, ENOSPC, EPERM
+from libc.errno cimport EACCES, EBUSY, EEXIST, ENOENT, ENOSPC, EPERM
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -54,7 +54,8 @@ cdef extern from "named.h" nogil:
         uint64_t family
 
     cdef struct mp_named_patience:
-        unsigned attempts
+        int (*interrupted)(void *context) noexcept
+        void *context
 
     cdef struct mp_name:
         const char *bytes
@@ -165,6 +166,16 @@ def attach(bytes name, uint32_t hash, bint readonly):
     return mapping(&ref, readonly)
 
 
+cdef int run_signal_handlers(void *context) noexcept with gil:
+    """True if one has raised something, which is put into the list `context`."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<list> context).append(error)
+        return True
+    return False
+
+
 def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
     """A new segment of this name; `flags` are the mode, and SHM_HUGETLB. A tracked one goes when the family is dead.
 
@@ -177,7 +188,10 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
     cdef Family family
     cdef uint32_t index, serial
     cdef int error, undone
+    cdef list raised = []
     memset(&patience, 0, sizeof(patience))
+    patience.interrupted = run_signal_handlers
+    patience.context = <void *> raised
     for undone in range(UNDONE_AT_MOST):
         block = _new_block()
         family = block.family
@@ -185,16 +199,10 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
         serial = block.serial
         with nogil:
             error = mp_named_create(family.f, index, &c_name, size, flags, tracked, &patience, &ref)
-        while error == EINTR:  # and nothing was left behind
-            try:
-                PyErr_CheckSignals()
-            except BaseException:
-                mp_block_abandon(family.f, index)
-                raise
-            with nogil:
-                error = mp_named_create(family.f, index, &c_name, size, flags, tracked, &patience, &ref)
         if error != 0:
             mp_block_abandon(family.f, index)
+            if raised:
+                raise raised[0]
             raise _creation_failure(error, name, hash, size, flags, ref.attaching, ref.shmid)
         if tracked:
             block.b.pinned = 1

@@ -124,8 +124,14 @@ static enum seen look(const struct mp_name *name, uint32_t position, int flags, 
  * collision, and for a collision at the others. */
 static bool forbidden(enum seen seen, uint32_t position) { return seen == DENIED && position == 0; }
 
+/* Sleeps for a moment. A signal may come outside of the sleep, too: so it is not the sleep's error that is looked at. */
+static bool interrupted(struct mp_named_patience *patience, unsigned microseconds) {
+    usleep(microseconds);
+    return patience->interrupted != NULL && patience->interrupted(patience->context) != 0;
+}
+
 /* Waits until there is no candidate of this name at this key, and removes one of ours whose creator is dead, or seems to be.
- * EINTR: a signal handler is to run; ETIMEDOUT: it is still there, and not worth waiting for. */
+ * EINTR: a signal handler wants to be done with this; ETIMEDOUT: it is still there, and not worth waiting for. */
 static int outwait(const struct mp_name *name, uint32_t position, struct mp_named_patience *patience) {
     for (;;) {
         struct mp_named_ref other;
@@ -147,7 +153,7 @@ static int outwait(const struct mp_name *name, uint32_t position, struct mp_name
         shmdt(other.header);
         if (hopeless)
             return ETIMEDOUT;
-        if (!alone && usleep(looks < 10 ? 100 : 1000) < 0 && errno == EINTR)
+        if (!alone && interrupted(patience, looks < 10 ? 100 : 1000))
             return EINTR;
     }
 }
@@ -179,7 +185,7 @@ int mp_named_attach(const struct mp_name *name, bool readonly, struct mp_named_r
 }
 
 /* Looks at all keys but `except`. Returns EEXIST if the name is taken, EAGAIN if a candidate before `except` has precedence;
- * later candidates (all of them, if no key is excepted) are waited for: EINTR if a signal handler is to run. */
+ * later candidates (all of them, if no key is excepted) are waited for: EINTR if a signal handler wants no more of it. */
 static int survey(const struct mp_name *name, uint32_t except, struct mp_named_patience *patience, uint32_t *vacant) {
     struct mp_named_ref other;
     *vacant = MP_NAMED_PROBES;
@@ -277,7 +283,7 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
 
 /* Steps 1 and 2, in the name of a block in MAKING. Returns 0 with the segment attached, and then mp_named_publish() is to
  * come; or errno: EEXIST, EXFULL if all keys of the name are taken by others, EBUSY if others are in the way all the time, EINTR
- * if a signal handler is to run before the next call with the same patience; or what shmget and shmat say. */
+ * if patience->interrupted() says so; or what shmget and shmat say. */
 int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *name, uint64_t size, int flags, bool tracked,
                     struct mp_named_patience *patience, struct mp_named_ref *ref) {
     memset(ref, 0, sizeof *ref);
@@ -295,7 +301,7 @@ int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *n
         if (attempt >= ATTEMPTS)
             return EBUSY;
         /* Rivals that start again at the same time would meet again: the pauses differ by process and attempt. */
-        if (usleep(((unsigned)getpid() * 31 + attempt * 17) % 64 * 4 + (attempt < 50 ? 1 : 200)) < 0 && errno == EINTR)
+        if (interrupted(patience, ((unsigned)getpid() * 31 + attempt * 17) % 64 * 4 + (attempt < 50 ? 1 : 200)))
             return EINTR;
     }
 }

@@ -48,8 +48,10 @@ struct mp_named_ref {
     uint32_t serial;
 };
 
-/* What is left of a creation's patience with others: it may be interrupted, and goes on with the same. Starts as zeros. */
+/* What is left of a creation's patience with others. Starts as zeros, but for the first two. */
 struct mp_named_patience {
+    int (*interrupted)(void *context); /* called between two looks, to run signal handlers: not 0: give up; NULL: there are none */
+    void *context;
     int shmid;          /* of the candidate waited for */
     unsigned looks;     /* at that one */
     unsigned sightings; /* of any candidate */
