@@ -8,9 +8,11 @@ or mpipc.sysv's errors where a limit was met.
 import os
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.exc cimport PyErr_CheckSignals
 from cython cimport no_gc
-from libc.errno cimport EACCES, EEXIST, ENOENT, ENOSPC, EPERM
+from libc.errno cimport EACCES, EBUSY, EEXIST, ENOENT, ENOSPC, EPERM
 from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from mpipc.family._core cimport (
     MP_KIND_SEGMENT,
@@ -43,13 +45,18 @@ cdef extern from "named.h" nogil:
         MP_NAMED_PROBES
 
     cdef struct mp_named:
-        uint64_t size
+        pass
 
     cdef struct mp_named_ref:
         mp_named *header
         int shmid
-        uint32_t position
         bint attaching
+        uint64_t size
+        uint64_t family
+
+    cdef struct mp_named_patience:
+        int (*interrupted)(void *context) noexcept
+        void *context
 
     cdef struct mp_name:
         const char *bytes
@@ -58,10 +65,11 @@ cdef extern from "named.h" nogil:
 
     int mp_named_attach(const mp_name *name, bint readonly, mp_named_ref *ref)
     int mp_named_create(mp_family *f, uint32_t index, const mp_name *name, uint64_t size, int flags, bint tracked,
-                        mp_named_ref *ref)
+                        mp_named_patience *patience, mp_named_ref *ref)
     bint mp_named_publish(mp_named_ref *ref)
     void mp_named_discard(mp_named_ref *ref)
-    int mp_named_unlink(const mp_name *name, int shmid, uint64_t *family, uint32_t *block, uint32_t *serial)
+    int mp_named_unlink(const mp_name *name, int shmid, mp_named_ref *ref)
+    bint mp_named_unlinked(mp_family *f, const mp_named_ref *ref)
     void mp_named_release(mp_family *f, uint32_t index, uint32_t serial, int by_slot)
     void mp_named_reclaim(mp_family *f, uint32_t index, int by_slot)
     int32_t mp_named_key(uint32_t hash, uint32_t position)
@@ -69,6 +77,9 @@ cdef extern from "named.h" nogil:
 __all__ = ["Mapping", "attach", "create", "key", "unlink"]
 
 cdef char *BYTES = b"B"
+
+# How often what was about to be created may be taken back by others, who took us for dead.
+cdef int UNDONE_AT_MOST = 100
 
 
 @no_gc
@@ -122,7 +133,7 @@ cdef Mapping mapping(mp_named_ref *ref, bint readonly):
     found.header = ref.header
     found.shmid = ref.shmid
     found.readonly = readonly
-    found.size = <Py_ssize_t> ref.header.size
+    found.size = <Py_ssize_t> ref.size
     found.strides = 1
     return found
 
@@ -135,10 +146,10 @@ def key(uint32_t hash, uint32_t position=0):
 cdef object failure(int error, bytes name, uint32_t hash):
     """What shm_open(3) would have given."""
     text = os.strerror(error)
-    if error == EACCES or error == EPERM:
+    if error == EACCES or error == EPERM or error == EEXIST:
         for segment in shared_memory_segments():
-            if segment.key == mp_named_key(hash, 0):
-                text += f": it belongs to uid {segment.uid} and has the mode 0o{segment.perms & 0o777:03o}"
+            if segment.key == mp_named_key(hash, 0) and (error != EEXIST or segment.cuid != os.geteuid()):
+                text += f": it belongs to uid {segment.cuid} and has the mode 0o{segment.perms & 0o777:03o}"
     return OSError(error, text, "/" + name.decode(errors="backslashreplace"))
 
 
@@ -156,6 +167,16 @@ def attach(bytes name, uint32_t hash, bint readonly):
     return mapping(&ref, readonly)
 
 
+cdef int run_signal_handlers(void *context) noexcept with gil:
+    """True if one has raised something, which is put into the list `context`."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<list> context).append(error)
+        return True
+    return False
+
+
 def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
     """A new segment of this name; `flags` are the mode, and SHM_HUGETLB. A tracked one goes when the family is dead.
 
@@ -163,19 +184,26 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
     """
     cdef mp_name c_name = mp_name(name, <uint32_t> len(name), hash)
     cdef mp_named_ref ref
+    cdef mp_named_patience patience
     cdef Block block
     cdef Family family
     cdef uint32_t index, serial
-    cdef int error
-    while True:
+    cdef int error, undone
+    cdef list raised = []
+    memset(&patience, 0, sizeof(patience))
+    patience.interrupted = run_signal_handlers
+    patience.context = <void *> raised
+    for undone in range(UNDONE_AT_MOST):
         block = _new_block()
         family = block.family
         index = block.index
         serial = block.serial
         with nogil:
-            error = mp_named_create(family.f, index, &c_name, size, flags, tracked, &ref)
+            error = mp_named_create(family.f, index, &c_name, size, flags, tracked, &patience, &ref)
         if error != 0:
             mp_block_abandon(family.f, index)
+            if raised:
+                raise raised[0]
             raise _creation_failure(error, name, hash, size, flags, ref.attaching, ref.shmid)
         if tracked:
             block.b.pinned = 1
@@ -193,6 +221,7 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
             mp_block_abandon(family.f, index)
             if published:
                 return mapping(&ref, False)
+    raise _creation_failure(EBUSY, name, hash, size, flags, False, -1)
 
 
 cdef object _creation_failure(
@@ -203,13 +232,23 @@ cdef object _creation_failure(
     if error == EXFULL:
         text = (
             f"{os.strerror(ENOSPC)}: all {MP_NAMED_PROBES} keys that this name can have are taken by segments of other"
-            " names; choose another name, or remove segments that nobody needs (see ipcs)"
+            f" names{_holders(hash)}; choose another name, or remove segments that nobody needs (see ipcs)"
         )
         return OSError(ENOSPC, text, "/" + name.decode(errors="backslashreplace"))
+    if error == EBUSY:
+        text = f"{os.strerror(EBUSY)}: other processes are in the way all the time{_holders(hash)}"
+        return OSError(EBUSY, text, "/" + name.decode(errors="backslashreplace"))
     if attaching:
         return from_errno(error, "shmat", {"shmid": shmid, "shmaddr": None, "shmflg": 0})
     arguments = {"key": mp_named_key(hash, 0), "size": size + MP_NAMED_DATA, "shmflg": IPC_CREAT | IPC_EXCL | flags}
     return from_errno(error, "shmget", arguments)
+
+
+cdef str _holders(uint32_t hash):
+    """The other users who have segments under the keys of a name."""
+    keys = {mp_named_key(hash, position) for position in range(MP_NAMED_PROBES)}
+    users = {segment.cuid for segment in shared_memory_segments() if segment.key in keys} - {os.geteuid()}
+    return f" (of uid {', '.join(map(str, sorted(users)))})" if users else ""
 
 
 cdef Block _new_block():
@@ -229,16 +268,14 @@ cdef Block _new_block():
 def unlink(bytes name, uint32_t hash, int shmid):
     """Removes the segment of this name and id. FileNotFoundError if it is gone, PermissionError."""
     cdef mp_name c_name = mp_name(name, <uint32_t> len(name), hash)
-    cdef uint64_t nonce = 0
-    cdef uint32_t index = 0, serial = 0
+    cdef mp_named_ref ref
     cdef Family family
     cdef int error
     with nogil:
-        error = mp_named_unlink(&c_name, shmid, &nonce, &index, &serial)
+        error = mp_named_unlink(&c_name, shmid, &ref)
     if error != 0:
         raise failure(error, name, hash)
-    if os.environ.get(ENVIRONMENT, "").endswith(f":{nonce:x}"):
+    if ref.family != 0 and os.environ.get(ENVIRONMENT, "").endswith(f":{ref.family:x}"):
         current()  # a spawned child, say, that has not used its family yet
     for family in families_of_this_process():
-        if nonce != 0 and family.f.nonce == nonce:
-            mp_named_release(family.f, index, serial, family.f.slot)
+        mp_named_unlinked(family.f, &ref)

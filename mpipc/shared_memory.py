@@ -12,6 +12,7 @@ while attached, never destroys anything.
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing.shared_memory
 import operator
 import os
@@ -108,7 +109,7 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
     def _open(self, name: str, size: int) -> None:
         encoded = _encode(name)
         hashed = _hash_name(encoded)
-        while True:
+        for attempt in itertools.count(1):
             if not self._flags & os.O_EXCL:
                 try:
                     self._mmap = _named.attach(encoded, hashed, self._readonly)
@@ -120,7 +121,8 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
                 self._mmap = _named.create(encoded, hashed, size, self._creation_flags, self._track)
                 break
             except FileExistsError:
-                if self._flags & os.O_EXCL:
+                # It has come since; and gone again, and come ...
+                if self._flags & os.O_EXCL or attempt == 100:
                     raise
         self._name = name
         self._shmid = self._mmap.shmid

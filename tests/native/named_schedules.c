@@ -57,13 +57,14 @@ static unsigned pick(unsigned below) { /* xorshift */
 
 /* As _named.pyx does it. */
 static int create(const struct mp_name *name, bool tracked, int *shmid) {
+    struct mp_named_patience patience = {0};
     for (;;) {
         struct mp_named_ref ref;
         int64_t index = mp_block_new(f, MP_KIND_SEGMENT);
         check(index >= 0, errno);
         struct mp_block *b = mp_block_at(f, index);
         uint32_t serial = mp_block_serial(b->word);
-        int error = mp_named_create(f, index, name, 10, 0600, tracked, &ref);
+        int error = mp_named_create(f, index, name, 10, 0600, tracked, &patience, &ref);
         if (error != MP_OK) {
             mp_block_abandon(f, index);
             return error;
@@ -91,11 +92,10 @@ static int create(const struct mp_name *name, bool tracked, int *shmid) {
 }
 
 static int unlink_name(const struct mp_name *name, int shmid) {
-    uint64_t nonce = 0;
-    uint32_t block = 0, serial = 0;
-    int error = mp_named_unlink(name, shmid, &nonce, &block, &serial);
-    if (error == MP_OK && nonce == f->nonce)
-        mp_named_release(f, block, serial, f->slot);
+    struct mp_named_ref ref;
+    int error = mp_named_unlink(name, shmid, &ref);
+    if (error == MP_OK && ref.family != 0)
+        check(mp_named_unlinked(f, &ref), ref.block);
     return error;
 }
 

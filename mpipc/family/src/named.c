@@ -23,7 +23,21 @@
  *     from before step 3.
  *
  * An unlink removes the segment, which may be done twice, and then turns LIVE to GONE, which only one process can do: that
- * one has unlinked it. A search looks at all keys of a name, so a key that becomes free hides nothing behind it. */
+ * one has unlinked it. A search looks at all keys of a name, so a key that becomes free hides nothing behind it.
+ *
+ * Other users. Anybody can make a segment under any key, with any contents that change at any time. All this is settled among
+ * the segments of one user, whom the kernel names as their creator (cuid, which nobody can change: uid, gid and mode the
+ * creator can). Of a segment that somebody else has made:
+ *
+ *   its size is the kernel's, and what its header says is copied once and then looked at;
+ *   if it is LIVE and of this name, the name is taken, and an attach finds it where the kernel permits that, as shm_open(3)
+ *     does, unless there is one of our own;
+ *   as a CANDIDATE it is given way to, or waited for, a number of times in all (FOREIGN_PATIENCE); after that, and in any other
+ *     state, it only occupies its key;
+ *   it is never removed or changed, but by an unlink() that asked for it;
+ *   the block that its header names is taken down only if that block says the same: token, key and id.
+ *
+ * Every wait is bounded and interruptible. What others can do is to occupy a name, as with shm_open(3), or all its keys. */
 #include "named.h"
 
 #include <string.h>
@@ -31,7 +45,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#define PATIENCE 1000 /* looks at a candidate, up to a millisecond apart, before it is taken for dead */
+#define PATIENCE 1000        /* looks at a candidate, up to a millisecond apart, before it is taken for dead */
+#define FOREIGN_PATIENCE 100 /* such looks at other users' candidates, before they are passed over */
+#define ATTEMPTS 10000       /* of a creation, before somebody is said to be in its way */
 
 enum seen { ABSENT, FOREIGN, DENIED, CANDIDATE, LIVE, FAILED };
 
@@ -45,34 +61,61 @@ static bool state_change(struct mp_named *h, uint32_t from, uint32_t to) {
 
 static bool is_named(const struct mp_named *h) { return h->magic == MP_NAMED_MAGIC && h->version == MP_NAMED_VERSION; }
 
-/* What stands under one of the keys of a name. A candidate and a live segment stay attached. */
+static bool made_by_us(const struct shmid_ds *ds) { return ds->shm_perm.cuid == geteuid(); }
+
+/* What the copy of a segment's header says. */
+static enum seen judge(const struct mp_name *name, const struct mp_named *h, uint32_t state, struct mp_named_ref *ref) {
+    if (state == MP_NAMED_NEW || !is_named(h))
+        return FOREIGN;
+    if (state == MP_NAMED_GONE)
+        return ref->own && shmctl(ref->shmid, IPC_RMID, NULL) == 0 ? ABSENT : FOREIGN;
+    if (h->length != name->length || h->length > MP_NAMED_LENGTH || memcmp(h->name, name->bytes, name->length) != 0 ||
+        h->size > ref->size)
+        return FOREIGN;
+    ref->token = h->token;
+    ref->family = h->family;
+    ref->block = h->block;
+    ref->serial = h->serial;
+    return state == MP_NAMED_LIVE ? LIVE : state == MP_NAMED_CANDIDATE ? CANDIDATE : FOREIGN;
+}
+
+/* What stands under one of the keys of a name. A candidate and a live segment stay attached. An id that was given out again
+ * between the calls is found out by the key: while a segment is attached, its id is its own. */
 static enum seen look(const struct mp_name *name, uint32_t position, int flags, struct mp_named_ref *ref) {
+    struct shmid_ds ds;
+    memset(ref, 0, sizeof *ref);
     ref->position = position;
-    ref->attaching = false;
-    ref->shmid = shmget(mp_named_key(name->hash, position), 0, 0);
+    ref->key = mp_named_key(name->hash, position);
+    ref->shmid = shmget(ref->key, 0, 0);
     if (ref->shmid < 0)
         return errno == ENOENT ? ABSENT : DENIED;
     ref->attaching = true;
-    ref->header = shmat(ref->shmid, NULL, flags);
-    if (ref->header == (void *)-1)
-        return errno == EINVAL || errno == EIDRM ? ABSENT : errno == EACCES ? DENIED : FAILED;
-    struct mp_named *h = ref->header;
+    struct mp_named *h = shmat(ref->shmid, NULL, flags);
+    if (h == (void *)-1) {
+        int error = errno;
+        if (error == EINVAL || error == EIDRM)
+            return ABSENT;
+        if (error == EACCES || (shmctl(ref->shmid, IPC_STAT, &ds) == 0 && !made_by_us(&ds)))
+            return DENIED; /* whatever keeps us from attaching another user's: too large a one, for example */
+        errno = error;
+        return FAILED;
+    }
     enum seen seen = FOREIGN;
-    uint32_t state = atomic_load(&h->state);
-    if (state != MP_NAMED_NEW && is_named(h)) {
-        if (state == MP_NAMED_GONE)
-            seen = shmctl(ref->shmid, IPC_RMID, NULL) == 0 ? ABSENT : FOREIGN;
-        else if (h->length == name->length && memcmp(h->name, name->bytes, name->length) == 0)
-            seen = state == MP_NAMED_LIVE ? LIVE : CANDIDATE;
+    if (shmctl(ref->shmid, IPC_STAT, &ds) < 0) {
+        seen = errno == EACCES ? DENIED : ABSENT;
+    } else if (ds.shm_perm.__key != ref->key || (ds.shm_perm.mode & SHM_DEST) != 0) {
+        seen = ABSENT; /* it was removed in this moment */
+    } else if (ds.shm_segsz >= MP_NAMED_DATA) {
+        ref->own = made_by_us(&ds);
+        ref->size = ds.shm_segsz - MP_NAMED_DATA;
+        uint32_t state = atomic_load(&h->state); /* before the rest, which was written before it */
+        struct mp_named copy;
+        memcpy(&copy, (const void *)h, sizeof copy);
+        seen = judge(name, &copy, state, ref);
     }
-    struct shmid_ds ds;
-    if (seen == LIVE) {
-        if (shmctl(ref->shmid, IPC_STAT, &ds) < 0 || (ds.shm_perm.mode & SHM_DEST) != 0)
-            seen = ABSENT; /* it was removed in this moment */
-        else if (ds.shm_segsz < MP_NAMED_DATA || ds.shm_segsz - MP_NAMED_DATA < h->size)
-            seen = FOREIGN; /* not what it says it is */
-    }
-    if (seen != LIVE && seen != CANDIDATE)
+    if (seen == LIVE || seen == CANDIDATE)
+        ref->header = h;
+    else
         shmdt(h);
     return seen;
 }
@@ -81,60 +124,89 @@ static enum seen look(const struct mp_name *name, uint32_t position, int flags, 
  * collision, and for a collision at the others. */
 static bool forbidden(enum seen seen, uint32_t position) { return seen == DENIED && position == 0; }
 
-/* Waits until there is no candidate of this name at this key, and removes one whose creator is dead, or seems to be. */
-static void outwait(const struct mp_name *name, uint32_t position) {
-    for (unsigned n = 1;; n++) {
+/* Sleeps for a moment. A signal may come outside of the sleep, too: so it is not the sleep's error that is looked at. */
+static bool interrupted(struct mp_named_patience *patience, unsigned microseconds) {
+    usleep(microseconds);
+    return patience->interrupted != NULL && patience->interrupted(patience->context) != 0;
+}
+
+/* Waits until there is no candidate of this name at this key, and removes one of ours whose creator is dead, or seems to be.
+ * EINTR: a signal handler wants to be done with this; ETIMEDOUT: it is still there, and not worth waiting for. */
+static int outwait(const struct mp_name *name, uint32_t position, struct mp_named_patience *patience) {
+    for (;;) {
         struct mp_named_ref other;
         enum seen seen = look(name, position, 0, &other);
         if (seen == LIVE)
             shmdt(other.header);
         if (seen != CANDIDATE)
-            return;
+            return MP_OK;
+        if (other.shmid != patience->shmid) {
+            patience->shmid = other.shmid;
+            patience->looks = 0;
+        }
+        unsigned looks = ++patience->looks;
         struct shmid_ds ds;
         bool alone = shmctl(other.shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch <= 1;
-        if ((alone || n == PATIENCE) && state_change(other.header, MP_NAMED_CANDIDATE, MP_NAMED_GONE))
+        bool hopeless = other.own ? looks > 2 * PATIENCE : alone || ++patience->foreign > FOREIGN_PATIENCE;
+        if (other.own && (alone || looks >= PATIENCE) && state_change(other.header, MP_NAMED_CANDIDATE, MP_NAMED_GONE))
             shmctl(other.shmid, IPC_RMID, NULL);
         shmdt(other.header);
-        if (!alone)
-            usleep(n < 10 ? 100 : 1000);
+        if (hopeless)
+            return ETIMEDOUT;
+        if (!alone && interrupted(patience, looks < 10 ? 100 : 1000))
+            return EINTR;
     }
 }
 
-/* Returns 0 with the live segment of this name attached, or errno. */
+/* Returns 0 with the live segment of this name attached, or errno. One of our own is found before others'. */
 int mp_named_attach(const struct mp_name *name, bool readonly, struct mp_named_ref *ref) {
+    struct mp_named_ref others = {0};
     int error = ENOENT;
     for (uint32_t p = 0; p < MP_NAMED_PROBES; p++) {
         enum seen seen = look(name, p, readonly ? SHM_RDONLY : 0, ref);
-        if (seen == LIVE)
-            return MP_OK;
         if (seen == FAILED)
-            return errno;
-        if (seen == CANDIDATE)
+            error = errno;
+        if (seen == FAILED || (seen == LIVE && ref->own)) {
+            if (others.header != NULL)
+                shmdt(others.header);
+            return seen == LIVE ? MP_OK : error;
+        }
+        if (seen == LIVE && others.header == NULL)
+            others = *ref;
+        else if (seen == LIVE || seen == CANDIDATE)
             shmdt(ref->header);
         if (forbidden(seen, p))
             error = EACCES;
     }
-    return error;
+    if (others.header == NULL)
+        return error;
+    *ref = others;
+    return MP_OK;
 }
 
 /* Looks at all keys but `except`. Returns EEXIST if the name is taken, EAGAIN if a candidate before `except` has precedence;
- * later candidates (all of them, if no key is excepted) are waited for. */
-static int survey(const struct mp_name *name, uint32_t except, uint32_t *vacant) {
+ * later candidates (all of them, if no key is excepted) are waited for: EINTR if a signal handler wants no more of it. */
+static int survey(const struct mp_name *name, uint32_t except, struct mp_named_patience *patience, uint32_t *vacant) {
     struct mp_named_ref other;
     *vacant = MP_NAMED_PROBES;
     for (uint32_t p = 0; p < MP_NAMED_PROBES;) {
         enum seen seen = p == except ? FOREIGN : look(name, p, 0, &other);
         if (seen == FAILED)
             return errno;
-        if (seen >= CANDIDATE)
+        if (seen == LIVE || seen == CANDIDATE)
             shmdt(other.header);
         if (seen == LIVE || forbidden(seen, p))
             return EEXIST;
-        if (seen == CANDIDATE) {
+        /* Counted here too: somebody may turn it into something else for every second look. */
+        if (seen == CANDIDATE && ++patience->sightings <= 4 * PATIENCE &&
+            (other.own || ++patience->foreign <= FOREIGN_PATIENCE)) {
             if (p < except && except < MP_NAMED_PROBES)
                 return EAGAIN;
-            outwait(name, p);
-            continue;
+            int error = outwait(name, p, patience);
+            if (error == EINTR)
+                return EINTR;
+            if (error == MP_OK)
+                continue;
         }
         if (seen == ABSENT && *vacant == MP_NAMED_PROBES)
             *vacant = p;
@@ -163,16 +235,18 @@ static uint64_t new_token(void) {
 
 /* Steps 1 and 2 at a key that seemed free. */
 static int compete(struct mp_family *f, uint32_t index, const struct mp_name *name, uint32_t position, uint64_t size,
-                   int flags, bool tracked, struct mp_named_ref *ref) {
+                   int flags, bool tracked, struct mp_named_patience *patience, struct mp_named_ref *ref) {
     struct mp_block *b = mp_block_at(f, index);
+    memset(ref, 0, sizeof *ref);
     atomic_store(&b->id, -1);
     b->size = size + MP_NAMED_DATA;
     b->made_at = time(NULL);
     b->extra[0] = new_token();
     b->extra[1] = (uint64_t)getpid();
-    b->key = mp_named_key(name->hash, position);
+    b->key = ref->key = mp_named_key(name->hash, position);
     ref->position = position;
-    ref->attaching = false;
+    ref->size = size;
+    ref->own = true;
     ref->shmid = shmget(b->key, b->size, IPC_CREAT | IPC_EXCL | flags);
     if (ref->shmid < 0) {
         int error = errno;
@@ -181,14 +255,14 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
     }
     atomic_store(&b->id, ref->shmid);
     ref->attaching = true;
-    ref->header = shmat(ref->shmid, NULL, 0);
-    if (ref->header == (void *)-1) {
+    struct mp_named *h = shmat(ref->shmid, NULL, 0);
+    if (h == (void *)-1) {
         int error = errno;
         shmctl(ref->shmid, IPC_RMID, NULL);
         forget(b);
         return error == EINVAL || error == EIDRM ? EAGAIN : error;
     }
-    struct mp_named *h = ref->header;
+    ref->header = h;
     h->magic = MP_NAMED_MAGIC;
     h->version = MP_NAMED_VERSION;
     h->size = size;
@@ -199,7 +273,7 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
     h->length = name->length;
     memcpy(h->name, name->bytes, name->length);
     uint32_t vacant;
-    int error = state_change(h, MP_NAMED_NEW, MP_NAMED_CANDIDATE) ? survey(name, position, &vacant) : EAGAIN;
+    int error = state_change(h, MP_NAMED_NEW, MP_NAMED_CANDIDATE) ? survey(name, position, patience, &vacant) : EAGAIN;
     if (error != MP_OK) {
         mp_named_discard(ref);
         forget(b);
@@ -208,21 +282,27 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
 }
 
 /* Steps 1 and 2, in the name of a block in MAKING. Returns 0 with the segment attached, and then mp_named_publish() is to
- * come; or errno: EEXIST, EXFULL if all keys of the name are taken by others, or what shmget and shmat say. */
+ * come; or errno: EEXIST, EXFULL if all keys of the name are taken by others, EBUSY if others are in the way all the time, EINTR
+ * if patience->interrupted() says so; or what shmget and shmat say. */
 int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *name, uint64_t size, int flags, bool tracked,
-                    struct mp_named_ref *ref) {
-    for (unsigned attempt = 0;; attempt++) {
+                    struct mp_named_patience *patience, struct mp_named_ref *ref) {
+    memset(ref, 0, sizeof *ref);
+    for (;;) {
         uint32_t vacant;
-        int error = survey(name, MP_NAMED_PROBES, &vacant);
+        int error = survey(name, MP_NAMED_PROBES, patience, &vacant);
         if (error != MP_OK)
             return error;
         if (vacant == MP_NAMED_PROBES)
             return EXFULL;
-        error = compete(f, index, name, vacant, size, flags, tracked, ref);
+        error = compete(f, index, name, vacant, size, flags, tracked, patience, ref);
         if (error != EAGAIN)
             return error;
+        unsigned attempt = patience->attempts++;
+        if (attempt >= ATTEMPTS)
+            return EBUSY;
         /* Rivals that start again at the same time would meet again: the pauses differ by process and attempt. */
-        usleep(((unsigned)getpid() * 31 + attempt * 17) % 64 * 4 + (attempt < 50 ? 1 : 200));
+        if (interrupted(patience, ((unsigned)getpid() * 31 + attempt * 17) % 64 * 4 + (attempt < 50 ? 1 : 200)))
+            return EINTR;
     }
 }
 
@@ -231,23 +311,20 @@ bool mp_named_publish(struct mp_named_ref *ref) {
     return state_change(ref->header, MP_NAMED_CANDIDATE, MP_NAMED_LIVE);
 }
 
-/* Removes the segment of this name if it has this id: not one that was created after it was unlinked. Says which block it
- * is tracked by. Returns 0 or errno. */
-int mp_named_unlink(const struct mp_name *name, int shmid, uint64_t *family, uint32_t *block, uint32_t *serial) {
-    struct mp_named_ref ref;
-    int error = mp_named_attach(name, false, &ref);
+/* Removes the segment of this name if it has this id: not one that was created after it was unlinked. Returns 0 or errno.
+ * If it is 0, mp_named_unlinked() is to be told. */
+int mp_named_unlink(const struct mp_name *name, int shmid, struct mp_named_ref *ref) {
+    int error = mp_named_attach(name, false, ref);
     if (error != MP_OK)
         return error;
-    *family = ref.header->family;
-    *block = ref.header->block;
-    *serial = ref.header->serial;
-    if (ref.shmid != shmid)
+    if (ref->shmid != shmid)
         error = ENOENT;
-    else if (shmctl(ref.shmid, IPC_RMID, NULL) < 0)
+    else if (shmctl(ref->shmid, IPC_RMID, NULL) < 0)
         error = errno == EINVAL || errno == EIDRM ? ENOENT : errno;
-    else if (!state_change(ref.header, MP_NAMED_LIVE, MP_NAMED_GONE))
+    else if (!state_change(ref->header, MP_NAMED_LIVE, MP_NAMED_GONE))
         error = ENOENT; /* another did it at the same time */
-    shmdt(ref.header);
+    shmdt(ref->header);
+    ref->header = NULL;
     return error;
 }
 
@@ -259,6 +336,20 @@ void mp_named_release(struct mp_family *f, uint32_t index, uint32_t serial, int 
     if (index < MP_BLOCKS &&
         atomic_compare_exchange_strong(&mp_block_at(f, index)->word, &word, mp_block_word(MP_BLOCK_DYING, by_slot, serial)))
         mp_block_abandon(f, index);
+}
+
+/* Frees the block by which a family has tracked a segment that was unlinked. The header was anybody's to write, so the block has
+ * to say the same. false: it does not. */
+bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref) {
+    if (ref->family == 0 || ref->family != f->nonce || ref->block >= MP_BLOCKS)
+        return false;
+    struct mp_block *b = mp_block_at(f, ref->block);
+    uint64_t word = atomic_load(&b->word);
+    if (mp_block_state_of(word) != MP_BLOCK_READY || mp_block_serial(word) != ref->serial || b->kind != MP_KIND_SEGMENT ||
+        atomic_load(&b->pinned) == 0 || b->extra[0] != ref->token || b->key != ref->key || atomic_load(&b->id) != ref->shmid)
+        return false;
+    mp_named_release(f, ref->block, ref->serial, f->slot);
+    return true;
 }
 
 /* The same for a pinned block whose segment was unlinked by somebody outside the family, or by ipcrm. */
@@ -282,11 +373,16 @@ void mp_named_remove(struct mp_block *b) {
     struct shmid_ds ds;
     if (found_by_key)
         id = shmget(b->key, 0, 0);
-    if (id < 0 || shmctl(id, IPC_STAT, &ds) < 0 || ds.shm_perm.__key != b->key)
+    if (id < 0)
         return;
     struct mp_named *h = shmat(id, NULL, 0);
     if (h == (void *)-1)
         return;
+    if (shmctl(id, IPC_STAT, &ds) < 0 || ds.shm_perm.__key != b->key || ds.shm_segsz < MP_NAMED_DATA ||
+        (found_by_key && !made_by_us(&ds))) {
+        shmdt(h);
+        return;
+    }
     uint32_t state = atomic_load(&h->state);
     bool ours;
     if (state == MP_NAMED_NEW) /* by key it might be a rival's that was there first */

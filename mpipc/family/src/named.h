@@ -33,11 +33,30 @@ struct mp_named {
 };
 _Static_assert(sizeof(struct mp_named) <= MP_NAMED_DATA, "the header fits its page");
 
+/* A segment, as it was looked at once: what another process may write is not read a second time. */
 struct mp_named_ref {
-    struct mp_named *header; /* attached */
+    struct mp_named *header; /* attached; NULL if it is not */
     int shmid;
+    int32_t key;
     uint32_t position; /* which of the keys it stands under */
     bool attaching;    /* the call that failed was shmat, not shmget */
+    bool own;          /* made by this user, says the kernel */
+    uint64_t size;     /* the user's bytes, says the kernel */
+    uint64_t token;    /* the others are said by the header */
+    uint64_t family;
+    uint32_t block;
+    uint32_t serial;
+};
+
+/* What is left of a creation's patience with others. Starts as zeros, but for the first two. */
+struct mp_named_patience {
+    int (*interrupted)(void *context); /* called between two looks, to run signal handlers: not 0: give up; NULL: there are none */
+    void *context;
+    int shmid;          /* of the candidate waited for */
+    unsigned looks;     /* at that one */
+    unsigned sightings; /* of any candidate */
+    unsigned foreign;   /* of those of other users */
+    unsigned attempts;
 };
 
 struct mp_name {
@@ -48,10 +67,11 @@ struct mp_name {
 
 int mp_named_attach(const struct mp_name *name, bool readonly, struct mp_named_ref *ref);
 int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *name, uint64_t size, int flags, bool tracked,
-                    struct mp_named_ref *ref);
+                    struct mp_named_patience *patience, struct mp_named_ref *ref);
 bool mp_named_publish(struct mp_named_ref *ref);
 void mp_named_discard(struct mp_named_ref *ref);
-int mp_named_unlink(const struct mp_name *name, int shmid, uint64_t *family, uint32_t *block, uint32_t *serial);
+int mp_named_unlink(const struct mp_name *name, int shmid, struct mp_named_ref *ref);
+bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref);
 void mp_named_release(struct mp_family *f, uint32_t index, uint32_t serial, int by_slot);
 void mp_named_reclaim(struct mp_family *f, uint32_t index, int by_slot);
 void mp_named_remove(struct mp_block *b);
