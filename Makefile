@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
 .PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs bench bench-quick bench-publish \
-	lint clean distclean
+	soak lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,8 @@ help:
 	@echo '               (ARGS="locks streams" chooses; ARGS=--list lists the cases)'
 	@echo 'make bench-quick  a selection of that, in under a minute'
 	@echo 'make bench-publish  make bench, and show the figures in README.md and docs/benchmarks'
+	@echo 'make soak      everything at once under kills, stops and raising signal handlers (SECONDS=3600 SEED=7; ROUND=12 of a'
+	@echo '               seed again)'
 	@echo 'make lint      ruff, mypy --strict and cython-lint'
 	@echo 'make build     build and install the package into the virtual environment $(VENV)'
 	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
@@ -128,6 +130,10 @@ bench-quick: $(VENV)/.built $(VENV)/.bench-tools
 
 bench-publish: $(VENV)/.built $(VENV)/.bench-tools
 	@$(BIN)/python benchmarks/run.py --output build/bench --publish $(ARGS)
+
+soak: $(VENV)/.built $(VENV)/.test-tools
+	@cd tests && ../$(BIN)/python -m soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
 lint: $(VENV)/.dev-tools
 	@status=0; \

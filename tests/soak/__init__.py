@@ -1,7 +1,7 @@
 """Everything at once, for as long as you like: `make soak SECONDS=3600 SEED=7`.
 
 Rounds of a few seconds. In each, some processes work with one kind of primitive while a storm goes over them: they are
-killed, stopped for up to three ticks, and interrupted by signal handlers that raise; the family's reaper is killed, too.
+killed, stopped for up to three ticks, and interrupted by signal handlers that raise; the family's reaper is killed.
 Each round ends with checks that are exact: every process keeps, in memory that does not die with it, what it is about
 to do and what it has done, so that what may be missing, and what may not, is known to the last unit.
 

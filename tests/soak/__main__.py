@@ -1,4 +1,4 @@
-"""`python -m soak --seconds 60 --seed 7`, in the folder of the tests; `make soak SECONDS=60 SEED=7` in the one above."""
+"""`python -m soak --seconds 60 --seed 7`, here; `make soak SECONDS=60 SEED=7` in the folder above."""
 
 from __future__ import annotations
 
@@ -97,6 +97,8 @@ def watch(runner: subprocess.Popen[bytes], descriptor: int, report: Report, pati
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             report.take(json.loads(line))
+        if report.failure:
+            return  # what it has started may be in any state
         if time.monotonic() >= minute and not quiet:
             print(report.line(), flush=True)
             minute += 60
@@ -129,9 +131,9 @@ def main() -> int:
     finally:
         left = descendants(runner.pid)
         if report.failure or sys.exc_info()[0] is not None:
+            runner.kill()
             for each in left:
                 kill_process(each)
-            runner.kill()
     status = runner.wait()
     if status != 0 and not report.failure:
         how = signal.Signals(-status).name if status < 0 else f"status {status}"

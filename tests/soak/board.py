@@ -12,7 +12,7 @@ WORKERS = 64
 ROW = 16
 """Numbers that each of them has for itself; it is the only one that writes them."""
 
-AREA = 1 << 17
+AREA = 1 << 19
 """Numbers of the scenario."""
 
 STOP, PAUSE, WRONG = range(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import random
@@ -113,7 +114,8 @@ class Member:
         self.killed = False
 
     def send(self, number: int) -> None:
-        signal.pidfd_send_signal(self.handle, number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, number)
 
     def ended(self, timeout: float = 0.0) -> bool:
         return bool(select.select([self.handle], [], [], timeout)[0])

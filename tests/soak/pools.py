@@ -16,7 +16,7 @@ from soak.scenario import PATIENCE, Hang, Scenario, expect
 from soak.storm import Storm, forecast, neighbours
 
 WORKERS = 3
-HELPERS = ("mpipc-reaper",)
+SERVERS = (".forkserver import main", ".resource_tracker import main")
 handler: Handler | None = None
 
 
@@ -51,7 +51,8 @@ def workers() -> list[ProcessInfo]:
     servers = {
         each.pid
         for each in everybody
-        if each.ppid == os.getpid() and any(name in each.command() for name in (".forkserver import", "resource_tracker"))
+        if each.ppid == os.getpid()
+        and any(name in each.command() for name in (".forkserver import", "resource_tracker"))
     }
     return [
         each
@@ -144,7 +145,9 @@ class Pools(Scenario):
         """One call of the pool, of any kind."""
         rng, pool = self.rng, self.pool
         first = rng.randrange(10_000)
-        items = [(x, 0.001 if rng.random() < 0.1 else 0.0, self.fault) for x in range(first, first + rng.randint(1, 60))]
+        items = [
+            (x, 0.001 if rng.random() < 0.1 else 0.0, self.fault) for x in range(first, first + rng.randint(1, 60))
+        ]
         kind = rng.choice(("apply", "starmap", "imap", "unordered", "large"))
         if self.fault == "hangs":
             pool.apply_async(time.sleep, (3600,)).get(PATIENCE + 1000)
@@ -168,7 +171,9 @@ class Pools(Scenario):
                 expect(not ok or got == (i, data[i][::-1]), f"another answer of {len(data[i])} bytes")
         else:
             method = pool.imap if kind == "imap" else pool.imap_unordered
-            iterator = method(answer, [x for x, *_ in items])  # one by one: a generator, as chunks give, ends when interrupted
+            iterator = method(
+                answer, [x for x, *_ in items]
+            )  # one by one: a generator, as chunks give, ends when interrupted
             wanted = [x for x, *_ in items]
             for place in range(len(items)):
                 ok, got = self.reply(iterator.next, PATIENCE)

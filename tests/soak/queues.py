@@ -109,7 +109,8 @@ def take(me: Worker, queue: Any, receiver: Receiver, joinable: bool) -> None:
 
 
 class Queues(Scenario):
-    """What was put is received: whole, once, in the order of its producer. What may be missing was in somebody's hands."""
+    """What was put is received: whole, once, in the order of its producer. What may be missing was in the hands of one
+    who was struck."""
 
     roles = ("producer", "producer", "consumer", "consumer", "consumer")
     faults = ("loses one", "gets one twice", "tears one")
@@ -121,7 +122,7 @@ class Queues(Scenario):
 
         self.maxsize = self.rng.choice((1, 5, 100)) if self.maxsize else 0
         if self.priorities:
-            queue: Any = PriorityQueue(self.maxsize)
+            queue: Any = PriorityQueue(self.maxsize, ctx=self.context)
         else:
             queue = (self.context.JoinableQueue if self.joinable else self.context.Queue)(self.maxsize)
         return {"queue": queue, "kind": (self.priorities, self.joinable, bool(self.maxsize))}
@@ -172,7 +173,7 @@ class Queues(Scenario):
                 queue.task_done()
             queue.join()
         until = time.monotonic() + PATIENCE
-        while (statistics := queue.statistics()).shared_bytes_in_use or statistics.spilled:
+        while (statistics := queue.statistics()).shared_bytes_in_use or statistics.overflow:
             if time.monotonic() > until:
                 raise Hang(f"an empty queue to give back its memory: {statistics}")
             time.sleep(0.01)

@@ -1,4 +1,6 @@
-"""Runs rounds, one after the other, in one process: `python -m soak.runner DESCRIPTOR SEED FIRST COUNT SECONDS [FAULT]`.
+"""Runs rounds, one after the other, in one process.
+
+`python -m soak.runner DESCRIPTOR SEED FIRST COUNT SECONDS [FAULT]`
 
 Tells the process that watches over it, by lines of JSON, when a round begins and what came of it. A round that leaves a
 kernel object, a control block, a process, a thread or a descriptor has failed, and so has a series of them that makes
@@ -13,6 +15,7 @@ import gc
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -25,9 +28,10 @@ from typing import Any, NamedTuple
 from helpers import KernelObjects, dump_stacks, kernel_objects
 
 from mpipc import family
+from mpipc.heap import BufferWrapper
 from soak import memory, pools, queues, sync
-from soak.crew import STACKS
-from soak.scenario import Hang, Scenario, Wrong
+from soak.crew import INTERRUPTION, STACKS
+from soak.scenario import PATIENCE, Hang, Scenario, Wrong
 from soak.storm import neighbours
 
 SCENARIOS: tuple[type[Scenario], ...] = (*sync.SCENARIOS, *queues.SCENARIOS, *memory.SCENARIOS, *pools.SCENARIOS)
@@ -72,19 +76,21 @@ def blocks() -> list[str]:
     return [f"block {index}, a {kind}, held by {pids}" for index, kind, _, pids in family.current().blocks()]
 
 
-def eventually(value: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """`value()` when it has become empty, or what it is after so many seconds."""
-    until = time.monotonic() + seconds
+def eventually(value: Callable[[], Any]) -> Any:
+    """`value()` when it has become empty, or what it still is when patience has gone."""
+    until = time.monotonic() + PATIENCE / 2
     while (found := value()) and time.monotonic() < until:
         with contextlib.suppress(OSError):
             family.current().tick()
         gc.collect()
+        BufferWrapper._heap.trim()
         time.sleep(0.02)
     return found
 
 
 def nothing_is_left(threads: int, descriptors: int) -> None:
     gc.collect()
+    BufferWrapper._heap.trim()
     for what, value in (
         ("processes", left_processes),
         ("kernel objects", lambda: left_objects().describe()),
@@ -111,6 +117,7 @@ def main() -> int:
     descriptor, seed, first, count, seconds = (*map(int, sys.argv[1:5]), float(sys.argv[5]))
     fault = sys.argv[6] if len(sys.argv) > 6 else ""
     faulthandler.register(STACKS)
+    signal.signal(INTERRUPTION, signal.SIG_IGN)  # in all that is started, until it has a handler
     out = os.fdopen(int(descriptor), "w", buffering=1)
 
     def tell(**what: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import mpipc
-
 from soak.board import PAUSE, STOP, Board
 from soak.crew import Crew
 from soak.storm import Storm, forecast
 
-PATIENCE = 40.0
+PATIENCE = float(os.environ.get("MPIPC_SOAK_PATIENCE", "40"))
 """Seconds that something may take that has to come at once. A process is stopped for 3 at most."""
 
 

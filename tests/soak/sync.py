@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import Any
 
-from soak.board import DONE, OWN, PAUSE, UNCERTAIN
+from soak.board import DONE, OWN, PAUSE
 from soak.crew import Interrupted, Worker
 from soak.scenario import Scenario, expect
 
@@ -169,8 +170,8 @@ class Limit(Scenario):
 
 
 class Signal(Scenario):
-    """Semaphores that are acquired and released by anybody, in each of the three modes. What came back is a debt until it
-    is paid, so value - debt counts them all exactly; those under way when a process was killed are known."""
+    """Semaphores that are acquired and released by anybody, in each of the three modes. What came back is a debt until
+    it is paid, so value - debt counts them all exactly; those under way when a process was killed are known."""
 
     roles = ("mixed", "mixed", "producer", "consumer")
     faults = ("releases in secret",)
@@ -288,16 +289,14 @@ class Conditions(Scenario):
             if role == "producer":
                 me.about_to()
                 area[Conditions.MADE] += 1
-                if not me.fault == "does not notify":
+                if me.fault != "does not notify":
                     condition.notify()
                 me.done()
             else:
                 while area[Conditions.MADE] <= area[Conditions.USED] and me.running:
                     inside.leave()
-                    try:
+                    with contextlib.suppress(Interrupted):
                         me.call(condition.wait, me.rng.choice((None, None, 0.02)) if not me.fault else None)
-                    except Interrupted:
-                        pass
                     if not lock._is_mine() and not enter_for_sure(me, lock):
                         break
                     inside.enter(lock.owner_died)
@@ -310,7 +309,7 @@ class Conditions(Scenario):
                 lock.release()
 
     def tick(self) -> None:
-        """One that was killed between making and telling has told nobody: who survives such a death looks after that."""
+        """One that was killed between making and telling has told nobody: who survives that looks after it."""
         if self.crew.to_replace:
             self.tell_all()
 
