@@ -147,16 +147,17 @@ class Limit(Scenario):
             if me.fault == "takes without asking" and me.index < 3:
                 held = 0
 
-    def snapshot(self) -> tuple[list[int], list[int]]:
-        alive = self.crew.alive()
-        rows = [self.board.row(member.index) for member in alive]
-        return [row[self.CHANGES] for row in rows], [row[self.HELD] for row in rows]
-
     def tick(self) -> None:
-        """What is seen twice without a change in between was so at one moment; who lives at the second look has not
-        had his units taken."""
-        before, after = self.snapshot(), self.snapshot()
-        if before == after:
+        """What is seen twice without a change in between was so at one moment. Units of one who is killed come back
+        before it is seen from here that he is dead: so who has been struck by then does not count."""
+        members = [member for member in self.crew.members if not member.killed]
+        rows = [self.board.row(member.index) for member in members]
+
+        def look() -> tuple[list[int], list[int]]:
+            return [row[self.CHANGES] for row in rows], [row[self.HELD] for row in rows]
+
+        before, after = look(), look()
+        if before == after and not any(member.killed for member in members):
             expect(sum(after[1]) <= self.units, f"{after[1]} are held of {self.units}")
 
     def check(self) -> None:
