@@ -47,6 +47,7 @@ def test_what_is_broken_on_purpose_is_found(fault: str) -> None:
     result = soak("--round", "5", "--fault", fault)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "FAILED: " in result.stdout
+    assert "FAILED: Traceback" not in result.stdout, "found by a check, not by chance"
     assert f"make soak SEED={SEED} ROUND=5" in result.stdout
 
 

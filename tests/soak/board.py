@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -59,6 +60,7 @@ class Board:
         return self.memory[-_TEXT:].rstrip(b"\0").decode(errors="replace") if self.head[WRONG] else ""
 
     def close(self) -> None:
-        for view in (self.head, self.rows, self.area):
-            view.release()
-        self.memory.close()
+        with contextlib.suppress(BufferError):  # a row is still looked at, by the traceback of a failure
+            for view in (self.head, self.rows, self.area):
+                view.release()
+            self.memory.close()
