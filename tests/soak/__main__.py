@@ -24,6 +24,9 @@ from soak.crew import STACKS
 PATIENCE = 150.0
 """Seconds without any news after which the runner itself hangs. A round of 3.5 s waits 40 for any one thing at most."""
 
+MEMORY = 2 << 30
+"""Bytes of shared memory that no round needs."""
+
 
 class Report:
     """What there has been so far."""
@@ -83,14 +86,27 @@ def show_stacks(runner: subprocess.Popen[bytes]) -> None:
     time.sleep(1.0)  # nothing tells when they have written
 
 
-def watch(runner: subprocess.Popen[bytes], descriptor: int, report: Report, patience: float, quiet: bool) -> None:
+def memory() -> int:
+    """Bytes of all System V segments of this namespace."""
+    rows = Path("/proc/sysvipc/shm").read_text().splitlines()
+    column = rows[0].split().index("rss")
+    return sum(int(row.split()[column]) for row in rows[1:])
+
+
+def watch(runner: subprocess.Popen[bytes], descriptor: int, report: Report, patience: float) -> None:
     """Reads the news until there are no more. A runner that has none for too long hangs."""
-    rest, minute = b"", time.monotonic() + 60
+    rest, minute, news = b"", time.monotonic() + 60, time.monotonic()
     while True:
-        if not select.select([descriptor], [], [], patience)[0]:
-            report.failure = f"no news for {patience:g} s: it hangs"
+        if not select.select([descriptor], [], [], 1.0)[0]:
+            if time.monotonic() > news + patience:
+                report.failure = f"no news for {patience:g} s: it hangs"
+            elif memory() > MEMORY:
+                report.failure = f"{memory() >> 20} MiB of shared memory"
+            else:
+                continue
             show_stacks(runner)
             return
+        news = time.monotonic()
         data = os.read(descriptor, 1 << 16)
         if not data:
             return
@@ -99,7 +115,7 @@ def watch(runner: subprocess.Popen[bytes], descriptor: int, report: Report, pati
             report.take(json.loads(line))
         if report.failure:
             return  # what it has started may be in any state
-        if time.monotonic() >= minute and not quiet:
+        if time.monotonic() >= minute:
             print(report.line(), flush=True)
             minute += 60
 
@@ -115,6 +131,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not isolate_ipc():
         print("no permission for an IPC namespace of its own: what others leave is counted, too", file=sys.stderr)
     first, count = (options.round, 1) if options.round is not None else (0, options.rounds)
@@ -127,7 +144,7 @@ def main() -> int:
     os.close(theirs)
     report = Report(seed)
     try:
-        watch(runner, ours, report, options.patience, False)
+        watch(runner, ours, report, options.patience)
     finally:
         left = descendants(runner.pid)
         if report.failure or sys.exc_info()[0] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -118,13 +119,15 @@ class Pools(Scenario):
         self.counts["interrupted tasks"] += got[0] == "interrupted"
         self.counts["tasks"] += 1
 
-    def reply(self, function: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+    def reply(self, function: Callable[..., Any], *arguments: Any, guarded: bool = True) -> tuple[bool, Any]:
         """(False, None) if the worker was lost. A reply that does not come is a hang."""
         from mpipc.exceptions import WorkerLostError
 
         self.counts["operations"] += 1
         try:
-            return True, self.guard(function, *arguments)
+            return True, self.guard(function, *arguments) if guarded else function(*arguments)
+        except multiprocessing.TimeoutError:
+            raise Hang(f"{function}{arguments}") from None
         except WorkerLostError:
             self.broken += 1
             return False, None
@@ -171,12 +174,11 @@ class Pools(Scenario):
                 expect(not ok or got == (i, data[i][::-1]), f"another answer of {len(data[i])} bytes")
         else:
             method = pool.imap if kind == "imap" else pool.imap_unordered
-            iterator = method(
-                answer, [x for x, *_ in items]
-            )  # one by one: a generator, as chunks give, ends when interrupted
+            iterator = method(answer, [x for x, *_ in items])
             wanted = [x for x, *_ in items]
             for place in range(len(items)):
-                ok, got = self.reply(iterator.next, PATIENCE)
+                # Not to be interrupted: next() may have taken an item, and there is no second of it.
+                ok, got = self.reply(iterator.next, PATIENCE, guarded=False)
                 if ok and kind == "imap":
                     self.right(wanted[place], got)
                 elif ok:
