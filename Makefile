@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
 .PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs bench bench-quick bench-publish \
-	sanitize sanitize-quick lint clean distclean
+	sanitize sanitize-quick soak lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,8 @@ help:
 	@echo 'make bench-publish  make bench, and show the figures in README.md and docs/benchmarks'
 	@echo 'make sanitize  the tests on a build with the address and undefined-behaviour sanitizers, and the C core with that'
 	@echo '               for data races (needs gcc'"'"'s libasan, libubsan and libtsan); make sanitize-quick: a part of it'
+	@echo 'make soak      everything at once under kills, stops and raising signal handlers (SECONDS=3600 SEED=7; ROUND=12 of a'
+	@echo '               seed again)'
 	@echo 'make lint      ruff, mypy --strict and cython-lint'
 	@echo 'make build     build and install the package into the virtual environment $(VENV)'
 	@echo 'make clean     remove what was built; make distclean: and the virtual environments'
@@ -157,6 +159,10 @@ sanitize sanitize-quick: $(SANITIZED)/.built $(SANITIZED)/races $(VENV)/.test-to
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib MPIPC_SANITIZED=1 \
 		$(BIN)/pytest -n $(JOBS) --dist loadgroup --timeout 400 $(if $(filter sanitize,$@),,$(QUICK_TESTS)) $(ARGS)
+
+soak: $(VENV)/.built $(VENV)/.test-tools
+	@cd tests && ../$(BIN)/python -m soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
 lint: $(VENV)/.dev-tools
 	@status=0; \

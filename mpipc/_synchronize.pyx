@@ -267,7 +267,7 @@ cdef class LockBase(Shared):
 cdef class SemaphoreBase(Shared):
     """A counting semaphore that knows which process holds how many of its units.
 
-    `returns`: what becomes of the units of a killed holder; see mpipc.synchronize.Semaphore, and family/src/semaphore.c.
+    `returns`: what becomes of a killed holder's units, see mpipc.synchronize.Semaphore, and family/src/semaphore.c.
     """
 
     cdef readonly int _maximum
