@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +119,7 @@ def main() -> int:
     fault = sys.argv[6] if len(sys.argv) > 6 else ""
     faulthandler.register(STACKS)
     signal.signal(INTERRUPTION, signal.SIG_IGN)  # in all that is started, until it has a handler
+    forkserver.ensure_running()  # now: a round of pools has a handler, which in a program that is executed is none
     out = os.fdopen(int(descriptor), "w", buffering=1)
 
     def tell(**what: Any) -> None:
