@@ -311,6 +311,17 @@ struct mp_family {
     _Atomic uint32_t recent_top;
 };
 
+/* sets.c */
+uint64_t mp_mix(uint64_t x);
+uint32_t mp_mark(struct mp_family *f);
+int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems);
+void mp_remove_sets(struct mp_family *f);
+uint32_t mp_choose_set_size(void);
+int mp_alive(struct mp_family *f, int slot, int *semid, unsigned short *num);
+void mp_alive_read(struct mp_family *f, uint32_t slots, unsigned short *values);
+bool mp_slot_is_alive(struct mp_family *f, int slot);
+void mp_slot_cancel_undo(struct mp_family *f, int slot);
+
 /* family.c: segments, slots */
 int mp_family_create(struct mp_family *f, const char *program);
 int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce);
@@ -318,9 +329,6 @@ void mp_family_detach(struct mp_family *f);
 int mp_family_join(struct mp_family *f);
 int mp_family_wake_reaper(struct mp_family *f);
 int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state);
-int mp_alive(struct mp_family *f, int slot, int *semid, unsigned short *num);
-void mp_alive_read(struct mp_family *f, uint32_t slots, unsigned short *values);
-void mp_slot_cancel_undo(struct mp_family *f, int slot);
 int mp_start_reserve(struct mp_family *f);
 void mp_start_cancel(struct mp_family *f);
 int mp_fork_prepare(struct mp_family *f);
@@ -334,14 +342,19 @@ void mp_transit_sent(struct mp_family *f, int64_t token, pid_t pid);
 void mp_transit_arrived(struct mp_family *f, int64_t token);
 void mp_family_forget_exec(struct mp_family *f);
 void mp_leaving(struct mp_family *f);
-bool mp_slot_is_alive(struct mp_family *f, int slot);
 bool mp_slot_lives(struct mp_family *f, int slot);
 uint64_t mp_process_start_time(pid_t pid);
-int mp_set_id(struct mp_family *f, int32_t *key);
-uint32_t mp_mark(struct mp_family *f);
-int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems);
-void mp_remove_sets(struct mp_family *f);
 int mp_process_attached(pid_t pid, int shmid);
+
+/* holders.c */
+int mp_block_hold(struct mp_family *f, uint32_t index, int slot);
+bool mp_block_unhold(struct mp_family *f, uint32_t index, int slot);
+bool mp_block_holds(struct mp_family *f, uint32_t index, int slot);
+bool mp_block_unheld(struct mp_family *f, struct mp_block *b);
+uint32_t mp_block_holders(struct mp_family *f, uint32_t index, uint16_t *slots, uint32_t most);
+void mp_block_drop_holders(struct mp_family *f, uint32_t index, const uint64_t *slots);
+void mp_chunk_recover(struct mp_family *f, uint32_t chunk, const uint64_t *dead);
+void mp_chunks_free(struct mp_family *f, uint32_t index);
 
 /* blocks.c: control blocks and bells */
 int64_t mp_block_new(struct mp_family *f, uint32_t kind);
@@ -349,15 +362,8 @@ int mp_block_ready(struct mp_family *f, uint32_t index);
 void mp_block_abandon(struct mp_family *f, uint32_t index);
 int mp_block_msgget(struct mp_family *f, uint32_t index, int mode);
 int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flags);
-int mp_block_hold(struct mp_family *f, uint32_t index, int slot);
 int mp_block_adopt(struct mp_family *f, uint32_t index, uint32_t serial);
 void mp_block_drop(struct mp_family *f, uint32_t index);
-bool mp_block_unhold(struct mp_family *f, uint32_t index, int slot);
-bool mp_block_holds(struct mp_family *f, uint32_t index, int slot);
-bool mp_block_unheld(struct mp_family *f, struct mp_block *b);
-uint32_t mp_block_holders(struct mp_family *f, uint32_t index, uint16_t *slots, uint32_t most);
-void mp_block_drop_holders(struct mp_family *f, uint32_t index, const uint64_t *slots);
-void mp_chunk_recover(struct mp_family *f, uint32_t chunk, const uint64_t *dead);
 void mp_block_settle(struct mp_family *f, uint32_t index, int by_slot);
 bool mp_block_try_free(struct mp_family *f, uint32_t index, int by_slot);
 void mp_block_remove_kernel_object(struct mp_block *b);
