@@ -32,7 +32,7 @@ from mpipc import family
 from mpipc.heap import BufferWrapper
 from soak import memory, pools, queues, sync
 from soak.crew import INTERRUPTION, STACKS
-from soak.scenario import PATIENCE, Hang, Scenario, Wrong
+from soak.scenario import PATIENCE, Scenario, Wrong
 from soak.storm import neighbours
 
 SCENARIOS: tuple[type[Scenario], ...] = (*sync.SCENARIOS, *queues.SCENARIOS, *memory.SCENARIOS, *pools.SCENARIOS)
@@ -141,9 +141,6 @@ def main() -> int:
                 try:
                     round_.run()
                     counts = dict(round_.counts)
-                except Hang:
-                    print(dump_stacks([os.getpid(), *(each.pid for each in neighbours())]), file=sys.stderr)
-                    raise
                 finally:
                     round_.close()
                     del round_

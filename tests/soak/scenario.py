@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from helpers import dump_stacks
+
 import mpipc
 from soak.board import PAUSE, STOP, Board
 from soak.crew import Crew
-from soak.storm import Storm, forecast
+from soak.storm import Storm, forecast, neighbours
 
 PATIENCE = float(os.environ.get("MPIPC_SOAK_PATIENCE", "40"))
 """Seconds that something may take that has to come at once. A process is stopped for 3 at most."""
@@ -122,7 +125,8 @@ class Scenario:
 
 
 class Hang(Wrong):
-    """Something that should have come has not."""
+    """Something that should have come has not. To make one shows where everybody is at that moment."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"waited {PATIENCE:g} s in vain for {what}")
+        print(dump_stacks([os.getpid(), *(each.pid for each in neighbours())]), file=sys.stderr, flush=True)
