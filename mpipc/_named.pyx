@@ -188,12 +188,12 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
     cdef Block block
     cdef Family family
     cdef uint32_t index, serial
-    cdef int error, undone
+    cdef int error, _
     cdef list raised = []
     memset(&patience, 0, sizeof(patience))
     patience.interrupted = run_signal_handlers
     patience.context = <void *> raised
-    for undone in range(UNDONE_AT_MOST):
+    for _ in range(UNDONE_AT_MOST):
         block = _new_block()
         family = block.family
         index = block.index

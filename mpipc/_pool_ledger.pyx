@@ -56,7 +56,7 @@ cdef uint64_t now() noexcept nogil:
 
 
 cdef class Ledger:
-    """The ledger of one worker. Written by the worker, but for revoke(), condemn() and end(), which are the parent's."""
+    """The ledger of one worker, who writes it, but for revoke(), condemn() and end(), which are the parent's."""
 
     cdef readonly Block block
     cdef mp_ledger *shared
@@ -166,8 +166,8 @@ cdef class Ledger:
         return (now() - ready) / 1e9 if ready > 1 else None
 
 
-# Seconds that a worker of a terminated pool may still be there after this has been seen. The parent ends it long before, by
-# a signal; but if it has changed its user id it may not send any.
+# Seconds that a worker of a terminated pool may still be there after it has seen that. The parent ends it long before,
+# by a signal; but if the parent has changed its user id it may not send any.
 cdef double LAST_GRACE = 1.5
 
 

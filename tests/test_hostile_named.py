@@ -202,34 +202,37 @@ def test_unlinking_a_forged_segment_takes_down_no_block(ctx: Any, who: int | Non
     """Not even if it names the family, the block and its serial: a queue's, or another named segment's."""
     from mpipc.family import current
 
-    queue = ctx.Queue()
-    queue.put("precious")
-    victim = SharedMemory("victim", create=True, size=10)
-    family = current()
-    blocks = [block[0] for block in family.blocks()]
-    nonce = family.nonce
     source = """
-        import hostile_named, sys
+        import sys
         from hostile_named import LIVE, Segment
-        nonce, block, serial = map(int, sys.argv[1:])
-        segment = Segment(0, mode=0o666).write(LIVE, family=nonce, block=block, serial=serial)
-        print("ready", flush=True)
-        sys.stdin.readline()
+        for line in sys.stdin:
+            nonce, block, serial = map(int, line.split())
+            segment = Segment(0, mode=0o666).write(LIVE, family=nonce, block=block, serial=serial)
+            print("ready", flush=True)
+            segment.detach()
     """
-    for block in [*blocks, 1 << 31, (1 << 32) - 1]:
-        for serial in range(3):
-            with Script(source, arguments=[str(nonce), str(block), str(serial)], user=who) as attacker:
+    # Started before there is anything that it could inherit.
+    with Script(source, user=who) as attacker:
+        queue = ctx.Queue()
+        queue.put("precious")
+        victim = SharedMemory("victim", create=True, size=10)
+        family = current()
+        blocks = [block[0] for block in family.blocks()]
+        for block in [*blocks, 1 << 31, (1 << 32) - 1]:
+            for serial in range(3):
+                attacker.stdin.write(f"{family.nonce} {block} {serial}\n")
+                attacker.stdin.flush()
                 assert attacker.stdout.readline() == "ready\n", attacker.stderr.read()
                 memory = SharedMemory(NAME.decode())
                 memory.close()
                 memory.unlink()
-                attacker.communicate("\n", timeout=60)
-    assert [block[0] for block in family.blocks()] == blocks
-    assert queue.get(timeout=60) == "precious"
-    victim.unlink()
-    victim.close()
-    assert len(family.blocks()) == len(blocks) - 1
-    queue.close()
+        attacker.communicate(timeout=60)
+        assert [block[0] for block in family.blocks()] == blocks
+        assert queue.get(timeout=60) == "precious"
+        victim.unlink()
+        victim.close()
+        assert len(family.blocks()) == len(blocks) - 1
+        queue.close()
 
 
 # --- the same user: a creator that is stopped -------------------------------------------------------------------------
