@@ -287,7 +287,9 @@ class Conditions(Scenario):
             inside.enter(lock.owner_died)
             if lock.owner_died:
                 condition.notify_all()  # who died may have made one, and told nobody
-            if role == "producer":
+            if role == "producer" and me.board.head[PAUSE]:
+                pass  # since it looked
+            elif role == "producer":
                 me.about_to()
                 area[Conditions.MADE] += 1
                 if me.fault != "does not notify":
@@ -321,9 +323,8 @@ class Conditions(Scenario):
         condition.release()
 
     def settle(self) -> None:
-        if self.crew.lost:
-            self.tell_all()
         self.pause_everybody()
+        self.tell_all()  # who has the lock after this knows of the pause
         area = self.board.area
         self.wait_for(lambda: area[self.MADE] <= area[self.USED], f"{area[self.MADE]} made, {area[self.USED]} used up")
 
