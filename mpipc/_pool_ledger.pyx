@@ -43,6 +43,7 @@ cdef extern from "ledger.h" nogil:
     uint64_t mp_ledger_claimed(mp_ledger *ledger)
     bint mp_ledger_start(mp_ledger *ledger, uint64_t number, uint64_t now_ns)
     bint mp_ledger_finish(mp_ledger *ledger, uint64_t number, uint64_t now_ns)
+    uint64_t mp_ledger_revoked_from(mp_ledger *ledger)
     uint64_t mp_ledger_revoke(mp_ledger *ledger, uint64_t first, uint64_t last)
     bint mp_ledger_condemn(mp_ledger *ledger, uint64_t number)
     void mp_ledger_end(mp_ledger *ledger)
@@ -111,6 +112,12 @@ cdef class Ledger:
         if it has not come to what was taken back before.
         """
         return mp_ledger_revoke(self.shared, first, last)
+
+    @property
+    def revoked_from(self):
+        """Where the range begins that was taken back and that the worker has not come to yet; 0 if there is none. What is
+        taken back next takes back everything from there on."""
+        return mp_ledger_revoked_from(self.shared)
 
     def condemn(self, uint64_t number):
         """Try to end a task early. True: its result will not be sent, kill the worker. False: it has finished."""

@@ -156,12 +156,17 @@ cdef class Member:
         return task
 
     cdef list take_back(self, Py_ssize_t count):
-        """Up to `count` tasks, the last ones that it was given, which it has not begun. (More, in a rare case.)"""
-        cdef object started = self.ledger.started
+        """Up to `count` tasks, the last ones that it was given, which it has not begun; never more. So none where others
+        would come back with them: those behind a range that was taken back before and that it has not passed."""
+        cdef object started = self.ledger.started, revoked
         cdef list waiting = [number for number in self.window if number > started]
-        if not waiting:
+        cdef Py_ssize_t most = min(count, len(waiting))
+        if most <= 0:
             return []
-        return self.take_back_from(waiting[len(waiting) - min(count, len(waiting))])
+        revoked = self.ledger.revoked_from
+        if revoked and len([number for number in waiting if number >= revoked]) > most:
+            return []
+        return self.take_back_from(waiting[len(waiting) - most])
 
     cdef list take_back_from(self, object number):
         """The tasks from this number on that it has not begun."""

@@ -385,6 +385,9 @@ cdef class Schedule:
         All of those where nothing has been answered for so many seconds; if that is 0, half of those of the worker that
         has most. One is left to it in any case, begun or not, and no more given to it until it has answered: else tasks
         would wander forever among workers that are dead, or do not get the processor.
+
+        That is also why dispatch() comes to an end: each time it takes tasks over, one worker less is idle or not slow, and
+        none becomes so, because nobody's last task is taken.
         """
         cdef Member victim = None, member
         cdef double since = 0.0

@@ -89,6 +89,12 @@ static inline bool mp_ledger_finish(struct mp_ledger *l, uint64_t number, uint64
     return atomic_load(&l->condemned) == number;
 }
 
+/* The parent: where the range begins that was taken back and that the worker has not passed yet; 0 if there is none. */
+static inline uint64_t mp_ledger_revoked_from(struct mp_ledger *l) {
+    uint64_t word = atomic_load(&l->claimed), distance = mp_ledger_distance(word);
+    return distance == 0 ? 0 : (word >> 28) + distance;
+}
+
 /* The parent: takes back the tasks from `first` to `last`, the last one of all, as far as they were not begun. Returns the
  * number from which on they are taken back: greater than `first` if the worker has begun more, smaller if it has not come to
  * what was taken back before. */
