@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import pool as _base
 from typing import Any
@@ -60,6 +61,43 @@ def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], object
     return call
 
 
+class Latch:
+    """A threading.Event that is set once, and that a signal handler which raises in wait() cannot break.
+
+    threading.Event's can be: the Condition in it may then release the lock that the thread in set() holds, and that
+    thread, which is the pool's result thread, gets RuntimeError. Here a waiter passes the gate and opens it again for
+    the next; if it is interrupted in between, the others look by themselves within GLANCE.
+    """
+
+    GLANCE = 0.5  # seconds
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._set = False
+
+    def is_set(self) -> bool:
+        """Whether set() was called."""
+        return self._set
+
+    def set(self) -> None:
+        """Let all waiters through, from now on."""
+        if not self._set:
+            self._set = True
+            self._gate.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most `timeout` seconds if not None. Returns whether it is."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._set:
+            left = self.GLANCE if end is None else min(end - time.monotonic(), self.GLANCE)
+            if left <= 0:
+                return False
+            if self._gate.acquire(timeout=left):
+                self._gate.release()
+        return True
+
+
 class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
     """multiprocessing.pool.ApplyResult."""
 
@@ -74,6 +112,7 @@ class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         super().__init__(pool, _guarded(callback), _guarded(error_callback))
+        self._event = Latch()
 
     def _abort(self, error: BaseException, *, callback: bool) -> None:
         """Complete with an error that stands for whatever is missing."""
@@ -92,6 +131,7 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
     """
 
     cancellable = False
+    _event: Any
     _job: int
     _cache: dict[int, Any]
     _number_left: int
@@ -112,6 +152,8 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
         self._progress = progress
         self._single = single
         super().__init__(pool, chunksize, length, _guarded(callback), _guarded(error_callback))
+        if not self._event.is_set():  # it is if there is nothing to wait for
+            self._event = Latch()
         if progress is not None and not length:
             progress.finish()
 
@@ -151,6 +193,11 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
     _unsorted: dict[int, Any]
 
     _aborted = False
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        # As in Latch: a lock that knows its owner is not given back by a waiter whose wait a signal handler has broken.
+        self._cond = threading.Condition(threading.RLock())
 
     def _set_length(self, length: int) -> None:
         if not self._aborted:
