@@ -247,7 +247,7 @@ def test_a_signal_handler_uses_the_pool(pool: Any, gate: Gate, what: str) -> Non
 
 @pytest.mark.parametrize("call", ["apply_async", "map_async"])
 def test_a_handler_that_raises_in_a_wait_does_not_break_the_result_thread(call: str) -> None:
-    """It comes at some instant around that in which the result does. (A condition of threading's, as imap() has one, can
+    """It comes at some instant around that in which the result does. (A condition of threading, as imap() has, can
     be left locked by such a handler for good.)"""
     armed = False
 
