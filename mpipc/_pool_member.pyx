@@ -156,7 +156,11 @@ cdef class Member:
         return task
 
     cdef list take_back(self, Py_ssize_t count):
-        """Up to `count` tasks, the last ones that it was given, which it has not begun. (More, in a rare case.)"""
+        """Up to `count` tasks, fewer than it has, from the last ones that it was given, which it has not begun.
+
+        They are more if it has not come to what was taken back from it before, and has older tasks than that; but never
+        the oldest that it has.
+        """
         cdef object started = self.ledger.started
         cdef list waiting = [number for number in self.window if number > started]
         if not waiting:
@@ -165,7 +169,10 @@ cdef class Member:
 
     cdef list take_back_from(self, object number):
         """The tasks from this number on that it has not begun."""
-        cdef object start = self.ledger.revoke(number, self.sequence)
+        cdef object start
+        if not self.window:  # it may be dead
+            return []
+        start = self.ledger.revoke(number, self.sequence, next(iter(self.window)))
         cdef list numbers = [number for number in self.window if number >= start]
         return [self.withdraw(number) for number in numbers]
 
