@@ -224,6 +224,37 @@ def test_the_oldest_task_is_left_to_its_worker() -> None:
     crew.check()
 
 
+def test_tasks_behind_a_long_one_are_taken_over() -> None:
+    """Also if the worker has not come yet to what was taken back from it before. Nothing happens afterwards at which
+    somebody would look again."""
+    crew = Crew(2, fast())
+    first, second = crew.hands
+    crew.let(second, False)
+    crew.add(6)
+    crew.engine.dispatch()
+    crew.let(second, True)
+    crew.engine.dispatch()
+    assert (first.load, second.load) == (3, 3)
+    crew.let(second, False)
+    first.step()
+    crew.receive()  # it is not slow
+    crew.add(24)
+    crew.engine.dispatch()
+    assert first.load == 26
+    assert first.member.ledger.start(2)  # which takes an hour
+    while second.load:
+        second.step()
+        crew.receive()
+    crew.let(second, True)
+    crew.engine.dispatch()
+    assert list(first.member.window) in ([2], [2, 3])
+    while second.load or crew.messages:
+        second.step()
+        crew.receive()
+    assert list(first.member.window) == [2]
+    assert sum(len(job.values) for job in crew.jobs) == 29
+
+
 def test_a_function_is_known_if_the_task_it_came_with_was_taken_back() -> None:
     """The tasks behind that one are sent without it."""
     crew = Crew(1, fast())

@@ -62,6 +62,29 @@ static void post_unlock_and_child_goes_on(void) {
     check_equal(last_taken, 101);
 }
 
+/* The posting itself, which is what can leave a chunk behind that nothing leads to. */
+static void op_post_2(void) {
+    post_number(100);
+    post_number(101);
+}
+static void setup_posted_before(void) { /* so that there are pieces for it */
+    setup_queue_with_token();
+    post_number(9);
+    check_equal(take_number(), 9);
+}
+static void setup_priority_posted_before(void) {
+    have_priority_queue();
+    post_number(9);
+    check_equal(take_number(), 9);
+}
+static void collect_and_child_goes_on(void) {
+    post_number(9);
+    take_in_order();
+    run_child_to_its_end();
+    take_in_order();
+    check_equal(last_taken, 101);
+}
+
 static void post_3(void) {
     for (uint32_t number = 1; number <= 3; number++)
         post_number(number);
@@ -75,8 +98,10 @@ static void setup_3_posted_priority(void) {
     post_3();
 }
 static void check_all_3(uint32_t from) {
-    for (uint32_t next = from; next <= 3; next++)
+    for (uint32_t next = from; next <= 3; next++) {
         check_equal(take_number(), next);
+        check_equal(atomic_load(&queue.q->token) & (MP_TOKEN_SUSPECT | MP_TOKEN_REPAIR), 0); /* nothing was found damaged */
+    }
     check_equal(take_number(), 0);
     pieces_are_free();
     no_queue();

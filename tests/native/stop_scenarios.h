@@ -255,6 +255,14 @@ static void serve_bystanders(void) {
     }
 }
 
+/* No token was lost: one who sleeps in msgrcv(2) is woken. */
+static void wake_sleeper(void) {
+    pid_t sleeper = bystander(get_in_msgrcv);
+    wait_until_equal(bystander_sleeps, 1);
+    check_equal(put_until(299, -1), MP_OK);
+    bystander_ends(sleeper);
+}
+
 static void check_whole_queue(bool finished) {
     struct mp_item item;
     int outcome;
@@ -262,6 +270,8 @@ static void check_whole_queue(bool finished) {
     while ((outcome = take_until(&item, -1)) == MP_OK)
         received_in_order(number_of(&item));
     check_equal(outcome, MP_EMPTY);
+    if (queue.b->size == 0 && !(queue.flags & MP_QUEUE_COUNTED))
+        wake_sleeper();
     for (uint32_t number = 0; number < MOST_NUMBERS; number++)
         if (record->received[number] != record->put[number])
             fail("%u was put %d times and received %d times", number, record->put[number], record->received[number]);
@@ -316,6 +326,17 @@ static void child_gets_many(void) {
     check(outcome == MP_OK || outcome == MP_EMPTY);
     for (uint32_t i = 0; i < count; i++)
         note_received(number_of(&items[i]));
+}
+/* It has the token when it finds that it does not get the lock. */
+static void child_gives_token_back(void) {
+    struct mp_item item;
+    ssize_t n = msgrcv(queue.id, &item.message, MP_BODY_SIZE, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT);
+    item.token = n >= 0 ? item.message.type : 0;
+    int outcome = mp_queue_take(&queue, &item, mp_now_ns());
+    if (outcome == MP_OK)
+        note_received(number_of(&item));
+    else
+        check(outcome == MP_TIMED_OUT || outcome == MP_EMPTY);
 }
 static void child_awaits(void) { get_in_msgrcv(); }
 static void wake_child(void) { check_equal(put_until(200, -1), MP_OK); }
@@ -393,6 +414,14 @@ static void stop_locked(void) {
     stop_with_token();
     check(mp_lock_try(f, queue.b, 0));
 }
+static void stop_3_in_spill_locked(void) {
+    stop_3_in_spill();
+    check(mp_lock_try(f, queue.b, 0));
+}
+static void stop_empty_locked(void) { /* there is room in the kernel queue, and no token */
+    stop_empty();
+    check(mp_lock_try(f, queue.b, 0));
+}
 /* Something is posted that whoever gets the lock next has to collect. */
 static void post_three(uint32_t first) {
     for (uint32_t number = first; number < first + 3; number++) {
@@ -447,6 +476,31 @@ static bool take_large_until(int64_t deadline, uint32_t *number) {
     return true;
 }
 static void child_puts_large(void) { put_large_until(100, -1); }
+/* Only the first of them has to be posted, for it is large; the other must not overtake it through the kernel queue. */
+static void child_puts_large_and_small(void) {
+    put_large_until(100, -1);
+    check_equal(put_until(101, -1), MP_OK);
+}
+static void take_both_kinds(void) {
+    uint32_t number;
+    struct mp_item item;
+    while (take_until(&item, -1) == MP_OK) {
+        memcpy(&number, item.data, sizeof number);
+        if (item.message.kind == MP_BODY_PIECE)
+            mp_piece_free(&queue, &item.piece);
+        received_in_order(number);
+    }
+}
+static void others_release_and_take(void) {
+    check(lock_word() & MP_LOCK_OWNER);
+    mp_queue_unlock(&queue);
+    take_both_kinds();
+    check_equal(put_until(201, -1), MP_OK);
+}
+static void check_whole_mixed(bool finished) {
+    take_both_kinds();
+    check_whole_queue(finished);
+}
 static void child_gets_large(void) {
     uint32_t number;
     take_large_until(-1, &number);
@@ -642,6 +696,9 @@ static const struct scenario stop_scenarios[] = {
     {"put-counted", stop_counted, NULL, child_puts, NULL, others_use_counted_queue, check_whole_counted_queue},
     {"post", stop_locked, NULL, child_puts, NULL, others_use_queue_after_release, check_whole_queue},
     {"post-many", stop_locked, NULL, child_puts_many, NULL, others_use_queue_after_release, check_whole_queue},
+    {"post-large", stop_empty_locked, NULL, child_puts_large_and_small, NULL, others_release_and_take, check_whole_mixed},
+    {"give-token-back", stop_3_in_spill_locked, NULL, child_gives_token_back, NULL, others_use_queue_after_release,
+     check_whole_queue},
     {"collect", stop_3_posted, NULL, child_gets, NULL, others_use_queue, check_whole_queue},
     {"collect-priorities", stop_3_posted_priority, NULL, child_gets, NULL, others_use_queue, check_whole_queue},
     {"get", stop_3_in_kernel, NULL, child_gets, NULL, others_use_queue, check_whole_queue},
@@ -667,7 +724,7 @@ static const struct scenario stop_scenarios[] = {
 
 /* A short operation is stopped at each step, a long one where something has changed and at some of the steps between. While the
  * child has a lock, each costs others their deadlines: then only at every 16th of those. */
-static long every(long length) { return length <= 300 ? 1 : length <= 2000 ? length / 300 + 1 : length / 100 + 1; }
+static long every(long length) { return length <= 300 ? 1 : length <= 2000 ? length / 300 + 1 : length / 60 + 1; }
 
 static void run_stop_scenario(const struct scenario *s) {
     uint8_t *changes = calloc(ROOM, 1);

@@ -287,7 +287,9 @@ class Conditions(Scenario):
             inside.enter(lock.owner_died)
             if lock.owner_died:
                 condition.notify_all()  # who died may have made one, and told nobody
-            if role == "producer":
+            if role == "producer" and me.board.head[PAUSE]:
+                pass  # since it looked
+            elif role == "producer":
                 me.about_to()
                 area[Conditions.MADE] += 1
                 if me.fault != "does not notify":
@@ -312,23 +314,24 @@ class Conditions(Scenario):
     def tick(self) -> None:
         """One that was killed between making and telling has told nobody: who survives that looks after it."""
         if self.crew.to_replace:
-            self.tell_all()
+            self.take_turn(tell_all=True)
 
-    def tell_all(self) -> None:
+    def take_turn(self, tell_all: bool) -> None:
         condition = self.objects["condition"]
         expect(condition.acquire(timeout=30), "the condition's lock cannot be had")
-        condition.notify_all()
+        if tell_all:
+            condition.notify_all()
         condition.release()
 
     def settle(self) -> None:
-        if self.crew.lost:
-            self.tell_all()
         self.pause_everybody()
+        # Who has the lock after this knows of the pause. Only if somebody was killed may another have been forgotten.
+        self.take_turn(tell_all=bool(self.crew.lost))
         area = self.board.area
         self.wait_for(lambda: area[self.MADE] <= area[self.USED], f"{area[self.MADE]} made, {area[self.USED]} used up")
 
     def let_go(self) -> None:
-        self.tell_all()
+        self.take_turn(tell_all=True)
 
     def check(self) -> None:
         made, used = int(self.board.area[self.MADE]), int(self.board.area[self.USED])
