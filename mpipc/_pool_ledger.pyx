@@ -43,8 +43,7 @@ cdef extern from "ledger.h" nogil:
     uint64_t mp_ledger_claimed(mp_ledger *ledger)
     bint mp_ledger_start(mp_ledger *ledger, uint64_t number, uint64_t now_ns)
     bint mp_ledger_finish(mp_ledger *ledger, uint64_t number, uint64_t now_ns)
-    uint64_t mp_ledger_revoked_from(mp_ledger *ledger)
-    uint64_t mp_ledger_revoke(mp_ledger *ledger, uint64_t first, uint64_t last)
+    uint64_t mp_ledger_revoke(mp_ledger *ledger, uint64_t oldest, uint64_t first, uint64_t last)
     bint mp_ledger_condemn(mp_ledger *ledger, uint64_t number)
     void mp_ledger_end(mp_ledger *ledger)
     bint mp_ledger_ending(mp_ledger *ledger)
@@ -105,19 +104,14 @@ cdef class Ledger:
 
     # ---- the parent's side
 
-    def revoke(self, uint64_t first, uint64_t last):
-        """Take back the tasks from `first` to `last`, the last one of all, as far as they were not begun.
+    def revoke(self, uint64_t first, uint64_t last, uint64_t oldest=0):
+        """Take back the tasks from `first` to `last`, the last one of all, as far as they were not begun. `oldest` is the
+        first one that the worker has; 0: it may be any.
 
         Returns the number from which on they are taken back: greater than `first` if the worker has begun more, smaller
-        if it has not come to what was taken back before.
+        if it has not come to what was taken back before; but greater than `oldest` if `first` is.
         """
-        return mp_ledger_revoke(self.shared, first, last)
-
-    @property
-    def revoked_from(self):
-        """Where the range begins that was taken back and that the worker has not come to yet; 0 if there is none. What is
-        taken back next takes back everything from there on."""
-        return mp_ledger_revoked_from(self.shared)
+        return mp_ledger_revoke(self.shared, oldest, first, last)
 
     def condemn(self, uint64_t number):
         """Try to end a task early. True: its result will not be sent, kill the worker. False: it has finished."""
@@ -139,7 +133,7 @@ cdef class Ledger:
 
     @property
     def started(self):
-        """Number of the task that was started last; 0 before the first."""
+        """Number of the task that was started last, or of a later one that was taken back; 0 before the first."""
         return mp_ledger_claimed(self.shared)
 
     @property
@@ -154,7 +148,7 @@ cdef class Ledger:
 
     @property
     def running_for(self):
-        """Seconds since the task that runs was started; None if none is running."""
+        """Seconds since the task `started` was, if that is one that the worker has; None if it has finished that."""
         cdef uint64_t started = mp_ledger_claimed(self.shared)
         cdef uint64_t since = self.shared.since
         if self.shared.finished >= started:

@@ -156,21 +156,23 @@ cdef class Member:
         return task
 
     cdef list take_back(self, Py_ssize_t count):
-        """Up to `count` tasks, the last ones that it was given, which it has not begun; never more. So none where others
-        would come back with them: those behind a range that was taken back before and that it has not passed."""
-        cdef object started = self.ledger.started, revoked
+        """Up to `count` tasks, fewer than it has, from the last ones that it was given, which it has not begun.
+
+        They are more if it has not come to what was taken back from it before, and has older tasks than that; but never
+        the oldest that it has.
+        """
+        cdef object started = self.ledger.started
         cdef list waiting = [number for number in self.window if number > started]
-        cdef Py_ssize_t most = min(count, len(waiting))
-        if most <= 0:
+        if not waiting:
             return []
-        revoked = self.ledger.revoked_from
-        if revoked and len([number for number in waiting if number >= revoked]) > most:
-            return []
-        return self.take_back_from(waiting[len(waiting) - most])
+        return self.take_back_from(waiting[len(waiting) - min(count, len(waiting))])
 
     cdef list take_back_from(self, object number):
         """The tasks from this number on that it has not begun."""
-        cdef object start = self.ledger.revoke(number, self.sequence)
+        cdef object start
+        if not self.window:  # it may be dead
+            return []
+        start = self.ledger.revoke(number, self.sequence, next(iter(self.window)))
         cdef list numbers = [number for number in self.window if number >= start]
         return [self.withdraw(number) for number in numbers]
 

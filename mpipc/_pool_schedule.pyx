@@ -286,6 +286,14 @@ cdef class Schedule:
         cdef list batch, matched
         cdef Member worker
         cdef object raised = None
+        # This comes to an end without any worker's doing anything, for they may all be stopped; and so do several threads
+        # in here. Call a worker spent if it is `slow` and has a task: it has no room, until it answers, dies, or a task
+        # that it has cannot be sent. Without such an event each step makes these smaller, in the order of a dictionary:
+        #
+        #   how many workers are not spent     one less where tasks are taken over from such a one, for take_back() leaves
+        #                                      it the oldest task that it has; and a spent one stays so
+        #   how many tasks the spent ones have less where they are taken over from a spent one: who gets them is none
+        #   how many tasks the backlog has     less otherwise
         while True:
             with self.lock:
                 matched = self.match()
@@ -383,29 +391,31 @@ cdef class Schedule:
         """Tasks for a worker that have been waiting behind another one.
 
         All of those where nothing has been answered for so many seconds; if that is 0, half of those of the worker that
-        has most. One is left to it in any case, begun or not, and no more given to it until it has answered: else tasks
-        would wander forever among workers that are dead, or do not get the processor.
-
-        That is also why dispatch() comes to an end: each time it takes tasks over, one worker less is idle or not slow, and
-        none becomes so, because nobody's last task is taken.
+        has most of whom any can be had. One is left to it in any case, begun or not, and no more given to it until it
+        has answered: else tasks would wander forever among workers that are dead, or do not get the processor.
         """
-        cdef Member victim = None, member
+        cdef Member victim, member
         cdef double since = 0.0
-        cdef Py_ssize_t most = 1, load, room
-        cdef list tasks
-        for member in self.members.values():
-            load = len(member.window)
-            if load > most and not member.packing and member is not worker:
-                if since == 0.0:
-                    since = monotonic() - waiting
-                if member.progress <= since:
-                    victim, most = member, load
-        if victim is None:
-            return []
-        tasks = victim.take_back(most - 1 if waiting else most // 2)
-        if tasks:
-            victim.slow = True
-            self.refresh(victim)
+        cdef Py_ssize_t most, load, room
+        cdef list tasks, others = None
+        while True:
+            victim, most = None, 1
+            for member in self.members.values():
+                load = len(member.window)
+                if load > most and not member.packing and member is not worker:
+                    if since == 0.0:
+                        since = monotonic() - waiting
+                    if member.progress <= since and (others is None or member not in others):
+                        victim, most = member, load
+            if victim is None:
+                return []
+            tasks = victim.take_back(most - 1 if waiting else most // 2)
+            if tasks:
+                break
+            others = others or []  # it has begun or ended all of them
+            others.append(victim)
+        victim.slow = True
+        self.refresh(victim)
         room = worker.room(len(worker.window) + len(tasks))
         while len(tasks) > room:
             self.put_back(tasks.pop())

@@ -52,6 +52,8 @@ def gather(engine: Engine) -> PoolStatistics:
     for worker, ledger in members:
         running_for = ledger.running_for
         task = worker.window.get(ledger.started) if running_for is not None else None
+        if task is None:  # what was started last was answered meanwhile, or taken back
+            running_for = None
         busy = ledger.busy + (running_for or 0.0)
         pid = worker.process.pid
         if pid is None:

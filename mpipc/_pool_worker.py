@@ -86,6 +86,15 @@ def work(
         util.debug("a queue of the pool was removed -- exiting")
 
 
+class Pickled:
+    """A function that has come and was not used."""
+
+    __slots__ = ("pickle",)
+
+    def __init__(self, pickle: bytes) -> None:
+        self.pickle = pickle
+
+
 class Worker:
     """State of the worker process; used by its main thread only."""
 
@@ -98,7 +107,8 @@ class Worker:
         self._ledger = ledger
         self._own_reducers = own_reducers
         self._pid = os.getpid()
-        self._functions: dict[int, Callable[..., Any]] = {}
+        self._functions: dict[int, Any] = {}
+        """Those that have come last, by number; `Pickled` until they are used."""
 
     def initialize(self, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
         """Run the pool's initializer. If it raises, tell the parent why, and go down with it."""
@@ -141,9 +151,13 @@ class Worker:
     def _perform(self, message: Envelope) -> bool:
         """Run a task and send its result; False if it was not begun."""
         number = message.number
-        if message.function is None and message.function_id not in self._functions:
-            self._send(UNKNOWN_FUNCTION, number, None, None)
-            return False
+        if message.function is None:
+            if message.function_id not in self._functions:
+                self._send(UNKNOWN_FUNCTION, number, None, None)
+                return False
+        elif message.function_id:
+            # Whatever becomes of this task: those behind it are sent without the function.
+            self._remember(message.function_id, Pickled(message.function))
         if not self._ledger.start(number):
             return False  # another worker has it now
         contents: tuple[Any, Any, str | None]
@@ -175,12 +189,15 @@ class Worker:
         return True
 
     def _call(self, message: Envelope) -> Any:
-        if message.function is None:
+        function: Any
+        if message.function_id:
             function = self._functions[message.function_id]
+            if type(function) is Pickled:
+                function = pickle.loads(function.pickle)
+                self._functions[message.function_id] = function
         else:
+            assert message.function is not None
             function = pickle.loads(message.function)
-            if message.function_id:
-                self._remember(message.function_id, function)
         payload = unpack(message.body, message.buffers)
         kind = message.kind
         if kind == ITEM:
@@ -203,7 +220,7 @@ class Worker:
                 results.append(function(*item))
         return results
 
-    def _remember(self, id: int, function: Callable[..., Any]) -> None:
+    def _remember(self, id: int, function: Pickled) -> None:
         self._functions.pop(id, None)
         self._functions[id] = function
         if len(self._functions) > FUNCTIONS:

@@ -39,6 +39,25 @@ def test_what_is_taken_back_before_the_last_range_is_passed() -> None:
     assert [number for number in range(2, 13) if ledger.start(number)] == [2, 3, 11, 12]
 
 
+def test_what_is_given_after_a_range_is_not_taken_back_with_it() -> None:
+    """If the worker has answered all before it: the oldest that it has is left to it."""
+    ledger = Ledger()
+    assert ledger.start(1)
+    ledger.finish(1)
+    assert ledger.revoke(3, 9) == 3
+    assert ledger.revoke(11, 14, oldest=2) == 3  # it has come to nothing behind 1
+    assert ledger.start(2)
+    ledger.finish(2)
+    assert ledger.revoke(16, 18, oldest=15) == 16
+    assert ledger.revoke(17, 18, oldest=15) == 16
+    assert [number for number in range(3, 22) if ledger.start(number)] == [15, 19, 20, 21]
+    assert ledger.revoke(23, 24, oldest=22) == 23  # the range had been passed
+    assert ledger.revoke(23, 24, oldest=22) == 23
+    assert ledger.revoke(25, 25, oldest=25) == 25  # all it has: 22 was withdrawn
+    assert ledger.started == 24
+    assert [number for number in range(22, 27) if ledger.start(number)] == [26]
+
+
 def test_missing_numbers() -> None:
     ledger = Ledger()
     assert ledger.start(3)
@@ -94,8 +113,11 @@ def test_two_processes_at_once() -> None:
             held.add(sent)
             numbers.put(sent)
         if choose.random() < 0.7:
+            finished = ledger.finished
             first = choose.randrange(max(sent - 20, 1), sent + 1)
-            start = ledger.revoke(first, sent)
+            oldest = min((number for number in held if number > finished), default=0)
+            start = ledger.revoke(first, sent, oldest)
+            assert start > oldest or first <= oldest
             taken |= {number for number in held if number >= start}
             held = {number for number in held if number < start}
         if choose.random() < 0.05 and held:  # let the other one catch up

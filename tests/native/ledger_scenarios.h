@@ -16,7 +16,13 @@ static void setup_ledger(void) {
 }
 static void setup_ledger_5_and_6_taken_back(void) {
     setup_ledger();
-    check_equal(mp_ledger_revoke(ledger(), 5, 6), 5);
+    check_equal(mp_ledger_revoke(ledger(), 1, 5, 6), 5);
+}
+
+/* It has 4 and what comes then; what is left of 1 to 3 in its hands was taken back. */
+static void setup_ledger_up_to_3_taken_back(void) {
+    setup_ledger();
+    check_equal(mp_ledger_revoke(ledger(), 1, 1, 3), 1);
 }
 
 /* The child has all tasks in its hands. */
@@ -26,12 +32,28 @@ static void op_run_tasks(void) {
             shared->ran[number] = 1;
 }
 static void take_back_and_child_goes_on(void) {
-    taken_from = mp_ledger_revoke(ledger(), 4, TASKS);
+    taken_from = mp_ledger_revoke(ledger(), 1, 4, TASKS);
     run_child_to_its_end();
 }
 /* It begins where a range has begun before: only the turn tells the words apart. */
 static void take_back_the_same_and_child_goes_on(void) {
-    taken_from = mp_ledger_revoke(ledger(), 5, TASKS);
+    taken_from = mp_ledger_revoke(ledger(), 1, 5, TASKS);
+    run_child_to_its_end();
+}
+
+static void take_back_behind_4_and_child_goes_on(void) {
+    taken_from = mp_ledger_revoke(ledger(), 4, 5, TASKS);
+    check(taken_from > 4);
+    run_child_to_its_end();
+}
+/* And again, as if the child had answered nothing meanwhile. */
+static void take_back_twice_behind_4_and_child_goes_on(void) {
+    taken_from = mp_ledger_revoke(ledger(), 4, 7, TASKS);
+    check(taken_from > 4);
+    uint64_t more = mp_ledger_revoke(ledger(), 4, 5, TASKS);
+    check(more > 4);
+    if (more < taken_from)
+        taken_from = more;
     run_child_to_its_end();
 }
 
@@ -58,6 +80,11 @@ static void check_each_but_5_and_6_has_one(bool finished) {
             check_equal(shared->ran[number], 0);
         else
             check_equal(shared->ran[number], number < taken_from);
+    no_ledger();
+}
+static void check_each_behind_3_has_one(bool finished) {
+    for (uint64_t number = 1; number <= TASKS; number++)
+        check_equal(shared->ran[number], number > 3 && number < taken_from);
     no_ledger();
 }
 

@@ -674,7 +674,7 @@ static void others_use_cells(void) {
 static void others_use_ledger(void) {
     uint64_t claimed = mp_ledger_claimed(ledger());
     check(claimed <= TASKS);
-    taken_from = mp_ledger_revoke(ledger(), 4, TASKS);
+    taken_from = mp_ledger_revoke(ledger(), 1, 4, TASKS);
     check(taken_from > claimed);
 }
 static void child_finishes_tasks(void) {

@@ -7,7 +7,7 @@
  *   finished < number == claimed   it is running, or was when the worker died
  *   number > claimed               it was never begun: it may be given to another worker
  *
- * Both only grow.
+ * Both only grow. That is about the tasks that the worker has; `claimed` can also be the number of one that was taken back.
  *
  * The parent can take back tasks that the worker has, in a message or in its hands already, and has not begun: all from some
  * number on. The word `claimed` holds the number and where the tasks begin that were taken back, so both sides change it by
@@ -21,6 +21,13 @@
  * changed `claimed`, it has passed over numbers in between, which the parent takes back nevertheless: `claimed` has not
  * changed, or the parent looks again. If the worker saw the old one, its compare-and-swap has to fail: hence the turn, which
  * makes the word a different one also where a longer range begins at the same number.
+ *
+ * But if all that the worker still has was given to it after the range, it would lose that altogether, although it may just
+ * have been about to begin it; and so would whoever gets it next, and so on. Then the parent settles the range first: it sets
+ * `claimed` to where the range ends, which the worker would pass over anyway. Either that comes first or the worker's claim of
+ * a number behind the range; after both there is no range. What is taken back next begins behind the oldest task that the
+ * worker has, if the parent wants no more. The parent writes revoked_to after it has settled, so a worker that finds a number
+ * not to be after revoked_to looks at the word again: it may have found the end of another range than it saw the start of.
  *
  * Where the worker can die: before its compare-and-swap the task was not begun, after it it was; there is nothing in between.
  * `item` and `since` are written before that, and are about the task that was claimed before until then: of a task that
@@ -69,9 +76,16 @@ static inline bool mp_ledger_start(struct mp_ledger *l, uint64_t number, uint64_
     uint64_t word = atomic_load(&l->claimed);
     for (;;) {
         uint64_t claimed = word >> 28, distance = mp_ledger_distance(word);
+        if (number <= claimed)
+            return false; /* of a range that was settled */
         if (distance != 0 && number >= claimed + distance) {
-            if (number <= atomic_load(&l->revoked_to))
-                return false;
+            if (number <= atomic_load(&l->revoked_to)) {
+                uint64_t looked_at = word;
+                word = atomic_load(&l->claimed);
+                if (word == looked_at)
+                    return false;
+                continue; /* where the next range ends, perhaps, and this one has been settled */
+            }
             distance = 0;
         } else if (distance != 0) {
             distance -= number - claimed;
@@ -89,18 +103,17 @@ static inline bool mp_ledger_finish(struct mp_ledger *l, uint64_t number, uint64
     return atomic_load(&l->condemned) == number;
 }
 
-/* The parent: where the range begins that was taken back and that the worker has not passed yet; 0 if there is none. */
-static inline uint64_t mp_ledger_revoked_from(struct mp_ledger *l) {
-    uint64_t word = atomic_load(&l->claimed), distance = mp_ledger_distance(word);
-    return distance == 0 ? 0 : (word >> 28) + distance;
-}
-
-/* The parent: takes back the tasks from `first` to `last`, the last one of all, as far as they were not begun. Returns the
- * number from which on they are taken back: greater than `first` if the worker has begun more, smaller if it has not come to
- * what was taken back before. */
-static inline uint64_t mp_ledger_revoke(struct mp_ledger *l, uint64_t first, uint64_t last) {
+/* The parent: takes back the tasks from `first` to `last`, the last one of all, as far as they were not begun. `oldest` is the
+ * first one that the worker has, and has not answered. Returns the number from which on they are taken back: greater than `first`
+ * if the worker has begun more, smaller if it has not come to what was taken back before; but greater than `oldest` if `first`
+ * is. */
+static inline uint64_t mp_ledger_revoke(struct mp_ledger *l, uint64_t oldest, uint64_t first, uint64_t last) {
+    uint64_t word = atomic_load(&l->claimed), settled = atomic_load(&l->revoked_to);
+    while (oldest > settled && mp_ledger_distance(word) != 0)
+        if (atomic_compare_exchange_strong(&l->claimed, &word, mp_ledger_word(settled, 0, word)))
+            break;
     atomic_store(&l->revoked_to, last);
-    uint64_t word = atomic_load(&l->claimed);
+    word = atomic_load(&l->claimed);
     for (;;) {
         uint64_t claimed = word >> 28, distance = mp_ledger_distance(word), start = first;
         if (start <= claimed)
