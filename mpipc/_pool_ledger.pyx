@@ -105,8 +105,8 @@ cdef class Ledger:
     # ---- the parent's side
 
     def revoke(self, uint64_t first, uint64_t last, uint64_t oldest=0):
-        """Take back the tasks from `first` to `last`, the last one of all, as far as they were not begun. `oldest` is the
-        first one that the worker has; 0: it may be any.
+        """Take back the tasks from `first` to `last`, the last one of all, as far as they were not begun. `oldest` is
+        the first one that the worker has; 0: it may be any.
 
         Returns the number from which on they are taken back: greater than `first` if the worker has begun more, smaller
         if it has not come to what was taken back before; but greater than `oldest` if `first` is.

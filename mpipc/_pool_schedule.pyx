@@ -286,12 +286,13 @@ cdef class Schedule:
         cdef list batch, matched
         cdef Member worker
         cdef object raised = None
-        # This comes to an end without any worker's doing anything, for they may all be stopped; and so do several threads
-        # in here. Call a worker spent if it is `slow` and has a task: it has no room, until it answers, dies, or a task
-        # that it has cannot be sent. Without such an event each step makes these smaller, in the order of a dictionary:
+        # This comes to an end without any worker's doing anything, for they may all be stopped; and so do several
+        # threads in here. Call a worker spent if it is `slow` and has a task: it has no room, until it answers, dies, or
+        # a task that it has cannot be sent. Without such an event each step makes these smaller, in the order of a
+        # dictionary:
         #
-        #   how many workers are not spent     one less where tasks are taken over from such a one, for take_back() leaves
-        #                                      it the oldest task that it has; and a spent one stays so
+        #   how many workers are not spent     one less where tasks are taken over from such a one, for take_back()
+        #                                      leaves it the oldest task that it has; and a spent one stays so
         #   how many tasks the spent ones have less where they are taken over from a spent one: who gets them is none
         #   how many tasks the backlog has     less otherwise
         while True:

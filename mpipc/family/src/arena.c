@@ -118,7 +118,7 @@ static void *attach(struct mp_family *f, uint32_t index, uint32_t serial, uint64
         errno = mp_error(errno);
         return NULL;
     }
-    if (ds.shm_segsz < size || ds.shm_perm.__key != b->key)
+    if (ds.shm_segsz < size || ds.shm_perm.__key != b->key || ds.shm_perm.cuid != f->h->uid)
         return NULL;
     void *base = shmat(id, NULL, 0);
     if (base == (void *)-1) {
