@@ -287,8 +287,8 @@ cdef class Schedule:
         cdef Member worker
         cdef object raised = None
         # This comes to an end without any worker's doing anything, for they may all be stopped; and so do several
-        # threads in here. Call a worker spent if it is `slow` and has a task: it has no room, until it answers, dies, or
-        # a task that it has cannot be sent. Without such an event each step makes these smaller, in the order of a
+        # threads in here. Call a worker spent if it is `slow` and has a task: it has no room, until it answers, dies,
+        # or a task that it has cannot be sent. Without such an event each step makes these smaller, in the order of a
         # dictionary:
         #
         #   how many workers are not spent     one less where tasks are taken over from such a one, for take_back()
