@@ -85,6 +85,8 @@ static void become_process(struct process *p) {
     p->f.local_refs = calloc(MP_BLOCKS, sizeof *p->f.local_refs);
     p->f.local_record = calloc(MP_BLOCKS, sizeof *p->f.local_record);
     check(p->f.local_refs != NULL && p->f.local_record != NULL);
+    /* Unused, but counted: a process that is not attached to the family's segment has become another program (recovery.c). */
+    check(syscall(SYS_shmat, founder.shmid, NULL, 0) != -1);
     check(mp_family_join(&p->f) == MP_OK);
     uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
