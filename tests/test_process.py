@@ -210,6 +210,7 @@ class _FakeFamily(types.ModuleType):
     def __init__(self, path: Path) -> None:
         super().__init__("mpipc.family")
         self.path = path
+        self.reservations: list[str] = []  # of the parent's: in no file
 
     def note(self, text: str) -> None:
         with open(self.path, "a") as file:
@@ -220,6 +221,12 @@ class _FakeFamily(types.ModuleType):
 
     def leaving(self) -> None:
         self.note("leaving")
+
+    def reserve_for_child(self) -> None:
+        self.reservations.append("reserved")
+
+    def cancel_reservations(self) -> None:
+        self.reservations.append("given back")
 
     def record_transit(self, popen: Any) -> None:
         self.note(f"recorded {popen._mpipc_transit} for {popen.pid}")
@@ -299,11 +306,13 @@ def test_transit_is_recorded_or_cancelled(
     ctx: Any, start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "notes"
-    monkeypatch.setitem(sys.modules, "mpipc.family", _FakeFamily(path))
+    fake = _FakeFamily(path)
+    monkeypatch.setitem(sys.modules, "mpipc.family", fake)
     if start_method == "fork":
         process = ctx.Process(target=_nothing, args=(_Transported(), _Unpicklable()))
         process.start()
         process.join()
+        assert fake.reservations == ["reserved", "given back"], "before and after the fork"
         assert "cancelled" not in path.read_text() and "recorded" not in path.read_text(), "nothing is pickled"
         return
     process = ctx.Process(target=_nothing, args=(_Transported(),))
