@@ -119,7 +119,14 @@ class Supervisor:
     def abandon(self) -> None:
         """End the workers after the pool could not be started."""
         self._winding_down = True
-        self._end(list(self._engine.members.values()))
+        members = list(self._engine.members.values())
+        # What a context gives us need not be multiprocessing's: then nothing but these methods can be relied on.
+        strange = [member for member in members if not hasattr(type(member.process), "sentinel")]
+        for member in strange:
+            member.process.terminate()
+        for member in strange:
+            member.process.join()
+        self._end([member for member in members if member not in strange])
 
     def let_go(self) -> None:
         """All is over: give back the descriptors of the workers, and what dead ones had in their hands."""

@@ -7,11 +7,12 @@ import os
 import pickle
 import sys
 import threading
+import unittest.mock
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import pool as standard
-from typing import Any
+from typing import Any, ClassVar
 
 import pool_tasks as tasks
 import pytest
@@ -615,3 +616,33 @@ def test_a_thread_that_replaces_another_during_terminate_ends_too() -> None:
     pool: Any = made[0]
     assert len(pool._pool) == 3
     assert not any(worker.is_alive() for worker in pool._pool)
+
+
+class _StrangeProcess:
+    """What a context of the user's may make: no process of multiprocessing's, with its methods only."""
+
+    made: ClassVar[list[_StrangeProcess]] = []
+    name = "strange"
+    exitcode = None
+
+    def __init__(self, **options: Any) -> None:
+        self.made.append(self)
+        self.calls: list[str] = []
+
+    def start(self) -> None:
+        if len(self.made) > 3:
+            raise OSError("on purpose")
+        self.calls.append("start")
+
+    def terminate(self) -> None:
+        self.calls.append("terminate")
+
+    def join(self) -> None:
+        self.calls.append("join")
+
+
+def test_a_pool_that_cannot_start_ends_whatever_its_context_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_StrangeProcess, "made", [])
+    with pytest.raises(OSError, match="on purpose"):
+        mpipc.pool.Pool(5, context=unittest.mock.MagicMock(Process=_StrangeProcess))
+    assert [process.calls for process in _StrangeProcess.made] == [["start", "terminate", "join"]] * 3 + [[]]
