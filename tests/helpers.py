@@ -23,6 +23,7 @@ from privileges import NOBODY, become, can_become
 
 __all__ = [
     "NOBODY",
+    "SANITIZED",
     "TEST_ID_VARIABLE",
     "KernelObjects",
     "ProcessInfo",
@@ -52,6 +53,9 @@ TEST_ID_VARIABLE = "MPIPC_TEST_ID"
 """Environment variable that names the running test; every program started by the test inherits it."""
 
 TESTS = Path(__file__).resolve().parent
+
+SANITIZED = "MPIPC_SANITIZED" in os.environ
+"""Whether this is `make sanitize`: the address sanitizer takes terabytes of address space, and slows everything down."""
 
 
 @contextlib.contextmanager

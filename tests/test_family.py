@@ -249,7 +249,11 @@ def test_looking_at_families_does_not_keep_them() -> None:
         env={family.ENVIRONMENT: ""},
     ) as script:
         assert script.stdout is not None
-        shmid = int(script.stdout.readline().partition(":")[0])
+        ticket = script.stdout.readline().strip()
+        shmid = int(ticket.partition(":")[0])
+        wait_until(
+            lambda: reaper_pid(ticket) and kernel_rows("shm")[shmid]["nattch"] == 2, message="the reaper is there"
+        )
         attached = kernel_rows("shm")[shmid]["nattch"]
         found = [other for other in family.all_families() if other.shmid == shmid]
         assert kernel_rows("shm")[shmid]["nattch"] == attached + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import kernel_objects, kill_process, processes, run_script, start_script, sysctl, wait_until
+from helpers import SANITIZED, kernel_objects, kill_process, processes, run_script, start_script, sysctl, wait_until
 
 from mpipc.family import current, infrastructure
 from mpipc.heap import BufferWrapper, Heap
@@ -558,6 +558,7 @@ def test_limits_are_named_and_nothing_is_left(heap: Heap, limit: str, value: int
     assert BufferWrapper(64 * MIB).create_memoryview()[-1] == 0
 
 
+@pytest.mark.skipif(SANITIZED, reason="sanitizers need more address space")
 def test_without_address_space(heap: Heap) -> None:
     result = run_script(
         """

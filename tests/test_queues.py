@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import pytest
-from helpers import kernel_objects, kernel_rows, run_script, sysctl, wait_until
+from helpers import SANITIZED, kernel_objects, kernel_rows, run_script, sysctl, wait_until
 
 import mpipc
 from mpipc._queues import INLINE
@@ -741,6 +741,7 @@ def test_removed_under_a_writer_who_does_not_meet_the_kernel(fork: Any, many: bo
             queue.get()
 
 
+@pytest.mark.skipif(SANITIZED, reason="sanitizers need more address space")
 def test_out_of_memory_sends_nothing() -> None:
     run_script(
         """
