@@ -55,7 +55,7 @@ TEST_ID_VARIABLE = "MPIPC_TEST_ID"
 TESTS = Path(__file__).resolve().parent
 
 SANITIZED = "MPIPC_SANITIZED" in os.environ
-"""Whether this is `make sanitize`: the address sanitizer takes terabytes of address space, and slows everything down."""
+"""Whether this is `make sanitize`: the address sanitizer takes terabytes of address space."""
 
 
 @contextlib.contextmanager
