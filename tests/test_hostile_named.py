@@ -29,7 +29,7 @@ needs_users = pytest.mark.skipif(
 )
 
 VICTIM_SOURCE = """
-    import random, resource, struct, sys, time
+    import os, random, resource, struct, sys, time
     from mpipc.shared_memory import ShareableList, SharedMemory
 
     name, seed, limited = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "enormous"
