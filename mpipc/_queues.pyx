@@ -652,6 +652,7 @@ cdef class MessageQueue:
                 if deadline > 0:
                     timeout = (deadline - mp_now_ns()) / 1e9
                 objects.append(self.get(block, timeout))
+                outcome = MP_OK
                 if most > 1:
                     outcome = self.take_many(items, min(batch, most - 1), &n, mp_queue_soon())
                     if outcome != MP_CORRUPT:

@@ -1016,3 +1016,16 @@ def test_descriptor_whose_thread_cannot_be_started(monkeypatch: pytest.MonkeyPat
     assert mpipc.connection.wait([queue._reader], 60) == [queue._reader]
     assert queue._reader.recv() == 1
     queue.close()
+
+
+@pytest.mark.parametrize("most", [1, 2, 64])
+def test_get_many_waits_for_its_first(fork: Any, most: int) -> None:
+    """Also if that one is all that was asked for."""
+    queue = fork.Queue()
+    found: list[Any] = []
+    reader = threading.Thread(target=lambda: found.extend(queue.get_many(most)))
+    reader.start()
+    wait_until(lambda: queue.statistics().waiting_readers == 1)
+    queue.put("late")
+    reader.join()
+    assert found == ["late"]
