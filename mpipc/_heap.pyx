@@ -6,7 +6,7 @@ Two things are kept apart, so that a process that is killed can spoil nothing fo
 - *Which memory of an arena is free* is known to the process that created the arena, and to nobody else: the tables
   below are private memory, and only that process allocates from the arena. A forked child starts without any.
 - *Who uses a piece* stands in the family's table of control blocks: a piece has a block of its own, in which every
-  process with a handle on it has a bit. Recovery takes the bit back when the process dies.
+  process with a handle on it is noted as a holder. Recovery strikes it out when the process dies.
 
 So a piece is free again when its creator has dropped it and its block is gone, which says that nobody else has it
 either. While somebody does, the creator keeps it on a list, and looks again whenever it allocates or frees. A process

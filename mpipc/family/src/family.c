@@ -301,16 +301,6 @@ static int hold_all_local(struct mp_family *f, int slot) {
     return MP_OK;
 }
 
-/* For a child that is about to be: all of it, or the slot is given back. */
-static int hold_all_or_void(struct mp_family *f, int slot) {
-    if (hold_all_local(f, slot) == MP_OK)
-        return MP_OK;
-    int error = errno;
-    slot_void(f, slot);
-    errno = error;
-    return MP_FAILED;
-}
-
 /* Joins as a process nobody prepared a slot for. What this process inherited handles of (a fork that ran no hooks) it
  * holds from now on. */
 int mp_family_join(struct mp_family *f) {
@@ -384,18 +374,26 @@ int mp_fork_prepare(struct mp_family *f) {
         f->start_slot = -1;
     else
         slot = mp_slot_reserve(f, MP_SLOT_FORKING);
-    f->fork_slot = slot >= 0 && hold_all_or_void(f, slot) == MP_OK ? slot : -1;
-    return f->fork_slot >= 0 ? MP_OK : MP_FAILED;
+    if (slot < 0)
+        return MP_FAILED;
+    if (hold_all_local(f, slot) != MP_OK) {
+        int error = errno;
+        slot_void(f, slot);
+        errno = error;
+        return MP_FAILED;
+    }
+    f->fork_slot = slot;
+    return MP_OK;
 }
 
 /* Process.start() reserves the child's slot before it forks, because in the fork itself there is nobody to be told that there
- * is none. If two threads start at the same time, the second one may find it out in its child. -1 with errno: see
- * mp_slot_reserve() and mp_block_hold(). */
+ * is none. If two threads start at the same time, the second one may find it out in its child. What the child is to hold is
+ * noted in the fork. -1 with errno: see mp_slot_reserve(). */
 int mp_start_reserve(struct mp_family *f) {
     if (f->slot < 0 || f->start_slot >= 0)
         return MP_OK;
     int slot = mp_slot_reserve(f, MP_SLOT_FORKING);
-    if (slot < 0 || hold_all_or_void(f, slot) != MP_OK)
+    if (slot < 0)
         return MP_FAILED;
     f->start_thread = mp_this_thread();
     f->start_slot = slot;
@@ -406,9 +404,8 @@ int mp_start_reserve(struct mp_family *f) {
 void mp_start_cancel(struct mp_family *f) {
     if (f->start_slot < 0 || f->start_thread != mp_this_thread())
         return;
-    int slot = f->start_slot;
+    slot_unreserve(f, f->start_slot); /* nothing mentions it */
     f->start_slot = -1;
-    slot_void(f, slot);
 }
 
 void mp_fork_parent(struct mp_family *f) {

@@ -9,7 +9,7 @@
  *   R1. Every change of shared state takes effect by ONE atomic store or compare-and-swap. What comes before it is
  *       invisible, what comes after it can be redone by anybody who reads the state (recovery.c).
  *   R2. Whatever a process has half done is found from its slot number, which stands in the state word of the thing:
- *       a block being made or taken down, a lock owned, a record, a wait cell, a holder bit.
+ *       a block being made or taken down, a lock owned, a record, a wait cell, a holder.
  *   R3. A slot number is used again only when nothing in the segment mentions it any more.
  *   R4. A kernel object (queue, segment, set) is created under a key that was written down before. If its creator dies
  *       before it has written down the id, the key finds the object.
