@@ -6,8 +6,8 @@
  *
  * That is why clear() is one semop of two operations, "is it 0, then 1": two processes that clear at the same time must not take
  * the value to 2. A semop of several operations takes the lock of the whole set, for which the kernel visits each of its
- * semaphores in turn: 20 us for one of 1,025 (ours have 250 at most) against 0.3 us (ipc/sem.c, complexmode_enter). An event that is clear already is
- * found so without it.
+ * semaphores in turn: 20 us for one of 1,025 (ours have 250 at most) against 0.3 us (ipc/sem.c, complexmode_enter). An event that
+ * is clear already is found so without it.
  *
  * Where a process can die: each of set() and clear() is done or it is not, and the kernel itself wakes every waiter at the moment
  * the value becomes 0. */
