@@ -71,7 +71,16 @@ from mpipc._pool_results import Cache, Last
 from mpipc._pool_schedule import LOOK, Schedule
 from mpipc._pool_supervisor import GRACE, Supervisor
 from mpipc._pool_tasks import Feed, function_name
-from mpipc._pool_worker import FAILED, INITIALIZER_FAILED, READY, RETURNED, UNKNOWN_FUNCTION, Quoted
+from mpipc._pool_worker import (
+    FAILED,
+    INITIALIZER_FAILED,
+    PASSING,
+    PAUSE,
+    READY,
+    RETURNED,
+    UNKNOWN_FUNCTION,
+    Quoted,
+)
 from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
 
 __all__ = ["Engine"]
@@ -81,11 +90,6 @@ MaybeEncodingError: Any = _base.MaybeEncodingError  # type: ignore[attr-defined]
 # Kinds of messages to the result thread from this process, besides LOOK.
 DIED = 30  # body: the exit code
 STOP = 32
-
-PASSING = (BlockingIOError, InterruptedError, MemoryError)
-"""What a queue may raise that need not be so the next time."""
-PAUSE = 0.01
-"""Seconds until then."""
 
 NAP = 0.0001
 """Seconds that the result thread sleeps while fast tasks are under way, if there are at least so many for a worker:"""

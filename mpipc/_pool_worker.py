@@ -23,6 +23,8 @@ __all__ = [
     "FAILED",
     "FUNCTIONS",
     "INITIALIZER_FAILED",
+    "PASSING",
+    "PAUSE",
     "QUIT",
     "READY",
     "RETURNED",
