@@ -77,6 +77,17 @@ def ctx(start_method: str) -> Any:
     return mpipc.get_context(start_method)
 
 
+@pytest.fixture
+def pool(ctx: Any) -> Iterator[Any]:
+    """A pool of one worker, so that a call meets what the one before left; closed and joined afterwards."""
+    made = ctx.Pool(1)
+    try:
+        yield made
+    finally:
+        made.close()
+        made.join()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kill-rounds", type=int, default=200, help="rounds of killing in test_queues_killed.py (default: 200)"

@@ -7,7 +7,7 @@ each, nothing is outstanding that will not be done, and the pool works as before
 import _weakrefset
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -102,16 +102,6 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "imap": (lambda pool: pool.imap(itself, [1, 2]), lambda result: list(result) == [1, 2]),
     "imap-iterator": (lambda pool: pool.imap(itself, iter([1, 2])), lambda result: list(result) == [1, 2]),
 }
-
-
-@pytest.fixture
-def pool(ctx: Any) -> Iterator[Any]:
-    made = ctx.Pool(1)
-    try:
-        yield made
-    finally:
-        made.close()
-        made.join()
 
 
 @pytest.mark.timeout(300)

@@ -20,16 +20,6 @@ LONG = 60.0
 
 
 @pytest.fixture
-def pool(ctx: Any) -> Iterator[Any]:
-    made = ctx.Pool(1)
-    try:
-        yield made
-    finally:
-        made.close()
-        made.join()
-
-
-@pytest.fixture
 def same_worker(pool: Any) -> Iterator[None]:
     """The worker outlives the test, and so does the pool."""
     before = pool.apply(os.getpid)
