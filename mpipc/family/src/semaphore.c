@@ -292,10 +292,10 @@ static int release_signal(struct mp_family *f, uint32_t index, uint64_t word) {
     return MP_OK;
 }
 
-enum outcome { CHANGED, RAISED, PAID, TOO_MANY };
+enum effect { CHANGED, RAISED, PAID, TOO_MANY };
 
 /* Step 2 of a release. CHANGED: somebody was faster, look again. */
-static enum outcome raise_or_pay(struct mp_family *f, struct mp_semaphore *s, uint32_t mine, uint32_t units, uint32_t seq) {
+static enum effect raise_or_pay(struct mp_family *f, struct mp_semaphore *s, uint32_t mine, uint32_t units, uint32_t seq) {
     uint64_t word = atomic_load(&s->word);
     acknowledge(f, s, word, mine);
     uint64_t debt = atomic_load(&s->debt);
@@ -324,18 +324,18 @@ int mp_sem_release(struct mp_family *f, uint32_t index) {
     uint64_t before = atomic_load_explicit(&r->word, memory_order_relaxed);
     uint32_t units = record_units(before), seq = record_seq(before) + 1;
     announce(r, units, units ? OP_RELEASE_HELD : OP_RELEASE, seq);
-    enum outcome outcome;
+    enum effect effect;
     do
-        outcome = raise_or_pay(f, s, (uint32_t)mine, units, seq);
-    while (outcome == CHANGED);
-    if (outcome == TOO_MANY) {
+        effect = raise_or_pay(f, s, (uint32_t)mine, units, seq);
+    while (effect == CHANGED);
+    if (effect == TOO_MANY) {
         atomic_store(&r->word, before);
         return EOVERFLOW;
     }
-    if (outcome == PAID && units == 0)
+    if (effect == PAID && units == 0)
         make_signal(f, s);
     write_record(r, units ? units - 1 : 0, OP_NONE, seq);
-    if (outcome == RAISED)
+    if (effect == RAISED)
         ring_waiters(f, index, 1);
     else
         take_out(&s->debt, (uint32_t)mine);
