@@ -39,6 +39,7 @@ from mpipc.family._core cimport (
     fail,
     fail_bell,
     fail_call,
+    look_after,
     mp_block,
     mp_block_abandon,
     mp_block_msgget,
@@ -384,7 +385,9 @@ cdef class MessageQueue:
         try:
             if outcome != MP_OK:
                 outcome = self.finish_send(item, length, level, outcome, deadline if deadline != 0 else mp_queue_soon())
-            if outcome == MP_FULL and deadline != 0:
+            if outcome == MP_FULL and deadline == 0:
+                look_after(self.v.f)
+            elif outcome == MP_FULL:
                 outcome = self.wait_and_send(item, length, level, deadline)
         except BaseException:
             if item.message.kind == MP_BODY_PIECE:
@@ -589,6 +592,8 @@ cdef class MessageQueue:
         outcome = self.finish_take(item, outcome, deadline if deadline != 0 else mp_queue_soon())
         if outcome == MP_EMPTY and self.watch is not None:
             self.watch.look_again()
+        if outcome == MP_EMPTY and deadline == 0:
+            look_after(self.v.f)
         if outcome != MP_EMPTY or deadline == 0:
             return outcome
         if deadline > 0 or self.v.flags & MP_QUEUE_COUNTED:
@@ -749,6 +754,7 @@ cdef class MessageQueue:
         """The number of objects in the queue."""
         cdef int64_t n
         self.ensure()
+        look_after(self.v.f)
         n = mp_queue_size(&self.v)
         if n < 0:
             self.failed(errno, False)

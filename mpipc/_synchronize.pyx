@@ -41,6 +41,7 @@ from mpipc.family._core cimport (
     deadline_if,
     fail,
     fail_bell,
+    look_after,
     mp_bell_await,
     mp_bell_get,
     mp_cell_block,
@@ -143,6 +144,7 @@ cdef class LockBase(Shared):
             return True
         deadline = deadline_if(block, timeout)
         if deadline == 0:
+            look_after(f)
             return False
         while True:
             with nogil:
@@ -251,6 +253,7 @@ cdef class LockBase(Shared):
         return self.block.b.lock.depth if owner != 0 and owner == self.block.f.me else 0
 
     def _get_value(self):
+        look_after(self.f)
         return 0 if self.block.b.lock.word & MP_LOCK_OWNER else 1
 
     def _is_zero(self):
@@ -305,6 +308,7 @@ cdef class SemaphoreBase(Shared):
             fail(error, "acquiring a semaphore")
         deadline = deadline_if(block, timeout)
         if deadline == 0:
+            look_after(f)
             return False
         error = mp_sem_enroll(f, index)
         if error:
@@ -347,13 +351,14 @@ cdef class SemaphoreBase(Shared):
 
     def get_value(self):
         """The number of units that can be acquired now."""
+        look_after(self.block.f)
         return mp_sem_value(self.block.b)
 
     def _get_value(self):
-        return mp_sem_value(self.block.b)
+        return self.get_value()
 
     def _is_zero(self):
-        return mp_sem_value(self.block.b) == 0
+        return self.get_value() == 0
 
     @property
     def returns(self):
@@ -419,6 +424,7 @@ cdef class EventBase(Shared):
             return True
         deadline = deadline_if(True, timeout)
         if deadline == 0:
+            look_after(f)
             return False
         while True:
             with nogil:

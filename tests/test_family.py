@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -10,8 +11,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from multiprocessing import context as mp_context
 from pathlib import Path
+from queue import Empty, Full
 from typing import Any
 
 import pytest
@@ -542,6 +545,71 @@ def test_a_killed_reaper_is_replaced_by_a_waiter() -> None:
     second = wait_until(lambda: family.current().tick() or reaper_pid(), timeout=30)
     assert second != first
     wait_until(only_me)
+
+
+def without_reaper() -> None:
+    os.kill(wait_for_reaper(), signal.SIGKILL)
+    wait_until(lambda: not family.current().has_reaper())
+
+
+# Who takes what there is of it and is killed, and how another finds out that it is there again, without ever waiting for a tick.
+POLLED: dict[str, tuple[Callable[[], Any], Callable[[Any], bool]]] = {
+    "Lock.acquire(False)": (mpipc.Lock, lambda lock: lock.acquire(False)),
+    "RLock.acquire(timeout=0.001)": (mpipc.RLock, lambda lock: lock.acquire(timeout=0.001)),
+    "Lock.statistics()": (mpipc.Lock, lambda lock: lock.statistics().value == 1),
+    "Semaphore.acquire(False)": (mpipc.Semaphore, lambda semaphore: semaphore.acquire(False)),
+    "Semaphore.acquire(timeout=0.001)": (mpipc.Semaphore, lambda semaphore: semaphore.acquire(timeout=0.001)),
+    "BoundedSemaphore.get_value()": (mpipc.BoundedSemaphore, lambda semaphore: semaphore.get_value() == 1),
+}
+
+
+@pytest.mark.parametrize("how", POLLED)
+def test_who_polls_gets_it_from_the_dead_without_a_reaper(how: str) -> None:
+    make, poll = POLLED[how]
+    primitive = make()
+    child = os.fork()
+    if child == 0:
+        primitive.acquire()
+        signal.pause()
+        os._exit(0)
+    wait_until(lambda: primitive.statistics().value == 0)
+    without_reaper()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    wait_until(lambda: poll(primitive), timeout=30)
+    wait_until(lambda: (poll(primitive), family.current().has_reaper())[1], timeout=30)
+    wait_until(only_me)
+
+
+def _get(queue: Any, **timeout: float) -> None:
+    with contextlib.suppress(Empty):
+        queue.get(**timeout or {"block": False})
+
+
+def _put(queue: Any, **timeout: float) -> None:
+    with contextlib.suppress(Full):
+        queue.put(None, **timeout or {"block": False})
+
+
+POLLED_TOO: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "Queue.get_nowait()": (mpipc.Queue, _get),
+    "Queue.get(timeout=0.001)": (mpipc.Queue, lambda queue: _get(queue, timeout=0.001)),
+    "Queue.put_nowait()": (lambda: mpipc.Queue(1), _put),
+    "Queue.put(timeout=0.001)": (lambda: mpipc.Queue(1), lambda queue: _put(queue, timeout=0.001)),
+    "Queue.empty()": (mpipc.Queue, lambda queue: queue.empty()),
+    "Queue.full()": (lambda: mpipc.Queue(1), lambda queue: queue.full()),
+    "SimpleQueue.empty()": (mpipc.SimpleQueue, lambda queue: queue.empty()),
+    "Event.wait(0)": (mpipc.Event, lambda event: event.wait(0)),
+    "Event.wait(0.001)": (mpipc.Event, lambda event: event.wait(0.001)),
+}
+
+
+@pytest.mark.parametrize("how", POLLED_TOO)
+def test_who_polls_replaces_a_killed_reaper(how: str) -> None:
+    make, poll = POLLED_TOO[how]
+    primitive = make()
+    without_reaper()
+    wait_until(lambda: (poll(primitive), family.current().has_reaper())[1], timeout=30)
 
 
 # --- families ---------------------------------------------------------------------------------------------------------

@@ -216,6 +216,7 @@ cdef extern from "family.h" nogil:
     int mp_recover(mp_family *f)
     int mp_sweep()
     int mp_tick(mp_family *f)
+    bint mp_tick_is_due(mp_family *f)
     int mp_launch_reaper(mp_family *f)
     bint mp_reaper_present(mp_family *f)
     int64_t mp_now_ns()
@@ -239,6 +240,13 @@ cdef class Block:
     cdef readonly uint32_t serial
     cdef object __weakref__
     cdef int ensure(self) except -1
+
+
+cdef inline void look_after(mp_family *f) noexcept:
+    """What is wanted is not to be had, and nobody waits for it: see mp_tick_is_due()."""
+    if mp_tick_is_due(f):
+        with nogil:
+            mp_tick(f)
 
 
 cdef Block new_block(uint32_t kind)

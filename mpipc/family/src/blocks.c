@@ -366,7 +366,8 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
     return errno == EAGAIN && last ? ETIMEDOUT : errno;
 }
 
-/* As mp_bell_wait(), with an outcome for a result. A tick is spent on looking after the family. */
+/* As mp_bell_wait(), with an outcome for a result. Who has waited in vain looks after the family: at each
+ * tick, and if it is not for so long, as often. */
 int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns) {
     int error = mp_bell_wait(f, bell, op, deadline_ns);
     switch (error) {
@@ -376,6 +377,7 @@ int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_n
     case EINTR:
         return MP_INTERRUPTED;
     case ETIMEDOUT:
+        mp_look_after(f);
         return MP_TIMED_OUT;
     default:
         return mp_error(error);

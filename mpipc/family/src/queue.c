@@ -139,9 +139,7 @@ static int ask_whether_removed(struct mp_queue_view *v) {
 static int removed_lately(struct mp_queue_view *v) {
     if (atomic_load_explicit(&v->q->token, memory_order_relaxed) & MP_TOKEN_GONE)
         return MP_REMOVED;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    int64_t tick = now.tv_sec * 1000000000ll + now.tv_nsec;
+    int64_t tick = mp_coarse_ns();
     if (atomic_load_explicit(&v->asked, memory_order_relaxed) == tick)
         return MP_OK;
     atomic_store_explicit(&v->asked, tick, memory_order_relaxed);
@@ -249,15 +247,6 @@ static bool try_lock(struct mp_queue_view *v) {
     return false;
 }
 
-/* Those who time out before a tick has passed have to look after the family, too: perhaps nobody else is there. */
-static void look_after_family(struct mp_queue_view *v) {
-    int64_t now = mp_now_ns(), last = atomic_load_explicit(&v->looked, memory_order_relaxed);
-    if (now - last < MP_TICK_NS)
-        return;
-    atomic_store_explicit(&v->looked, now, memory_order_relaxed);
-    mp_tick(v->f);
-}
-
 /* Sections under the lock are short, and run neither Python nor anything that waits, but their process may be stopped. 0;
  * MP_TIMED_OUT, MP_TICK, MP_INTERRUPTED; MP_CORRUPT: something was found damaged, and has been put right now; or an error if what
  * a dead process left cannot be repaired (no memory to look at it). The lock is held only if it is 0. */
@@ -268,8 +257,6 @@ int mp_queue_lock(struct mp_queue_view *v, int64_t deadline_ns) {
             continue;
         }
         int outcome = mp_lock_wait(v->f, v->index, deadline_ns);
-        if (outcome == MP_TIMED_OUT)
-            look_after_family(v);
         if (outcome != MP_OK)
             return outcome;
         break;

@@ -127,7 +127,6 @@ struct mp_queue_view {
     _Atomic uint32_t streak;   /* messages taken since the last one that was slept for */
     _Atomic uint32_t patience; /* length of the streak that makes us try shared memory */
     _Atomic uint32_t longest;  /* body that the kernel takes */
-    _Atomic int64_t looked;    /* when one who timed out last looked after the family, CLOCK_MONOTONIC ns */
     _Atomic int64_t asked;     /* the tick of CLOCK_MONOTONIC_COARSE, in ns, in which the kernel queue was there */
     _Atomic(struct mp_arena *) arena;
     _Atomic uintptr_t *segments; /* where they are attached, and what is in them; see arena.c */

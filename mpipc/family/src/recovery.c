@@ -371,6 +371,7 @@ int mp_sweep(void) {
 
 /* What a waiter does once a second: the reaper may be gone, or slow. */
 int mp_tick(struct mp_family *f) {
+    atomic_store_explicit(&f->looked, mp_coarse_ns(), memory_order_relaxed);
     int reapers = semctl(f->semid, MP_SEM_REAPER, GETVAL);
     if (reapers < 0)
         return MP_FAILED;
@@ -388,6 +389,17 @@ int mp_tick(struct mp_family *f) {
     if (dead || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch < living)) /* the latter: one has left by execve(2) */
         mp_recover(f);
     return reapers == 0 ? mp_launch_reaper(f) : MP_OK;
+}
+
+/* Has this process looked after the family in the last tick? Who only tries, or never waits for so long, is perhaps the only
+ * one who is left, and what he tries for is with a dead process. */
+bool mp_tick_is_due(struct mp_family *f) {
+    return f->slot >= 0 && mp_coarse_ns() - atomic_load_explicit(&f->looked, memory_order_relaxed) >= MP_TICK_NS;
+}
+
+void mp_look_after(struct mp_family *f) {
+    if (mp_tick_is_due(f))
+        mp_tick(f);
 }
 
 bool mp_reaper_present(struct mp_family *f) { return semctl(f->semid, MP_SEM_REAPER, GETVAL) > 0; }
