@@ -4,6 +4,13 @@ PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
 
+# A Python of .ci/pythons lives in a folder with a C library of its own: all that is done with it is done in there.
+ifneq ($(findstring /build/pythons/bin/,$(abspath $(PYTHON))),)
+.PHONY: $(or $(MAKECMDGOALS),help)
+$(or $(MAKECMDGOALS),help):
+	@.ci/pythons run make --no-print-directory $@ PYTHON=/usr/bin/$(notdir $(PYTHON))
+else
+
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
@@ -20,9 +27,9 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*
 help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
 	@echo 'make test      build, and run all tests (ARGS="-k lock" passes options to pytest)'
-	@echo 'make test-all  make test with each of Python 3.11, 3.12 and 3.13 that is found'
+	@echo 'make test-all  make test with each of Python 3.11 to 3.15 that is found'
 	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
-	@echo 'make compat-all  make compat with each of Python 3.11, 3.12 and 3.13 that is found'
+	@echo 'make compat-all  make compat with each of Python 3.11 to 3.15 that is found'
 	@echo 'make compat-programs  unmodified programs of other packages on both (installs them, about 500 MB)'
 	@echo 'make bench     measure mpipc beside its peers, in about 8 minutes: tables, JSON and charts in build/bench'
 	@echo '               (ARGS="locks streams" chooses; ARGS=--list lists the cases)'
@@ -72,12 +79,13 @@ $(VENV)/.bench-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
 	done < $@.txt
 	@touch $@
 
-# Installed, not editable: what is tested is what a user gets. build/ is kept, so that only changed modules are compiled
+# Installed, not editable: what is tested is what a user gets. (In the tree, too: who is in its root and imports mpipc finds that.) build/ is kept, so that only changed modules are compiled
 # again; the Python files in it are not, or one that was deleted would live on.
 $(VENV)/.built: $(SOURCES) $(VENV)/.build-tools
 	@echo 'building mpipc for Python $(VERSION)'
-	@if test -d build; then find build -name '*.py' -delete; fi
+	@if test -d build; then find build -path build/pythons -prune -o -name '*.py' -exec rm {} +; fi
 	@$(PIP) --no-build-isolation --no-deps --force-reinstall .
+	@$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 build: $(VENV)/.built
@@ -172,12 +180,16 @@ lint: $(VENV)/.dev-tools
 	echo 'cython-lint'; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint mpipc || status=1; \
 	exit $$status
 
+# The folder of .ci/pythons takes two minutes to make, and depends on nothing here.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv-*/.built
+	if test -d build; then find build -mindepth 1 -maxdepth 1 ! -name pythons -exec rm -rf {} +; fi
+	rm -rf dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv-*/.built
 	find mpipc -name '*.so' -delete
 	rm -f mpipc/family/mpipc-reaper
 	find mpipc -name '*.pyx' | while read -r source; do rm -f "$${source%.pyx}.c"; done
 	find mpipc tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv-*
+	rm -rf .venv-* build
+
+endif

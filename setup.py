@@ -1,6 +1,7 @@
 """Builds the Cython extensions and the reaper, a small C program that ships inside the package."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,17 @@ if sanitizers := os.environ.get("MPIPC_SANITIZE"):
     COMPILE_ARGS += [*LINK_ARGS, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 
 
+def runs(reaper: Path) -> bool:
+    """Or it was made with a newer C library: the one in the source tree is every Python's.
+
+    Without arguments it ends with 2.
+    """
+    try:
+        return subprocess.run([reaper.absolute()], stderr=subprocess.DEVNULL, check=False).returncode == 2
+    except OSError:
+        return False
+
+
 def core_sources() -> list[Path]:
     """What the extension and the reaper have in common: all of the C core but the reaper's main program."""
     return [path for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
@@ -40,7 +52,12 @@ class BuildWithReaper(build_ext):
         sources = [*core_sources(), CORE / "reaper.c"]
         target = self._reaper_path()
         inputs = [*sources, *core_headers(), Path(__file__)]
-        if not self.force and target.exists() and all(path.stat().st_mtime < target.stat().st_mtime for path in inputs):
+        if (
+            not self.force
+            and target.exists()
+            and all(path.stat().st_mtime < target.stat().st_mtime for path in inputs)
+            and runs(target)
+        ):
             return
         objects = self.compiler.compile(
             [str(path) for path in sources],

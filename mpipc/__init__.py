@@ -15,6 +15,14 @@ if sys.platform != "linux" or not os.path.isdir("/proc/sysvipc"):
     from mpipc.sysv._platform import require_sysv_ipc
 
     require_sysv_ipc()
+# Semaphore records, the counts of this process's handles, and much else are changed by one thread at a time because
+# that holds the GIL. Asked here, since what is imported below would turn it on for the whole program, unless
+# PYTHON_GIL=0 keeps it off.
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError(
+        "mpipc needs the global interpreter lock, and this free-threaded Python runs without: start it with"
+        " PYTHON_GIL=1 in the environment, or with -X gil=1."
+    )
 if not any(os.path.exists(os.path.join(__path__[0], "sysv", "msg" + suffix)) for suffix in EXTENSION_SUFFIXES):
     raise ImportError(
         f"mpipc in {__path__[0]} is not compiled for Python {sys.version_info[0]}.{sys.version_info[1]}:"

@@ -197,8 +197,8 @@ def _close_window() -> None:
 # --- children ---------------------------------------------------------------------------------------------------------
 
 
-def child_source(function: str = "install") -> str:
-    """Python source that calls a function of this module in another interpreter.
+def child_source(function: str | None = "install", module: str = "mpipc._install") -> str:
+    """Python source that imports a module of mpipc in another interpreter, and calls a function of it, if any.
 
     It takes mpipc from where it is here: the other interpreter has not been told this one's sys.path yet.
     """
@@ -208,10 +208,9 @@ def child_source(function: str = "install") -> str:
         "path = sys.path\n"
         f"sys.path = [*path, {folder!r}]\n"
         "try:\n"
-        "    import mpipc._install\n"
+        f"    import {module}\n"
         "finally:\n"
-        "    sys.path = path\n"
-        f"mpipc._install.{function}()\n"
+        "    sys.path = path\n" + (f"{module}.{function}()\n" if function is not None else "")
     )
 
 

@@ -252,6 +252,10 @@ cdef class LockBase(Shared):
         cdef uint64_t owner = self.block.b.lock.word & MP_LOCK_OWNER
         return self.block.b.lock.depth if owner != 0 and owner == self.block.f.me else 0
 
+    def locked(self):
+        """Whether some process or thread holds the lock. See multiprocessing.Lock.locked of Python 3.14."""
+        return not self._get_value()
+
     def _get_value(self):
         look_after(self.f)
         return 0 if self.block.b.lock.word & MP_LOCK_OWNER else 1
@@ -348,6 +352,10 @@ cdef class SemaphoreBase(Shared):
 
     def __exit__(self, exc_type=None, exc=None, traceback=None):
         self.release()
+
+    def locked(self):
+        """Whether there is no unit that can be acquired now. See multiprocessing.Semaphore of Python 3.14."""
+        return self.get_value() == 0
 
     def get_value(self):
         """The number of units that can be acquired now."""

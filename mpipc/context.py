@@ -11,6 +11,7 @@ through it settles mpipc's start method, never multiprocessing's, and the other 
 from __future__ import annotations
 
 import multiprocessing.context as _base
+import signal
 import sys
 from multiprocessing import process
 from multiprocessing import reduction as reduction
@@ -159,6 +160,18 @@ class BaseContext(_base.BaseContext):
 
         return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
+    def set_forkserver_preload(self, module_names: list[str], *, on_error: str = "ignore") -> None:
+        """Have the fork server, when it is started, import these modules first.
+
+        `on_error` (as in Python 3.15, and here in all) says what it does with one that cannot be imported: "ignore" it,
+        "warn" with an ImportWarning, or "fail", and then it starts no process: start() raises EOFError or an OSError.
+
+        TypeError for names that are no strings; ValueError for another `on_error`.
+        """
+        from mpipc.popen_forkserver import set_preload
+
+        set_preload(module_names, on_error)
+
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method, without one this context (of the default context, the settled one).
 
@@ -204,6 +217,13 @@ class _FamilyProcess(process.BaseProcess):
     """
 
     _start_method: Any  # str | None, given a value by the other base class
+
+    if not hasattr(process.BaseProcess, "interrupt"):  # it has it from Python 3.14 on
+
+        def interrupt(self) -> None:
+            """Send SIGINT to the process, for which it raises KeyboardInterrupt unless it does otherwise."""
+            self._check_closed()  # type: ignore[attr-defined]
+            self._popen._send_signal(signal.SIGINT)  # type: ignore[attr-defined]
 
     def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
         _default_context._actual_context  # noqa: B018  (take over what the parent has noted, if nobody has asked yet)

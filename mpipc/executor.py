@@ -21,9 +21,11 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import process as _base
+from itertools import count, islice
 from multiprocessing import pool as _base_pool
 from multiprocessing import util
 from typing import Any
@@ -181,11 +183,13 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         raises, the future raises.
         """
         kind, payload = (CALL, (args, kwargs)) if kwargs else (APPLY, args)
+        return self._run(Function(fn, _new_id(), lasting=False), kind, payload)
+
+    def _run(self, function: Function, kind: int, payload: tuple[Any, ...], first: int = 0) -> Future[Any]:
         with self._lock:
             engine = self._started_engine()
             job = _Job(engine.cache)
-            function = Function(fn, job._job + 1, lasting=False)
-            task = Task(job, 0, kind, function, payload, **self._options)
+            task = Task(job, 0, kind, function, payload, first=first, **self._options)
             added = engine.add(job, task)  # from here on the engine does not end
         if added:
             engine.dispatch()
@@ -194,28 +198,40 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         return job.future
 
     def map(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
         """Return an iterator over map(fn, *iterables), in order; the iterables are read at once.
 
         `chunksize` items at a time are one task, and one result. After `timeout` seconds from this call, the iterator
         raises TimeoutError where the next result is not there; the tasks that have begun go on.
+
+        With `buffersize` (as in Python 3.14, and here in all) only so many tasks are made at once, and one more when
+        the first result of a task is asked for: the iterables may be endless. What they raise, the iterator raises.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, got {buffersize!r}")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize must be None or > 0, got {buffersize}")
+        kind = APPLY if chunksize == 1 else STAR_CHUNK
+        if buffersize is not None:
+            return self._map_ahead(Function(fn, _new_id()), kind, iterables, deadline, chunksize, buffersize)
         items = list(zip(*iterables, strict=False))
         firsts = range(0, len(items), chunksize)
-        if chunksize == 1:
-            kind, payloads = APPLY, items
-        else:
-            kind, payloads = STAR_CHUNK, [tuple(items[first : first + chunksize]) for first in firsts]
+        payloads = items if kind == APPLY else [tuple(items[first : first + chunksize]) for first in firsts]
         with self._lock:
             engine = self._started_engine()
             jobs = [_Job(engine.cache) for _ in firsts]
             if not jobs:
                 return iter(())
-            function = Function(fn, jobs[0]._job + 1)
+            function = Function(fn, _new_id())
             tasks = [
                 Task(job, 0, kind, function, payload, first=first, **self._options)
                 for job, first, payload in zip(jobs, firsts, payloads, strict=True)
@@ -226,7 +242,31 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         else:
             for job in jobs:
                 engine.refuse(job)
-        return _results([job.future for job in reversed(jobs)], chunksize > 1, deadline)
+        return _results(deque(job.future for job in jobs), kind, deadline)
+
+    def _map_ahead(
+        self,
+        function: Function,
+        kind: int,
+        iterables: tuple[Iterable[Any], ...],
+        deadline: float | None,
+        chunksize: int,
+        buffersize: int,
+    ) -> Iterator[Any]:
+        """map() with `buffersize`. The iterator does not keep the executor: what was submitted is done nevertheless."""
+        items = zip(*iterables, strict=False)
+        payloads = items if kind == APPLY else iter(lambda: tuple(islice(items, chunksize)), ())
+        numbered = zip(count(0, chunksize), payloads)
+        myself = weakref.ref(self)
+
+        def one_more() -> None:
+            executor = myself()
+            if executor is not None:
+                for first, payload in islice(numbered, 1):
+                    futures.append(executor._run(function, kind, payload, first))
+
+        futures = deque(self._run(function, kind, payload, first) for first, payload in islice(numbered, buffersize))
+        return _results(futures, kind, deadline, one_more)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take on nothing more; the workers end when all that was submitted is done.
@@ -300,16 +340,25 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         return engine
 
 
+def _new_id() -> int:
+    """For a Function: no other of this process has it, in any pool."""
+    return 1 + next(_base_pool.job_counter)  # type: ignore[attr-defined, no-any-return]
+
+
 def _make_process(context: Any, **options: Any) -> Any:
     return context.Process(**options)
 
 
-def _results(futures: list[Future[Any]], chunked: bool, deadline: float | None) -> Iterator[Any]:
-    """The results of futures, the last one first, which are not kept."""
+def _results(
+    futures: deque[Future[Any]], kind: int, deadline: float | None, one_more: Callable[[], None] | None = None
+) -> Iterator[Any]:
+    """The results of futures, which are not kept; before each future, `one_more` may append one."""
     try:
         while futures:
-            result = futures.pop().result(None if deadline is None else deadline - time.monotonic())
-            if not chunked:
+            if one_more is not None:
+                one_more()
+            result = futures.popleft().result(None if deadline is None else deadline - time.monotonic())
+            if kind == APPLY:
                 yield result
                 continue
             result.reverse()

@@ -11,10 +11,9 @@ connections: whoever waits for an answer gets EOFError or a ConnectionError.
 from __future__ import annotations
 
 import multiprocessing.managers
+import threading
 from collections.abc import Iterable
 from multiprocessing.managers import BaseProxy as BaseProxy
-from multiprocessing.managers import DictProxy as DictProxy
-from multiprocessing.managers import ListProxy as ListProxy
 from multiprocessing.managers import Namespace as Namespace
 from multiprocessing.managers import RemoteError as RemoteError
 from multiprocessing.managers import Server as Server
@@ -23,6 +22,10 @@ from multiprocessing.managers import ValueProxy as ValueProxy
 from typing import Any
 
 from mpipc import pool, shared_memory
+from mpipc._proxies import AcquirerProxy as AcquirerProxy
+from mpipc._proxies import DictProxy as DictProxy
+from mpipc._proxies import ListProxy as ListProxy
+from mpipc._proxies import SetProxy as SetProxy
 from mpipc.context import BaseContext, _default_context
 
 _base: Any = multiprocessing.managers  # its private names are unknown to type checkers
@@ -65,6 +68,12 @@ class SyncManager(BaseManager, multiprocessing.managers.SyncManager):
 
 
 SyncManager.register("Pool", pool.Pool, _base.PoolProxy)
+# What the running interpreter's manager lacks: it registers from Python 3.14 on what is registered here.
+SyncManager.register("list", list, ListProxy)
+SyncManager.register("dict", dict, DictProxy)
+SyncManager.register("set", set, SetProxy)
+for _name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore"):
+    SyncManager.register(_name, getattr(threading, _name), AcquirerProxy)
 
 
 class _SharedMemoryTracker(_base._SharedMemoryTracker):  # type: ignore[misc]

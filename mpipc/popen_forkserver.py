@@ -12,30 +12,59 @@ from mpipc.popen_spawn_posix import spawning
 
 __all__ = ["Popen"]
 
+ON_ERROR = ("ignore", "warn", "fail")
+
+_server: Any = forkserver._forkserver
+_knows_on_error = hasattr(_server, "_preload_on_error")  # from Python 3.15 on
+_on_error = "ignore"
+
+
+def set_preload(modules: list[str], on_error: str) -> None:
+    """Have the fork server import these modules when it is started. See BaseContext.set_forkserver_preload()."""
+    global _on_error
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be 'ignore', 'warn' or 'fail', not {on_error!r}")
+    if _knows_on_error:
+        _server.set_forkserver_preload(modules, on_error=on_error)
+    else:
+        _server.set_forkserver_preload(modules)
+        _on_error = on_error
+
 
 class _Preload(list[str]):
-    """The modules that the fork server is to load, and mpipc.install() before any of them.
+    """The modules that the fork server is to load, and what it does before and with them.
 
     The server is started with a line of Python that has the repr() of this list in it.
     """
 
     def __repr__(self) -> str:
-        return f"(exec({child_source('serve')!r}, {{}}), {super().__repr__()})[1]"
+        modules = super().__repr__()
+        if _on_error != "ignore":
+            source = child_source(None, "mpipc._preload")
+            make = f"scope['mpipc']._preload.Modules({modules}, {_on_error!r})"
+            modules = f"(lambda scope: (exec({source!r}, scope), {make})[1])({{}})"
+        if installed():
+            modules = f"(exec({child_source('serve')!r}, {{}}), {modules})[1]"
+        return modules
 
 
 class Popen(_base.Popen):
     """multiprocessing.popen_forkserver.Popen whose child takes over the mpipc objects pickled for it."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        server: Any = forkserver._forkserver
-        modules = server._preload_modules
-        if installed():
-            server._preload_modules = _Preload(modules)
+        modules = _server._preload_modules
+        _server._preload_modules = _Preload(modules)
         try:
             with spawning(self, process_obj) as parcel:
                 super()._launch(parcel)  # type: ignore[misc]
+        except (EOFError, OSError) as error:
+            if _on_error == "fail":
+                error.add_note(
+                    "The fork server may have ended because a module could not be preloaded: see its stderr."
+                )
+            raise
         finally:
-            server._preload_modules = modules
+            _server._preload_modules = modules
 
 
 def __getattr__(name: str) -> Any:

@@ -81,10 +81,14 @@ class _Parcel:
     pickles made of the standard library's functions.
     """
 
-    def __init__(self, process: BaseProcess, method: str) -> None:
+    def __init__(self, process: BaseProcess, method: str | None) -> None:
         self._process = process
         self._name = _Name(process.name)
-        self._name.notes = (_StartMethod(method), *_family_note(), *([_Source(child_source())] if installed() else []))
+        self._name.notes = (
+            *([_StartMethod(method)] if method is not None else []),
+            *_family_note(),
+            *([_Source(child_source())] if installed() else []),
+        )
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._process, attribute)
@@ -103,8 +107,9 @@ def spawning(popen: ForkPopen, process: BaseProcess) -> Iterator[Any]:
     """
     from mpipc.context import _default_context
 
-    parcel = _Parcel(process, _default_context.get_start_method())
-    # The preparation data ask for the standard library's start method, and asking settles it: a later
+    # The child gets the parent's start method. Asking settles it, which is so with multiprocessing up to Python 3.13.
+    parcel = _Parcel(process, _default_context.get_start_method(allow_none=sys.version_info >= (3, 14)))
+    # Up to Python 3.13 the preparation data ask for the standard library's start method, and asking settles it: a later
     # multiprocessing.set_start_method() would fail because of a process that was none of its business.
     standard: Any = multiprocessing.context._default_context
     unsettled = standard._actual_context is None

@@ -35,8 +35,12 @@ def make_property(name: str) -> Any:
 
 def _type(typecode_or_type: Any) -> Any:
     type_ = typecode_to_type.get(typecode_or_type, typecode_or_type)
-    if isinstance(type_, str):
-        raise TypeError(f"unknown typecode {type_!r}: it must be a ctypes type or one of {' '.join(typecode_to_type)}")
+    try:
+        ctypes.sizeof(type_)
+    except TypeError:
+        raise TypeError(
+            f"bad typecode {type_!r}: it must be a ctypes type or one of {' '.join(typecode_to_type)}"
+        ) from None
     return type_
 
 

@@ -274,3 +274,48 @@ def test_process_pool_executor_with_a_killed_worker(ctx: Any) -> None:
         future = executor.submit(os.kill, executor.submit(os.getpid).result(), 9)
         with pytest.raises(concurrent.futures.process.BrokenProcessPool):
             future.result()
+
+
+# --- the fork server's modules ----------------------------------------------------------------------------------------
+
+PRELOADING = """
+import sys
+import mpipc as {name}
+
+def target():
+    print("json" in sys.modules, flush=True)
+
+if __name__ == "__main__":
+    {install}
+    context = {name}.get_context("forkserver")
+    context.set_forkserver_preload(["no_such_module", "json"], **{options})
+    process = context.Process(target=target)
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        print(*error.__notes__)
+    else:
+        process.join()
+"""
+
+
+@pytest.mark.parametrize("install", ["", "mpipc.install()"], ids=["swapped", "installed"])
+@pytest.mark.parametrize("on_error", [None, "ignore", "warn", "fail"])
+def test_what_cannot_be_preloaded(on_error: str | None, install: str) -> None:
+    options = {} if on_error is None else {"on_error": on_error}
+    script = PRELOADING.format(name="mpipc" if install else "multiprocessing", install=install, options=options)
+    result = run_script(script, env={"PYTHONWARNINGS": "always"})
+    if on_error == "fail":
+        assert "see its stderr" in result.stdout or "Check stderr" in result.stdout
+        assert "No module named 'no_such_module'" in result.stderr
+    else:
+        assert result.stdout == "True\n"
+        assert ("Failed to preload module 'no_such_module'" in result.stderr) is (on_error == "warn")
+
+
+def test_impossible_ways_to_preload() -> None:
+    context = mpipc.get_context("forkserver")
+    with pytest.raises(ValueError, match="on_error must be 'ignore', 'warn'"):
+        context.set_forkserver_preload([], on_error="raise")
+    with pytest.raises(TypeError, match="must be a list of strings"):
+        context.set_forkserver_preload([1])

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import itertools
 import os
 import pickle
 import signal
@@ -128,6 +129,61 @@ def test_arguments_are_checked() -> None:
         ProcessPoolExecutor(1, timeout=0)
     with pytest.raises(ValueError, match="chunksize"):
         ProcessPoolExecutor(1).map(tasks.square, [1], chunksize=0)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_map_with_a_buffersize_reads_no_further(executor: ProcessPoolExecutor, chunksize: int) -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in itertools.count():
+            read.append(number)
+            yield number
+
+    results = executor.map(tasks.square, numbers(), chunksize=chunksize, buffersize=4)
+    assert len(read) == 4 * chunksize  # before the first result is asked for, as in Python 3.14
+    for number in range(20):
+        assert next(results) == number * number
+        assert len(read) == (4 + number // chunksize + 1) * chunksize
+
+
+@pytest.mark.parametrize("chunksize", [1, 4])
+@pytest.mark.parametrize("buffersize", [1, 2, 50])
+def test_map_with_a_buffersize(executor: ProcessPoolExecutor, chunksize: int, buffersize: int) -> None:
+    options = {"chunksize": chunksize, "buffersize": buffersize}
+    assert list(executor.map(tasks.square, range(30), **options)) == [x * x for x in range(30)]
+    assert list(executor.map(tasks.add, range(10), iter(range(20)), **options)) == list(range(0, 20, 2))
+    assert list(executor.map(tasks.square, [], **options)) == []
+    results = executor.map(tasks.fail_at, range(20), **options)
+    with pytest.raises(KeyError):
+        list(results)
+
+
+def test_map_with_a_buffersize_does_not_keep_the_executor(ctx: Any) -> None:
+    executor = ProcessPoolExecutor(1, ctx)
+    results = executor.map(tasks.square, itertools.count(), buffersize=3)
+    assert next(results) == 0
+    reference = weakref.ref(executor)
+    del executor
+    gc.collect()
+    assert reference() is None
+    assert list(results) == [1, 4, 9]  # what was submitted by then
+
+
+def test_map_with_a_buffersize_after_shutdown(ctx: Any) -> None:
+    executor = ProcessPoolExecutor(1, ctx)
+    results = executor.map(tasks.square, itertools.count(), buffersize=2)
+    assert next(results) == 0
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        next(results)
+
+
+def test_impossible_buffersizes(executor: ProcessPoolExecutor) -> None:
+    with pytest.raises(TypeError, match=r"buffersize must be an integer or None, got 1\.5"):
+        executor.map(tasks.square, [1], buffersize=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="buffersize must be None or > 0, got 0"):
+        executor.map(tasks.square, [1], buffersize=0)
 
 
 def test_nothing_is_started_before_it_is_needed(ctx: Any) -> None:

@@ -552,7 +552,7 @@ def without_reaper() -> None:
     wait_until(lambda: not family.current().has_reaper())
 
 
-# Who takes what there is of it and is killed, and how another finds out that it is there again, without ever waiting for a tick.
+# What somebody takes all of and is killed, and how another, who never waits for a tick, finds it there again.
 POLLED: dict[str, tuple[Callable[[], Any], Callable[[Any], bool]]] = {
     "Lock.acquire(False)": (mpipc.Lock, lambda lock: lock.acquire(False)),
     "RLock.acquire(timeout=0.001)": (mpipc.RLock, lambda lock: lock.acquire(timeout=0.001)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import collections.abc
 import multiprocessing.managers
 import operator
 import os
@@ -60,6 +60,52 @@ def test_default_context() -> None:
                 assert type(manager._process) is mpipc.get_context("spawn").Process
         """
     )
+
+
+def test_set(manager: SyncManager) -> None:
+    """Of Python 3.14, and here of all."""
+    numbers = manager.set([1, 2])  # type: ignore[attr-defined]
+    assert type(numbers) is mpipc.managers.SetProxy
+    same = numbers
+    numbers |= {3, 4}
+    numbers -= {1}
+    numbers &= {2, 3, 4, 5}
+    numbers ^= {5, 6}
+    assert numbers is same
+    assert (len(numbers), 2 in numbers, 1 in numbers, sorted(numbers)) == (5, True, False, [2, 3, 4, 5, 6])
+    numbers.add(7)
+    numbers.discard(6)
+    numbers.remove(5)
+    with pytest.raises(KeyError):
+        numbers.remove(5)
+    assert numbers.copy() == {2, 3, 4, 7}
+    assert (numbers | {9}, numbers & {2}, {2, 9} - numbers, numbers ^ {2}) == ({2, 3, 4, 7, 9}, {2}, {9}, {3, 4, 7})
+    assert (
+        numbers.union([8]) == {2, 3, 4, 7, 8} and numbers.issuperset({2}) and numbers > {2} and numbers <= {2, 3, 4, 7}
+    )
+    numbers.clear()
+    assert len(numbers) == 0
+
+
+def test_dict_and_list_have_what_python_3_14_has(manager: SyncManager) -> None:
+    table, same = (manager.dict(a=1),) * 2
+    table |= {"b": 2}
+    assert table is same
+    assert (table | {"c": 3}, {"z": 0} | table) == ({"a": 1, "b": 2, "c": 3}, {"z": 0, "a": 1, "b": 2})
+    assert list(reversed(table)) == ["b", "a"]
+    assert isinstance(table, collections.abc.MutableMapping)
+    items = manager.list([1, 2])
+    assert items.copy() == [1, 2]
+    items.clear()
+    assert len(items) == 0
+    assert isinstance(items, collections.abc.MutableSequence)
+
+
+def test_lock_locked(manager: SyncManager) -> None:
+    lock = manager.Lock()
+    assert lock.locked() is False  # type: ignore[attr-defined]
+    with lock:
+        assert lock.locked() is True  # type: ignore[attr-defined]
 
 
 def test_states(ctx: Any) -> None:

@@ -138,6 +138,27 @@ def _exit(how: Any) -> None:
     sys.exit(how)
 
 
+def _sleep_until_interrupted(ready: Any) -> None:
+    try:
+        ready.set()
+        signal.pause()
+    except KeyboardInterrupt:
+        sys.exit(7)
+
+
+def test_interrupt(ctx: Any) -> None:
+    ready = ctx.Event()
+    process = ctx.Process(target=_sleep_until_interrupted, args=(ready,))
+    process.start()
+    assert ready.wait(60)
+    process.interrupt()
+    process.join(60)
+    assert process.exitcode == 7
+    process.close()
+    with pytest.raises(ValueError, match="process object is closed"):
+        process.interrupt()
+
+
 def test_exitcode(ctx: Any) -> None:
     for how, expected in ((None, 0), (3, 3), (ValueError("on purpose"), 1)):
         process = ctx.Process(target=_exit, args=(how,))

@@ -154,6 +154,20 @@ def test_impossible_arguments(name: str, arguments: tuple[Any, ...]) -> None:
     wait_until(lambda: len(family.current().blocks()) == blocks)
 
 
+@pytest.mark.parametrize("name", ["Lock", "RLock", "Semaphore", "BoundedSemaphore"])
+def test_locked(name: str) -> None:
+    primitive = getattr(mpipc, name)()
+    assert primitive.locked() is False
+    with primitive:
+        assert primitive.locked() is True
+        seen: list[bool] = []
+        thread = threading.Thread(target=lambda: seen.append(primitive.locked()))
+        thread.start()
+        thread.join()
+        assert seen == [True]
+    assert primitive.locked() is False
+
+
 def test_impossible_timeouts() -> None:
     lock = mpipc.Lock()
     lock.acquire()
