@@ -19,6 +19,11 @@ _OWN = {
         "the kernel allows sets of fewer than 32 semaphores (SEMMSL), and mpipc needs as many;"
         ' raise the first number of kernel.sem: sysctl -w kernel.sem="250 32000 32 128"'
     ),
+    errno.EXDEV: (
+        "this kernel ignores SEM_UNDO (gVisor does), so mpipc watches its processes by their pids, and this one is in"
+        " another pid namespace than those that it wants to share with: run them in one (one container, or a pod with"
+        " shareProcessNamespace)"
+    ),
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
         "there is no place to note one more segment of shared memory: a family has room for 262144 objects, a queue for"

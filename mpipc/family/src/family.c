@@ -19,28 +19,6 @@ static uint64_t random_u64(void) {
     return value;
 }
 
-/* Start time of a process in clock ticks since boot, field 22 of /proc/PID/stat; 0 if there is no such process or if it is
- * a zombie. The command name may hold blanks and brackets, so fields are counted from the last ')'. */
-uint64_t mp_process_start_time(pid_t pid) {
-    char path[32], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = 0;
-    char *p = strrchr(text, ')');
-    if (p == NULL || p[1] == 0 || p[2] == 'Z' || p[2] == 'X')
-        return 0;
-    p += 2;
-    for (int field = 3; field < 22 && p != NULL; field++)
-        p = strchr(p + 1, ' ');
-    return p == NULL ? 0 : strtoull(p, NULL, 10);
-}
-
 /* Has a process the segment attached? 1, 0, or -1: that cannot be seen (it is gone, or not ours to look at). A program that
  * was executed in the place of a member has not. Runs in any thread of any program, so without malloc(3) and with little stack. */
 int mp_process_attached(pid_t pid, int shmid) {
@@ -85,6 +63,7 @@ static void unattached(struct mp_family *f) {
     memset(f, 0, sizeof *f);
     f->shmid = f->semid = f->slot = f->fork_slot = f->start_slot = -1;
     f->pid = getpid();
+    f->pid_ns = mp_pid_namespace();
 }
 
 static int local_setup(struct mp_family *f) {
@@ -129,6 +108,7 @@ int mp_family_create(struct mp_family *f, const char *program) {
     h->uid = geteuid();
     h->creator = getpid();
     h->set_size = set_size;
+    h->pid_ns = f->pid_ns;
     snprintf(h->program, sizeof h->program, "%s", program);
     atomic_store(&h->state, MP_OPEN);
     atomic_store(&h->magic, MP_MAGIC);
@@ -210,6 +190,7 @@ static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
     uint64_t joining = mp_slot_word(MP_SLOT_JOINING, mp_slot_generation(*expected), f->pid);
     if (!atomic_compare_exchange_strong(&s->word, expected, joining))
         return ESTALE;
+    atomic_store(&f->seg->pid_ns[slot], f->pid_ns);
     atomic_store(&s->start_time, mp_process_start_time(f->pid));
     atomic_store(&s->leaving, 0);
     for (uint32_t i = 0; i < MP_SLEEPERS; i++)
@@ -221,6 +202,7 @@ static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
         count_out(f);
     }
     if (error != MP_OK) {
+        atomic_store(&f->seg->pid_ns[slot], 0);
         atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(joining), 0));
         return error == ESTALE ? EIDRM : error;
     }
@@ -252,6 +234,7 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
         raise_high(&f->h->slot_high, i + 1);
         if (!atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(state, mp_slot_generation(word) + 1, f->pid)))
             continue;
+        atomic_store(&f->seg->pid_ns[i], f->pid_ns);
         atomic_store(&s->parent, (uint32_t)f->me);
         atomic_store(&s->start_time, 0);
         atomic_store(&s->suspect, 0);
@@ -263,6 +246,7 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
 
 static void slot_unreserve(struct mp_family *f, int slot) {
     uint64_t word = atomic_load(&f->seg->slots[slot].word);
+    atomic_store(&f->seg->pid_ns[slot], 0);
     atomic_store(&f->seg->slots[slot].word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(word), 0));
 }
 
@@ -308,7 +292,12 @@ int mp_family_join(struct mp_family *f) {
         return MP_OK;
     if (f->pid != getpid()) { /* forked behind our back: the parent's units are the parent's */
         f->pid = getpid();
+        f->pid_ns = mp_pid_namespace();
         madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
+    }
+    if (mp_undo(f) == MP_UNDO_IGNORED && f->pid_ns != f->h->pid_ns) {
+        errno = MP_FOREIGN;
+        return MP_FAILED;
     }
     for (;;) {
         int slot = mp_slot_reserve(f, MP_SLOT_JOINING);
@@ -350,7 +339,7 @@ void mp_family_forget_exec(struct mp_family *f) {
         struct mp_slot *s = &f->seg->slots[i];
         uint64_t word = atomic_load(&s->word);
         if ((int)i == f->slot || mp_slot_state_of(word) != MP_SLOT_ALIVE || mp_slot_pid(word) != getpid() ||
-            atomic_load(&s->start_time) != started || started == 0)
+            mp_slot_is_foreign(f, (int)i) || atomic_load(&s->start_time) != started || started == 0)
             continue;
         struct sembuf cancel = {0, -1, SEM_UNDO | IPC_NOWAIT};
         int semid;
@@ -425,6 +414,7 @@ int mp_fork_child(struct mp_family *f) {
     pid_t parent = f->pid;
     int slot = f->fork_slot;
     f->pid = getpid();
+    f->pid_ns = mp_pid_namespace();
     f->slot = f->fork_slot = f->start_slot = -1;
     f->me = 0;
     f->reaper_child = 0;

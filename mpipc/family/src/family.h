@@ -36,7 +36,7 @@
 #include <time.h>
 
 #define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
-#define MP_VERSION 2u
+#define MP_VERSION 3u
 
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
@@ -60,7 +60,7 @@
 #define MP_KEY_MASK 0xff000000u
 
 /* The family's own semaphore set. */
-enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_COUNT };
+enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_TRIAL, MP_SEM_COUNT };
 
 /* The numbers that sets have within a family, from which their keys follow. */
 #define MP_SET_OWN 0u
@@ -259,6 +259,11 @@ struct mp_header {
     _Atomic uint32_t missing_since; /* when (ms, 0: not) fewer processes were attached than are alive; see recovery.c */
     _Atomic int64_t reaper_launched_ns;
     _Atomic uint64_t deaths_seen; /* slots recovered so far: statistics */
+    _Atomic uint32_t undo;        /* MP_UNDO_: does SEM_UNDO work here? See liveness.c, also for these: */
+    uint32_t pid_ns;              /* the founder's pid namespace */
+    _Atomic uint64_t reaper;      /* the reaper, by pid and start time; 0: there was none so far */
+    _Atomic uint32_t reaper_ns;   /* its pid namespace */
+    _Atomic uint64_t recoverer;   /* who has the recovery lock, 0: nobody */
     char program[256];
 };
 
@@ -270,6 +275,7 @@ struct mp_segment {
     _Atomic int32_t alive_sets[MP_ALIVE_SETS + -MP_ALIVE_SETS % 16]; /* id + 1, 0 while there is none */
     _Atomic int32_t bell_sets[MP_BELL_SETS + -MP_BELL_SETS % 16];
     struct mp_slot slots[MP_SLOTS];
+    _Atomic uint32_t pid_ns[MP_SLOTS]; /* in which the pid in the slot's word means something; 0: not noted yet */
     struct mp_cell cells[MP_CELLS];
     struct mp_record records[MP_RECORDS];
     struct mp_block blocks[MP_BLOCKS];
@@ -306,6 +312,9 @@ struct mp_family {
     uint32_t *local_record; /* record + 1 of this process, by block */
     char *reaper_path;
     struct mp_family *next;
+    uint32_t pid_ns; /* this process's pid namespace */
+    bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
+    int recovery_held;      /* how this process holds the recovery lock; see liveness.c */
     bool outsider; /* attached without being a member or the reaper: the sweep */
     _Atomic int64_t looked; /* when this process last looked after the family, CLOCK_MONOTONIC_COARSE ns */
     _Atomic uint32_t recent[MP_RECENT]; /* blocks freed by this process, + 1: where a free one is looked for first */
@@ -344,7 +353,6 @@ void mp_transit_arrived(struct mp_family *f, int64_t token);
 void mp_family_forget_exec(struct mp_family *f);
 void mp_leaving(struct mp_family *f);
 bool mp_slot_lives(struct mp_family *f, int slot);
-uint64_t mp_process_start_time(pid_t pid);
 int mp_process_attached(pid_t pid, int shmid);
 
 /* holders.c */
@@ -410,6 +418,23 @@ uint32_t mp_cell_state(uint64_t word);
 int mp_cell_slot(uint64_t word);
 uint32_t mp_cell_block(uint64_t word);
 
+/* liveness.c */
+enum mp_undo { MP_UNDO_UNKNOWN, MP_UNDO_WORKS, MP_UNDO_IGNORED };
+#define MP_PID_NS_UNKNOWN 1u
+uint64_t mp_process_start_time(pid_t pid);
+bool mp_process_gone(pid_t pid);
+uint32_t mp_pid_namespace(void);
+bool mp_slot_is_foreign(struct mp_family *f, int slot);
+enum mp_undo mp_undo(struct mp_family *f);
+void mp_undo_try(struct mp_family *f);
+void mp_undo_for_the_dead(struct mp_family *f);
+bool mp_reaper_present(struct mp_family *f);
+bool mp_reaper_become(struct mp_family *f);
+bool mp_reaper_stay(struct mp_family *f);
+int mp_reaper_wait(struct mp_family *f, int64_t timeout_ns);
+bool mp_recovery_lock(struct mp_family *f);
+void mp_recovery_unlock(struct mp_family *f);
+
 /* recovery.c */
 int mp_recover(struct mp_family *f);
 void mp_trim(struct mp_family *f, int64_t idle_ns);
@@ -420,7 +445,6 @@ int mp_sweep(void);
 int mp_tick(struct mp_family *f);
 bool mp_tick_is_due(struct mp_family *f);
 void mp_look_after(struct mp_family *f);
-bool mp_reaper_present(struct mp_family *f);
 
 /* launch.c */
 #define MP_NONCE_VARIABLE "MPIPC_NONCE"

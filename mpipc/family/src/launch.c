@@ -213,13 +213,15 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     struct mp_family f;
     if (mp_family_attach(&f, shmid, nonce) != MP_OK)
         return 1;
-    struct sembuf become[] = {{MP_SEM_REAPER, 0, IPC_NOWAIT}, {MP_SEM_REAPER, 1, SEM_UNDO | IPC_NOWAIT}};
-    if (semop(f.semid, become, 2) < 0)
+    if (!mp_reaper_become(&f))
         return 0; /* there is one */
     int64_t trimmed_ns = mp_now_ns();
     int looks = 0;
     for (;;) {
         keep_what_is_in_transit(&f); /* first: somebody waits for it */
+        mp_undo_try(&f);
+        if (!mp_reaper_stay(&f))
+            return 0;
         int recovered = mp_recover(&f);
         if (recovered > 0)
             looks = 0;
@@ -242,9 +244,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         for (uint32_t i = 0, high = mp_slot_high(&f); i < high && !members; i++)
             members = mp_slot_state_of(atomic_load(&f.seg->slots[i].word)) == MP_SLOT_ALIVE;
         bool soon = pending || !members || looks > 0;
-        struct timespec timeout = {soon ? 0 : 30, soon ? 50000000 : 0};
-        struct sembuf wait = {MP_SEM_DEATHS, -1, 0};
-        int rung = semtimedop(f.semid, &wait, 1, &timeout);
+        int rung = mp_reaper_wait(&f, soon ? 50000000 : 30000000000ll);
         if (rung < 0 && errno != EAGAIN && errno != EINTR)
             return 1; /* removed with ipcrm */
         /* Whoever rings may be dying, on a kernel that undoes its operations in another order than is promised. */

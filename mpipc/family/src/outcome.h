@@ -40,6 +40,7 @@ enum mp_outcome {
     MP_SETS_SMALL = E2BIG,  /* the kernel's limit on semaphores in a set (SEMMSL) is below what a family needs */
     MP_SQUATTED = EADDRINUSE, /* another user has made sets under all keys that one of ours may have */
     MP_GONE = ESTALE,       /* the process that shared it ended before this one could take it over */
+    MP_FOREIGN = EXDEV,     /* a process of another pid namespace, where SEM_UNDO is ignored: nobody could see it die */
     MP_DENIED = EACCES,     /* the kernel object is not this user's */
     MP_UNEXPECTED = EIO     /* anything else */
 };
@@ -58,6 +59,7 @@ static inline int mp_error(int number) {
     case MP_SLOTS_FULL:
     case MP_SETS_SMALL:
     case MP_SQUATTED:
+    case MP_FOREIGN:
     case MP_GONE:
     case MP_DENIED:
         return number;

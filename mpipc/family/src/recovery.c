@@ -1,7 +1,7 @@
 /* Recovery: what is done for processes that are no longer there. Run by the reaper on every death, by any process that has
  * waited for a tick and finds that nobody did it, and by the sweep for whole families.
  *
- * One process at a time recovers a family: it holds MP_SEM_RECOVERY with SEM_UNDO, so dying in here releases it. Every step
+ * One process at a time recovers a family: dying in here gives its lock to the next (liveness.c). Every step
  * can be done again from the start: a slot stays DEAD until nothing in the segment mentions it (rule R3). */
 #include "family.h"
 #include "named.h"
@@ -29,13 +29,6 @@ struct dead {
 
 static bool is_dead(const struct dead *dead, int slot) {
     return slot >= 0 && slot < (int)MP_SLOTS && (dead->bits[slot / 64] >> slot % 64 & 1);
-}
-
-/* A zombie is gone: it will not do anything any more. */
-static bool process_gone(pid_t pid) {
-    if (pid <= 0 || (kill(pid, 0) < 0 && errno == ESRCH))
-        return true;
-    return mp_process_start_time(pid) == 0 && mp_process_start_time(getpid()) != 0;
 }
 
 #ifndef MP_SUSPICION_MS
@@ -80,10 +73,8 @@ static void take_census(struct mp_family *f, struct census *c) {
     c->missing = lasts(&f->h->missing_since, c->attached < c->known + c->forked);
 }
 
-/* A reservation for a forked child: see mp_fork_prepare(). In the sweep nobody else is attached at all. */
-static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t word, const struct census *c) {
-    if (mp_slot_state_of(word) == MP_SLOT_FORKING && !process_gone(mp_slot_pid(word)))
-        return false;
+/* Is nobody there whom the table does not know? In the sweep nobody else is attached at all. */
+static bool nobody_unknown(struct mp_family *f, struct mp_slot *s, const struct census *c) {
     if (c->attached == ULONG_MAX)
         return false;
     if (f->outsider && c->attached == 1)
@@ -91,12 +82,27 @@ static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t wo
     return lasts(&s->suspect, c->attached <= c->known);
 }
 
+/* Is the process gone that reserved the slot (of a foreign one the slot is asked that it has itself), or that it is sent to? */
+static bool reserver_gone(struct mp_family *f, struct mp_slot *s, uint64_t word) {
+    int slot = (int)(s - f->seg->slots), reserver = (int)atomic_load(&s->parent) - 1;
+    if (!mp_slot_is_foreign(f, slot))
+        return mp_process_gone(mp_slot_pid(word));
+    return !mp_slot_lives(f, reserver);
+}
+
+/* A reservation for a forked child: see mp_fork_prepare(). */
+static bool reservation_void(struct mp_family *f, struct mp_slot *s, uint64_t word, const struct census *c) {
+    if (mp_slot_state_of(word) == MP_SLOT_FORKING && !reserver_gone(f, s, word))
+        return false;
+    return nobody_unknown(f, s, c);
+}
+
 /* A member that lives, but as another program, by execve(2): it has nothing attached any more. If nobody but us is, that is true
  * of all of them. */
 static bool has_left_by_exec(struct mp_family *f, int slot, uint64_t word, struct census *c) {
     unsigned long us = 1ul + (!f->outsider && f->slot >= 0 && mp_reaper_present(f) ? 1ul : 0ul);
     pid_t pid = mp_slot_pid(word);
-    if (!c->missing || slot == f->slot)
+    if (!c->missing || slot == f->slot || (mp_slot_is_foreign(f, slot) && c->attached > us))
         return false;
     if (c->attached > us) {
         uint64_t started = atomic_load(&f->seg->slots[slot].start_time);
@@ -114,9 +120,10 @@ static bool slot_is_over(struct mp_family *f, int slot, uint64_t word, struct ce
     case MP_SLOT_ALIVE: /* by now: it may have joined after the census */
         return c->alive[slot] != 0 ? has_left_by_exec(f, slot, word, c) : !mp_slot_lives(f, slot);
     case MP_SLOT_JOINING:
-        return process_gone(mp_slot_pid(word)) && !mp_slot_is_alive(f, slot);
+        return (mp_slot_is_foreign(f, slot) ? nobody_unknown(f, s, c) : mp_process_gone(mp_slot_pid(word))) &&
+               !mp_slot_is_alive(f, slot);
     case MP_SLOT_TRANSIT:
-        return process_gone(mp_slot_pid(word));
+        return reserver_gone(f, s, word) && (!mp_slot_is_foreign(f, slot) || nobody_unknown(f, s, c));
     case MP_SLOT_FORKING:
     case MP_SLOT_FORKED:
         return reservation_void(f, s, word, c);
@@ -229,42 +236,34 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
             struct mp_slot *s = &f->seg->slots[i];
             atomic_store(&s->leaving, 0);
             atomic_store(&s->start_time, 0);
+            atomic_store(&f->seg->pid_ns[i], 0);
             atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(atomic_load(&s->word)), 0));
             atomic_fetch_add(&f->h->deaths_seen, 1);
         }
 }
 
-static bool recovery_lock(struct mp_family *f) {
-    struct sembuf take[] = {{MP_SEM_RECOVERY, 0, IPC_NOWAIT}, {MP_SEM_RECOVERY, 1, SEM_UNDO | IPC_NOWAIT}};
-    return semop(f->semid, take, 2) == 0;
-}
-
-static void recovery_unlock(struct mp_family *f) {
-    struct sembuf give = {MP_SEM_RECOVERY, -1, SEM_UNDO | IPC_NOWAIT};
-    semop(f->semid, &give, 1);
-}
-
 /* Returns the number of slots that were cleared, -1 if somebody else is recovering. */
 int mp_recover(struct mp_family *f) {
     struct dead dead;
-    if (!recovery_lock(f))
+    if (!mp_recovery_lock(f))
         return -1;
+    mp_undo_for_the_dead(f);
     find_dead(f, &dead);
     if (dead.count != 0)
         clear_dead(f, &dead);
-    recovery_unlock(f);
+    mp_recovery_unlock(f);
     return dead.count;
 }
 
 /* Returns the memory that queues have not used for `idle_ns`. */
 void mp_trim(struct mp_family *f, int64_t idle_ns) {
-    if (!recovery_lock(f))
+    if (!mp_recovery_lock(f))
         return;
     uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (mp_block_is_live(atomic_load(&mp_block_at(f, i)->word)) && mp_block_at(f, i)->kind == MP_KIND_QUEUE)
             mp_queue_trim(f, i, idle_ns);
-    recovery_unlock(f);
+    mp_recovery_unlock(f);
 }
 
 /* Is somebody on the way in or out whom the kernel does not report on? The reaper then looks again soon. */
@@ -307,12 +306,20 @@ void mp_family_destroy(struct mp_family *f) {
 
 /* ---- the sweep ----------------------------------------------------------------------------------------------------- */
 
+/* Seen by an outsider. The name of a reaper may be of another pid namespace, but it has the segment attached. */
+static bool has_reaper(struct mp_family *f) {
+    struct shmid_ds ds;
+    if (mp_undo(f) == MP_UNDO_WORKS)
+        return mp_reaper_present(f);
+    return shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1;
+}
+
 static bool sweep_family(int shmid, pid_t creator) {
     struct mp_family f;
     if (mp_family_attach(&f, shmid, 0) != MP_OK) {
         /* Without a header: its creator died before it had written one, or is about to write it. */
         struct shmid_ds ds;
-        if (errno == ESTALE && creator > 0 && process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 0)
+        if (errno == ESTALE && creator > 0 && mp_process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 0)
             return shmctl(shmid, IPC_RMID, NULL) == 0;
         return false;
     }
@@ -328,7 +335,7 @@ static bool sweep_family(int shmid, pid_t creator) {
         return swept;
     }
     mp_recover(&f);
-    if (!slots_in_use(&f) && semctl(f.semid, MP_SEM_REAPER, GETVAL) == 0 && recovery_lock(&f)) {
+    if (!slots_in_use(&f) && !has_reaper(&f) && mp_recovery_lock(&f)) {
         atomic_store(&f.h->state, MP_CLOSING);
         for (int attempt = 0; attempt < 20 && !swept; attempt++) {
             if (!mp_family_populated(&f)) { /* another sweep may be attached for a moment */
@@ -340,7 +347,7 @@ static bool sweep_family(int shmid, pid_t creator) {
         }
         if (!swept) {
             atomic_store(&f.h->state, MP_OPEN);
-            recovery_unlock(&f);
+            mp_recovery_unlock(&f);
         }
     }
     mp_family_detach(&f);
@@ -372,14 +379,14 @@ int mp_sweep(void) {
 /* What a waiter does once a second: the reaper may be gone, or slow. */
 int mp_tick(struct mp_family *f) {
     atomic_store_explicit(&f->looked, mp_coarse_ns(), memory_order_relaxed);
-    int reapers = semctl(f->semid, MP_SEM_REAPER, GETVAL);
-    if (reapers < 0)
+    bool reaper = mp_reaper_present(f);
+    if (!reaper && semctl(f->semid, MP_SEM_REAPER, GETVAL) < 0)
         return MP_FAILED;
     struct shmid_ds ds;
     unsigned short alive[MP_SLOTS];
     uint32_t high = mp_slot_high(f);
-    unsigned long living = reapers > 0 ? 1 : 0;
-    bool dead = false;
+    unsigned long living = reaper ? 1 : 0;
+    bool dead = !reaper && mp_undo(f) == MP_UNDO_IGNORED; /* nobody has looked */
     mp_alive_read(f, high, alive);
     for (uint32_t i = 0; i < high; i++)
         if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) == MP_SLOT_ALIVE) {
@@ -388,7 +395,7 @@ int mp_tick(struct mp_family *f) {
         }
     if (dead || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch < living)) /* the latter: one has left by execve(2) */
         mp_recover(f);
-    return reapers == 0 ? mp_launch_reaper(f) : MP_OK;
+    return reaper ? MP_OK : mp_launch_reaper(f);
 }
 
 /* Has this process looked after the family in the last tick? Who only tries, or never waits for so long, is perhaps the only
@@ -401,5 +408,3 @@ void mp_look_after(struct mp_family *f) {
     if (mp_tick_is_due(f))
         mp_tick(f);
 }
-
-bool mp_reaper_present(struct mp_family *f) { return semctl(f->semid, MP_SEM_REAPER, GETVAL) > 0; }
