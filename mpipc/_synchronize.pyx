@@ -432,7 +432,6 @@ cdef class EventBase(Shared):
             return True
         deadline = deadline_if(True, timeout)
         if deadline == 0:
-            look_after(f)
             return False
         while True:
             with nogil:

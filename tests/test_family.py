@@ -453,7 +453,9 @@ def test_the_reaper_is_nobodys_and_holds_nothing() -> None:
     assert process.session == pid
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     descriptors = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
-    assert descriptors == {"/dev/null"}
+    # It watches what the kernel does not tell it of; see liveness.c.
+    watches = {"anon_inode:[pidfd]"} if family.current().undo == "ignored" else set()
+    assert descriptors - watches == {"/dev/null"}
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     ignored = int(status["SigIgn"], 16)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGUSR1):
@@ -599,7 +601,6 @@ POLLED_TOO: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "Queue.empty()": (mpipc.Queue, lambda queue: queue.empty()),
     "Queue.full()": (lambda: mpipc.Queue(1), lambda queue: queue.full()),
     "SimpleQueue.empty()": (mpipc.SimpleQueue, lambda queue: queue.empty()),
-    "Event.wait(0)": (mpipc.Event, lambda event: event.wait(0)),
     "Event.wait(0.001)": (mpipc.Event, lambda event: event.wait(0.001)),
 }
 

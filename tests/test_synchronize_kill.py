@@ -387,7 +387,7 @@ def test_notifications_do_not_mind_the_dead(ctx: Any, call: str, victim: int) ->
             condition.notify_all()
     finish(*children)
     assert shared[0] == 2
-    assert condition.statistics().waiters == 0
+    waiting(condition, 0)
 
 
 def stop(process: Any) -> None:

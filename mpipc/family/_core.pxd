@@ -219,6 +219,11 @@ cdef extern from "family.h" nogil:
     bint mp_tick_is_due(mp_family *f)
     int mp_launch_reaper(mp_family *f)
     bint mp_reaper_present(mp_family *f)
+    ctypedef enum mp_undo_verdict "enum mp_undo":
+        MP_UNDO_UNKNOWN
+        MP_UNDO_WORKS
+        MP_UNDO_IGNORED
+    mp_undo_verdict mp_undo(mp_family *f)
     int64_t mp_now_ns()
 
 

@@ -215,6 +215,12 @@ cdef class Family:
             n = mp_recover(self.f)
         return n
 
+    @property
+    def undo(self):
+        """What SEM_UNDO does here, as the reaper has tried out: "works", "ignored", or "unknown" until it has."""
+        cdef mp_undo_verdict verdict = mp_undo(self.f)
+        return "works" if verdict == MP_UNDO_WORKS else "ignored" if verdict == MP_UNDO_IGNORED else "unknown"
+
     def tick(self):
         """What a waiter does once a second: recovers for the dead if nobody did, restarts a missing reaper."""
         with nogil:

@@ -14,7 +14,8 @@ from soak.scenario import Scenario, expect
 
 def enter(me: Worker, lock: Any) -> bool:
     """Acquires the lock in one of the ways there are. An interruption leaves it held or not, which the lock itself
-    knows; then it is given back."""
+    knows; then it is given back. But not if its owner has died: the next one would not be told, and what the dead has
+    left behind is to be seen to."""
     try:
         way = me.rng.random()
         if way < 0.4:
@@ -23,7 +24,9 @@ def enter(me: Worker, lock: Any) -> bool:
             return bool(me.call(lock.acquire, timeout=me.rng.choice((0, 0.001, 0.05))))
         return bool(me.call(lock.acquire, False))
     except Interrupted:
-        while lock._is_mine():
+        if lock._is_mine() and lock.owner_died:
+            return True
+        if lock._is_mine():
             lock.release()
         return False
 
@@ -36,7 +39,9 @@ class Inside:
 
     def enter(self, owner_died: bool) -> None:
         if self.area[self.place] and not owner_died:
-            self.me.board.wrong(f"{self.area[self.place]} is inside, and {os.getpid()} has the lock")
+            pid = int(self.area[self.place])
+            lives = "lives" if os.path.exists(f"/proc/{pid}") else "is dead"
+            self.me.board.wrong(f"{pid}, which {lives}, is inside, and {os.getpid()} has the lock")
         self.area[self.place] = os.getpid()
 
     def leave(self) -> None:

@@ -188,6 +188,8 @@ static void count_out(struct mp_family *f) {
 static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
     struct mp_slot *s = &f->seg->slots[slot];
     uint64_t joining = mp_slot_word(MP_SLOT_JOINING, mp_slot_generation(*expected), f->pid);
+    if (mp_undo(f) == MP_UNDO_IGNORED && f->pid_ns != f->h->pid_ns)
+        return MP_FOREIGN;
     if (!atomic_compare_exchange_strong(&s->word, expected, joining))
         return ESTALE;
     atomic_store(&f->seg->pid_ns[slot], f->pid_ns);
@@ -295,10 +297,6 @@ int mp_family_join(struct mp_family *f) {
         f->pid_ns = mp_pid_namespace();
         madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
     }
-    if (mp_undo(f) == MP_UNDO_IGNORED && f->pid_ns != f->h->pid_ns) {
-        errno = MP_FOREIGN;
-        return MP_FAILED;
-    }
     for (;;) {
         int slot = mp_slot_reserve(f, MP_SLOT_JOINING);
         if (slot < 0)
@@ -313,6 +311,8 @@ int mp_family_join(struct mp_family *f) {
         int error = slot_claim(f, &word, slot);
         if (error == ESTALE)
             continue;
+        if (error == MP_FOREIGN)
+            slot_unreserve(f, slot);
         if (error != MP_OK) {
             errno = error;
             return MP_FAILED;
@@ -472,11 +472,16 @@ void mp_transit_keep(struct mp_family *f, int64_t token) {
 int mp_transit_claim(struct mp_family *f, int64_t token) {
     if (token < 0 || mp_transit_slot(token) >= (int)MP_SLOTS)
         return ESTALE;
-    struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
+    int slot = mp_transit_slot(token);
+    struct mp_slot *s = &f->seg->slots[slot];
     uint64_t word = atomic_load(&s->word);
+    if (is_transit(word, token) && atomic_load(&f->seg->pid_ns[slot]) != f->pid_ns)
+        atomic_store(&f->seg->pid_ns[slot], 0); /* nobody may take our pid for one of the sender's namespace */
     while (is_transit(word, token))
-        if (atomic_compare_exchange_weak(&s->word, &word, mp_slot_word(MP_SLOT_TRANSIT, mp_slot_generation(word), getpid())))
+        if (atomic_compare_exchange_weak(&s->word, &word, mp_slot_word(MP_SLOT_TRANSIT, mp_slot_generation(word), getpid()))) {
+            atomic_store(&f->seg->pid_ns[slot], f->pid_ns);
             return MP_OK;
+        }
     return ESTALE;
 }
 

@@ -227,13 +227,18 @@ static struct pollfd watched[MP_SLOTS];
 static uint32_t watched_generation[MP_SLOTS];
 static uint32_t watched_high;
 static int64_t looked_ns;
+static rlim_t descriptors; /* how many may be pidfds: some stay free, to look into /proc */
 
 static void raise_descriptors(void) {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    if (limit.rlim_cur < limit.rlim_max) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
+        getrlimit(RLIMIT_NOFILE, &limit);
     }
+    descriptors = limit.rlim_cur > 16 ? limit.rlim_cur - 16 : 0;
 }
 
 static bool is_watchable(struct mp_family *f, uint32_t slot, uint64_t word) {
@@ -261,6 +266,10 @@ static bool watch(struct mp_family *f, uint32_t slot, uint64_t word) {
     watched[slot] = (struct pollfd){UNWATCHED, POLLIN, 0};
     watched_generation[slot] = mp_slot_generation(word);
     bool gone = slot_is_gone(f, slot, word);
+    if (fd >= 0 && (rlim_t)fd >= descriptors) {
+        close(fd);
+        fd = UNWATCHED;
+    }
     watched[slot].fd = fd < 0 ? UNWATCHED : fd;
     return gone;
 }

@@ -1,0 +1,316 @@
+"""Where the kernel's word for a death is not to be had, or a pid is another process's: pid namespaces, and kernels that
+ignore SEM_UNDO."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import package_folder, run_script, wait_until
+
+import mpipc
+from mpipc import family
+
+TESTS = Path(__file__).resolve().parent
+WITHOUT_UNDO = TESTS.parent / ".ci" / "without-undo"
+CLONE_NEWPID = 0x20000000
+AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+
+
+def _can(*unshare: str) -> bool:
+    return subprocess.run(["unshare", *unshare, "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+can_unshare = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make a pid namespace")
+can_ignore_undo = pytest.mark.skipif(
+    not (WITHOUT_UNDO.exists() and shutil.which("cc") and _can(*AS_ROOT, "--ipc", "--mount")),
+    reason="it takes a source tree, a C compiler, and root or user namespaces to preload a library into everything",
+)
+
+
+def run_without_undo(script: str) -> str:
+    """What a script prints on a kernel that ignores SEM_UNDO."""
+    result = subprocess.run(
+        [WITHOUT_UNDO, sys.executable, "-c", textwrap.dedent(script)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, package_folder().parent)))},
+        cwd="/",
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_undo_works_here() -> None:
+    """Or else everything is slower than it could be, and the tests are of that. The verdict is the reaper's."""
+    mpipc.Lock()
+    wait_until(lambda: family.current().undo != "unknown", timeout=30)
+    preloaded = "ignore_undo" in Path("/proc/self/maps").read_text()
+    assert family.current().undo == ("ignored" if preloaded else "works")
+
+
+def hold(lock: Any, semaphore: Any, ready: Any) -> None:
+    lock.acquire()
+    semaphore.acquire()
+    ready.set()
+    signal.pause()
+
+
+# --- pid namespaces ---------------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import ctypes
+import mpipc
+from mpipc import family
+from helpers import wait_until
+from test_liveness import CLONE_NEWPID, hold
+
+if __name__ == "__main__":
+    context = mpipc.get_context({method!r})
+    lock, semaphore, ready = context.Lock(), context.Semaphore(2, returns=True), context.Event()
+    wait_until(lambda: family.current().undo != "unknown", timeout=30)
+    assert ctypes.CDLL(None).unshare(CLONE_NEWPID) == 0
+    process = context.Process(target=hold, args=(lock, semaphore, ready))
+    process.start()
+    assert ready.wait(30)
+    members = [pid for _, state, pid in family.current().processes() if state == "alive"]
+    assert len(members) == 2 and process.pid not in members, members
+    for _ in range(20):  # whoever looks finds a living process, whatever has its pid here
+        family.current().recover()
+        assert not lock.acquire(timeout=0.02)
+    process.kill()
+    process.join()
+    assert lock.acquire(timeout=30) and lock.owner_died
+    lock.release()
+    wait_until(lambda: semaphore.get_value() == 2 and len(family.current().processes()) == 1, timeout=30)
+    print("taken over")
+"""
+
+
+@can_unshare
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_of_another_pid_namespace(method: str) -> None:
+    """Its pid is 1 or 2, and what it sees as /proc is not its own."""
+    result = run_script(ELSEWHERE.format(method=method), env={"PYTHONPATH": str(TESTS)})
+    assert result.stdout == "taken over\n", result.stderr
+
+
+@can_unshare
+def test_the_pids_of_reservations_are_not_asked_for_elsewhere() -> None:
+    """A process of another namespace starts children, which take long to come: nobody takes their places from them because
+    there is no such pid here."""
+    script = """
+        import ctypes, os, signal
+        import mpipc
+        from mpipc import family
+        from helpers import wait_until
+        from test_liveness import CLONE_NEWPID
+
+        queue = mpipc.get_context("spawn").Queue()
+        wait_until(lambda: family.current().undo != "unknown", timeout=30)
+        assert ctypes.CDLL(None).unshare(CLONE_NEWPID) == 0
+        parent = os.fork()
+        if parent == 0:
+            for _ in range(300):  # so that the pids that come mean nothing out there
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                os.waitpid(child, 0)
+            queue.put("begun")
+            process = mpipc.get_context("spawn").Process(target=print, args=("arrived",))
+            process.start()
+            process.join()
+            os._exit(process.exitcode)
+        assert queue.get(timeout=30) == "begun"
+        while os.waitpid(parent, os.WNOHANG) == (0, 0):
+            family.current().recover()
+    """
+    assert run_script(script, env={"PYTHONPATH": str(TESTS)}).stdout == "arrived\n"
+
+
+# --- SEM_UNDO is ignored ----------------------------------------------------------------------------------------------
+
+
+@can_ignore_undo
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_lock_is_taken_over_without_undo(method: str) -> None:
+    script = f"""
+        import mpipc
+        from mpipc import family
+        from helpers import wait_until
+        from test_liveness import hold
+        context = mpipc.get_context({method!r})
+        lock, semaphore, ready = context.Lock(), context.Semaphore(2, returns=True), context.Event()
+        wait_until(lambda: family.current().undo == "ignored")
+        for _ in range(3):
+            process = context.Process(target=hold, args=(lock, semaphore, ready))
+            process.start()
+            assert ready.wait(30)
+            process.kill()
+            process.join()
+            assert lock.acquire(timeout=30) and lock.owner_died
+            lock.release()
+            wait_until(lambda: semaphore.get_value() == 2)
+            ready.clear()
+        wait_until(lambda: len(family.current().processes()) == 1)
+        print("taken over")
+    """
+    assert run_without_undo(script) == "taken over\n"
+
+
+@can_ignore_undo
+def test_the_reaper_has_it_too_and_is_replaced() -> None:
+    """It watches the members; when it is killed, a waiter finds that out by its pid and start time."""
+    script = """
+        import mpipc, os, signal
+        from mpipc import family
+        from pathlib import Path
+        from helpers import wait_until
+        from test_family import reaper_pid, wait_for_reaper
+        lock = mpipc.Lock()
+        wait_until(lambda: family.current().undo == "ignored")
+        pid = wait_for_reaper()
+        assert "ignore_undo" in Path(f"/proc/{pid}/maps").read_text()
+        descriptors = lambda: [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        wait_until(lambda: "anon_inode:[pidfd]" in descriptors())
+        child = os.fork()
+        if child == 0:
+            lock.acquire()
+            signal.pause()
+            os._exit(0)
+        wait_until(lambda: lock.statistics().holder == child)
+        os.kill(pid, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert lock.acquire(timeout=30) and lock.owner_died
+        wait_until(lambda: family.current().has_reaper() and reaper_pid() not in (0, pid))
+        wait_until(lambda: len(family.current().processes()) == 1)
+        print("replaced")
+    """
+    assert run_without_undo(script) == "replaced\n"
+
+
+@can_ignore_undo
+def test_without_descriptors_it_looks_at_pids() -> None:
+    """A hard limit of descriptors below the number of members."""
+    script = """
+        import mpipc, os, resource, signal
+        from mpipc import family
+        from helpers import wait_until
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+        lock = mpipc.Lock()
+        wait_until(lambda: family.current().undo == "ignored")
+        children = []
+        for _ in range(30):
+            children.append(os.fork())
+            if children[-1] == 0:
+                signal.pause()
+                os._exit(0)
+        wait_until(lambda: [state for _, state, _ in family.current().processes()] == ["alive"] * 31)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            wait_until(lambda: child not in [pid for _, _, pid in family.current().processes()], timeout=30)
+        print("found")
+    """
+    assert run_without_undo(script) == "found\n"
+
+
+@can_ignore_undo
+def test_the_recovery_lock_of_a_killed_recoverer() -> None:
+    """The reaper is killed in the middle of its work, often."""
+    script = """
+        import mpipc, os, signal
+        from mpipc import family
+        from helpers import wait_until
+        from test_family import reaper_pid
+        lock = mpipc.Lock()
+        wait_until(lambda: family.current().undo == "ignored")
+        for number in range(10):
+            child = os.fork()
+            if child == 0:
+                lock.acquire()
+                os._exit(0)  # without a word
+            os.waitpid(child, 0)
+            for _ in range(number * 100):
+                os.getppid()
+            pid = reaper_pid()
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            if number % 3 == 2:
+                wait_until(lambda: (family.current().tick(), len(family.current().processes()) == 1)[1], timeout=30)
+        assert lock.acquire(timeout=30)
+        print("recovered")
+    """
+    assert run_without_undo(script) == "recovered\n"
+
+
+PROGRAM = """
+import mpipc, os, signal, sys
+from mpipc import family
+from helpers import wait_until
+from test_family import wait_for_reaper
+locks, queue = [mpipc.Lock() for _ in range(10)], mpipc.Queue()
+queue.put(1)
+wait_until(lambda: family.current().undo == "ignored")
+if sys.argv[1] == "with its reaper":
+    os.kill(wait_for_reaper(), signal.SIGKILL)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@can_ignore_undo
+@pytest.mark.parametrize("killed", ["alone", "with its reaper"])
+def test_nothing_is_left_without_undo(killed: str) -> None:
+    script = f"""
+        import subprocess, sys
+        from mpipc import family
+        from pathlib import Path
+        from helpers import wait_until
+        from test_liveness import PROGRAM
+        def rows():
+            return sum(len(Path(f"/proc/sysvipc/{{kind}}").read_text().splitlines()) - 1 for kind in ("shm", "sem", "msg"))
+        program = subprocess.Popen([sys.executable, "-c", PROGRAM, {killed!r}], stdout=subprocess.PIPE, text=True)
+        assert program.stdout.readline() == "ready\\n"
+        assert rows() > 0
+        program.kill()
+        program.wait()
+        wait_until(lambda: ({killed!r} == "alone" or family.sweep(), rows() == 0)[1], timeout=30)
+        print("gone")
+    """
+    assert run_without_undo(script) == "gone\n"
+
+
+@can_ignore_undo
+@can_unshare
+def test_another_pid_namespace_is_refused_without_undo() -> None:
+    script = """
+        import ctypes, os
+        import mpipc
+        from mpipc import family
+        from helpers import wait_until
+        from test_liveness import CLONE_NEWPID
+        lock = mpipc.Lock()
+        wait_until(lambda: family.current().undo == "ignored")
+        assert ctypes.CDLL(None).unshare(CLONE_NEWPID) == 0
+        child = os.fork()
+        if child == 0:
+            try:
+                lock.acquire()
+            except OSError as error:
+                print(error, flush=True)
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    assert "another pid namespace" in run_without_undo(script)
