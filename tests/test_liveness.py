@@ -106,8 +106,8 @@ def test_a_process_of_another_pid_namespace(method: str) -> None:
 
 @can_unshare
 def test_the_pids_of_reservations_are_not_asked_for_elsewhere() -> None:
-    """A process of another namespace starts children, which take long to come: nobody takes their places from them because
-    there is no such pid here."""
+    """Nobody takes the places of another namespace's children, which take long to come, from them because there are no
+    such pids here."""
     script = """
         import ctypes, os, signal
         import mpipc
@@ -279,7 +279,8 @@ def test_nothing_is_left_without_undo(killed: str) -> None:
         from helpers import wait_until
         from test_liveness import PROGRAM
         def rows():
-            return sum(len(Path(f"/proc/sysvipc/{{kind}}").read_text().splitlines()) - 1 for kind in ("shm", "sem", "msg"))
+            tables = [Path(f"/proc/sysvipc/{{kind}}").read_text() for kind in ("shm", "sem", "msg")]
+            return sum(len(table.splitlines()) - 1 for table in tables)
         program = subprocess.Popen([sys.executable, "-c", PROGRAM, {killed!r}], stdout=subprocess.PIPE, text=True)
         assert program.stdout.readline() == "ready\\n"
         assert rows() > 0
