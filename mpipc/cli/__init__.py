@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mpipc.cli import families, run
+from mpipc.cli import doctor, families, limits, rm, run
 from mpipc.cli import list as list_
 
 __all__ = ["main"]
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command (sys.argv's, without arguments here); the exit status, if it comes back."""
     parser = argparse.ArgumentParser(prog="python -m mpipc", description="multiprocessing on System V IPC")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, families, list_):
+    for command in (run, list_, families, rm, limits, doctor):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     status: int = options.function(options)

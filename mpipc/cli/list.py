@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "list",
+        aliases=["ls"],
         help="their processes and objects",
         description="The processes and objects of all families, or of those with these ids (see families).",
     )

@@ -15,6 +15,7 @@ from mpipc.family._core import (
     cancel_reservations,
     cancel_transit,
     current,
+    dead_families,
     families_of_this_process,
     leaving,
     new_data,
@@ -23,6 +24,7 @@ from mpipc.family._core import (
     payload,
     record_transit,
     reserve_for_child,
+    segment_size,
     sweep,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "cancel_reservations",
     "cancel_transit",
     "current",
+    "dead_families",
     "families_of_this_process",
     "infrastructure",
     "leaving",
@@ -45,6 +48,7 @@ __all__ = [
     "record_transit",
     "register_reserve",
     "reserve_for_child",
+    "segment_size",
     "sweep",
 ]
 

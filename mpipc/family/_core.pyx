@@ -354,6 +354,20 @@ def sweep():
     return mp_sweep()
 
 
+def dead_families():
+    """The ids of this user's families that no process has attached any more: what sweep() removes."""
+    from mpipc.sysv.listing import shared_memory_segments
+
+    uid = os.geteuid()
+    return [segment.shmid for segment in shared_memory_segments()
+            if segment.size == sizeof(mp_segment) and segment.uid == uid and segment.nattch == 0]
+
+
+def segment_size():
+    """Bytes of the segment that a family has: address space and kernel.shmmax, not memory, which it takes as it is used."""
+    return sizeof(mp_segment)
+
+
 def all_families():
     """The families of this user, to be looked at: this process does not join them.
 

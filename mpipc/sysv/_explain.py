@@ -6,6 +6,7 @@ be newer than the failure; an error therefore says only what they bear out.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -98,7 +99,7 @@ class Limit(NamedTuple):
 
 
 # What it limits, the sysctl, and which of the sysctl's numbers it is.
-_KERNEL: dict[str, tuple[str, str | None, str]] = {
+KERNEL: dict[str, tuple[str, str | None, str]] = {
     "MSGMNI": ("the most message queues there may be in this IPC namespace", "kernel.msgmni", ""),
     "MSGMAX": ("the most bytes in one message", "kernel.msgmax", ""),
     "MSGMNB": ("the most bytes in one queue (msg_qbytes) without CAP_SYS_RESOURCE", "kernel.msgmnb", ""),
@@ -113,8 +114,9 @@ _KERNEL: dict[str, tuple[str, str | None, str]] = {
 }
 
 
-def _kernel(name: str) -> Limit:
-    meaning, sysctl, position = _KERNEL[name]
+def kernel_limit(name: str) -> Limit:
+    """A limit of the kernel, with its value now, and what raises it."""
+    meaning, sysctl, position = KERNEL[name]
     value: int = getattr(limits(), name.lower())
     if sysctl is None:
         advice = "it is fixed in the kernel"
@@ -123,7 +125,8 @@ def _kernel(name: str) -> Limit:
     else:
         advice = f"raise it with sysctl {sysctl}"
     if name.endswith(("MNI", "MNS", "ALL")):
-        advice += f", or remove objects that nobody needs (see ipcs){_who_has_them(name)}"
+        who = who_has_them(name)
+        advice += f", or remove objects that nobody needs (see ipcs){'; ' if who else ''}{who}"
     return Limit(name, value, f"{name}, {meaning}, is {value}; {advice}", sysctl)
 
 
@@ -137,17 +140,20 @@ _SHARE: dict[str, tuple[Callable[[], Sequence[QueueInfo | SetInfo | SegmentInfo]
 }
 
 
-def _who_has_them(name: str) -> str:
-    """The users that have the most of what a limit is on: anybody can use up a limit of the namespace."""
-    entries, share = _SHARE[name]
+def shares(name: str) -> Counter[int]:
+    """How much each user id has of what a limit of the namespace is on; empty if that cannot be seen, or is none."""
     users: Counter[int] = Counter()
-    try:
-        for found in entries():
-            users[found.cuid] += share(found)
-    except OSError:
-        return ""
-    shares = ", ".join(f"user id {uid} has {count}" for uid, count in users.most_common(3))
-    return f"; {shares}" if shares else ""
+    if name in _SHARE:
+        entries, share = _SHARE[name]
+        with contextlib.suppress(OSError):
+            for found in entries():
+                users[found.cuid] += share(found)
+    return users
+
+
+def who_has_them(name: str) -> str:
+    """The users that have the most of it: anybody can use up a limit of the namespace. Empty if there are none."""
+    return ", ".join(f"user id {uid} has {count}" for uid, count in shares(name).most_common(3))
 
 
 def _read_sysctl(name: str) -> int | None:
@@ -191,7 +197,7 @@ def _entry(call: str, arguments: Arguments) -> QueueInfo | SetInfo | SegmentInfo
 
 
 def _msgget(number: int, arguments: Arguments) -> Limit | str:
-    return _kernel("MSGMNI") if number == errno.ENOSPC else ""
+    return kernel_limit("MSGMNI") if number == errno.ENOSPC else ""
 
 
 def _msgsnd(number: int, arguments: Arguments) -> Limit | str:
@@ -199,7 +205,7 @@ def _msgsnd(number: int, arguments: Arguments) -> Limit | str:
         return ""
     if _number(arguments, "mtype") < 1:
         return "mtype must be 1 or more"
-    return _kernel("MSGMAX") if _number(arguments, "msgsz") > limits().msgmax else ""
+    return kernel_limit("MSGMAX") if _number(arguments, "msgsz") > limits().msgmax else ""
 
 
 def _msgrcv(number: int, arguments: Arguments) -> Limit | str:
@@ -219,17 +225,17 @@ def _msgctl(number: int, arguments: Arguments) -> Limit | str:
     if number == errno.EPERM and _number(arguments, "msg_qbytes") > limits().msgmnb:
         entry = _entry("msgctl", arguments)
         if entry is not None and os.geteuid() in (0, entry.uid, entry.cuid):
-            return _kernel("MSGMNB")
+            return kernel_limit("MSGMNB")
     return ""
 
 
 def _semget(number: int, arguments: Arguments) -> Limit | str:
     nsems = _number(arguments, "nsems")
     if number == errno.ENOSPC:
-        return _kernel("SEMMNI" if usage().sets >= limits().semmni else "SEMMNS")
+        return kernel_limit("SEMMNI" if usage().sets >= limits().semmni else "SEMMNS")
     if number == errno.EINVAL:
         if nsems > limits().semmsl:
-            return _kernel("SEMMSL")
+            return kernel_limit("SEMMSL")
         entry = _entry("semget", arguments)
         if isinstance(entry, SetInfo) and nsems > entry.nsems:
             return Limit("sem_nsems", entry.nsems, f"the set with this key has {entry.nsems} semaphore(s)")
@@ -239,9 +245,9 @@ def _semget(number: int, arguments: Arguments) -> Limit | str:
 
 def _semop(number: int, arguments: Arguments) -> Limit | str:
     if number == errno.E2BIG:
-        return _kernel("SEMOPM")
+        return kernel_limit("SEMOPM")
     if number == errno.ERANGE:
-        return _kernel("SEMVMX")
+        return kernel_limit("SEMVMX")
     if number == errno.EFBIG:
         return _set_size("semop", arguments)
     if number == errno.EINVAL and not arguments.get("sops"):
@@ -251,7 +257,7 @@ def _semop(number: int, arguments: Arguments) -> Limit | str:
 
 def _semctl(number: int, arguments: Arguments) -> Limit | str:
     if number == errno.ERANGE:
-        return _kernel("SEMVMX")
+        return kernel_limit("SEMVMX")
     single = (sem.GETVAL, sem.SETVAL, sem.GETPID, sem.GETNCNT, sem.GETZCNT)
     return _set_size("semctl", arguments) if number == errno.EINVAL and arguments.get("cmd") in single else ""
 
@@ -268,7 +274,7 @@ def _shmget(number: int, arguments: Arguments) -> Limit | str:
     size = _number(arguments, "size")
     huge = _number(arguments, "shmflg") & shm.SHM_HUGETLB
     if number == errno.ENOSPC:
-        return _kernel("SHMMNI" if usage().segments >= limits().shmmni else "SHMALL")
+        return kernel_limit("SHMMNI" if usage().segments >= limits().shmmni else "SHMALL")
     if number == errno.ENFILE:
         return _sysctl("fs.file-max", "the system has no file left, and a segment needs one")
     if number == errno.EPERM and huge:
@@ -280,7 +286,7 @@ def _shmget(number: int, arguments: Arguments) -> Limit | str:
         if isinstance(entry, SegmentInfo) and size > entry.size:
             return Limit("shm_segsz", entry.size, f"the segment with this key has {entry.size} bytes")
         if size > limits().shmmax:
-            return _kernel("SHMMAX")
+            return kernel_limit("SHMMAX")
         if size < limits().shmmin:
             return "a new segment needs at least one byte"
         if huge:
