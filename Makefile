@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-all smoke compat compat-all compat-programs bench bench-quick bench-publish \
+.PHONY: help preflight build demo test test-python test-without-undo test-all nightly smoke compat compat-all compat-programs bench bench-quick bench-publish \
 	sanitize sanitize-quick soak lint clean distclean
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,8 @@ help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
 	@echo 'make test      build, and run all tests (ARGS="-k lock" passes options to pytest)'
 	@echo 'make test-all  make test with each of Python 3.11 to 3.15 that is found'
+	@echo 'make test-without-undo  the tests of killed processes on a kernel that ignores SEM_UNDO, as gVisor does (needs root)'
+	@echo 'make nightly   everything with every Python, hours long'
 	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
 	@echo 'make compat-all  make compat with each of Python 3.11 to 3.15 that is found'
 	@echo 'make compat-programs  unmodified programs of other packages on both (installs them, about 500 MB)'
@@ -100,6 +102,30 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built $(VENV)/.test-tools
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+# What depends on the interpreter more than on the C core; for those that do not get the whole of the tests every time.
+PYTHON_TESTS := $(addprefix tests/test_,api.py context.py process.py install.py managers.py executor.py pool.py pool_calls.py \
+	sharedctypes.py synchronize.py queues.py plain.py shared_memory.py interrupt.py liveness.py doctor.py stubs.py)
+
+test-python: $(VENV)/.built $(VENV)/.test-tools
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(PYTHON_TESTS) $(ARGS)
+
+# The tests where the answer to a dead process is what is tested, on a kernel that ignores SEM_UNDO.
+WITHOUT_UNDO_TESTS := $(addprefix tests/test_,must_show.py synchronize_kill.py pool_deaths.py family.py members.py)
+
+test-without-undo: $(VENV)/.built $(VENV)/.test-tools
+	@.ci/without-undo $(BIN)/pytest -n $(JOBS) --dist loadgroup $(WITHOUT_UNDO_TESTS) $(ARGS)
+
+# Hours: everything with every Python, the long runs, and the other kernel.
+nightly:
+	@status=0; \
+	.ci/run || status=1; \
+	$(MAKE) --no-print-directory test-all compat-all || status=1; \
+	$(MAKE) --no-print-directory sanitize || status=1; \
+	$(MAKE) --no-print-directory test-without-undo || status=1; \
+	MPIPC_KILL_ROUNDS=1000 .ci/without-undo $(MAKE) --no-print-directory test ARGS=tests/test_synchronize_kill.py || status=1; \
+	$(MAKE) --no-print-directory soak SECONDS=3600 || status=1; \
+	exit $$status
 
 test-all:
 	@status=0; for python in $$(.ci/interpreters); do \

@@ -26,6 +26,8 @@ class Entry:
     private_detail: str
     """The detail of CPython's implementation that the test looks at."""
     reason: str
+    line: str
+    """The line of CPython's file of tests that looks at it."""
     python: list[str] = field(default_factory=list)
     """Versions that have the test; without, all."""
     seen: set[str] = field(default_factory=set)
@@ -39,10 +41,10 @@ def read_expected(path: Path) -> list[Entry]:
     """The entries for this version of Python. ValueError for an entry that does not say why."""
     entries = []
     for table in tomllib.loads(path.read_text()).get("test", []):
-        unknown = table.keys() - {"name", "private_detail", "reason", "python"}
-        if unknown or not all(table.get(key, "").strip() for key in ("name", "private_detail", "reason")):
-            raise ValueError(f"{path}: an entry needs name, private_detail and reason, may have python: {table}")
-        entry = Entry(table["name"], table["private_detail"], table["reason"], table.get("python", []))
+        needed = ("name", "line", "private_detail", "reason")
+        if table.keys() - {*needed, "python"} or not all(table.get(key, "").strip() for key in needed):
+            raise ValueError(f"{path}: an entry needs {', '.join(needed)}, may have python: {table}")
+        entry = Entry(table["name"], table["private_detail"], table["reason"], table["line"], table.get("python", []))
         if not entry.python or ".".join(platform.python_version_tuple()[:2]) in entry.python:
             entries.append(entry)
     return entries

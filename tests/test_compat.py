@@ -7,6 +7,7 @@ is compared by CPython's own tests; `make compat` runs them all, here are a few,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import multiprocessing
@@ -223,6 +224,7 @@ def test_runner(tmp_path: Path) -> None:
 EXPECTED = """
     [[test]]
     name = "WithProcessesTestLock.test_rlock"
+    line = "a line"
     private_detail = "a detail"
     reason = "a reason"
     """
@@ -243,15 +245,26 @@ def test_entry_without_a_reason_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "expected.toml"
     path.write_text(textwrap.dedent(EXPECTED).replace("a reason", ""))
     result = run_compat("--list", "--expected", str(path))
-    assert result.returncode == 1 and "needs name, private_detail and reason" in result.stderr
+    assert result.returncode == 1 and "needs name, line, private_detail, reason" in result.stderr
 
 
 def test_list_is_short_and_has_reasons() -> None:
     import tomllib
 
     entries = tomllib.loads((COMPAT / "expected.toml").read_text())["test"]
-    assert len(entries) <= 5
+    assert len({entry["name"] for entry in entries}) == len(entries) <= 6
     assert all(entry["private_detail"] and entry["reason"] for entry in entries)
+
+
+def test_lines_of_the_list_are_those_of_this_python() -> None:
+    found = importlib.util.find_spec("test._test_multiprocessing")
+    if found is None or found.origin is None:
+        pytest.skip("this Python comes without its tests")
+    source = Path(found.origin).read_text()
+    for entry in compat_module("report").read_expected(COMPAT / "expected.toml"):
+        test = entry.test.rpartition(".")[2]
+        _, _, body = source.partition(f"def {test}(self")
+        assert entry.line in body.partition("\n    def ")[0], test
 
 
 def compat_module(name: str) -> Any:

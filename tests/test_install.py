@@ -100,9 +100,10 @@ def test_executor_imported_before() -> None:
             import mpipc
             mpipc.install()
 
-            with concurrent.futures.ProcessPoolExecutor(2) as executor:
-                assert list(executor.map(abs, range(-20, 0))) == list(range(20, 0, -1))
-                assert kind(executor._result_queue) == "mpipc"
+            if __name__ == "__main__":
+                with concurrent.futures.ProcessPoolExecutor(2) as executor:
+                    assert list(executor.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+                    assert kind(executor._result_queue) == "mpipc"
             """
         )
     )

@@ -92,10 +92,11 @@ def _run_path(path: str, main: ModuleType) -> None:
             code = compile(file.read(), absolute, "exec", dont_inherit=True)
     vars(main).update(
         __file__=absolute,
-        __cached__=None,
         __loader__=SourceFileLoader("__main__", absolute),
         __builtins__=sys.modules["builtins"],
     )
+    if sys.version_info < (3, 15):
+        main.__cached__ = None  # type: ignore[attr-defined]
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
     exec(code, vars(main))
