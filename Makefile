@@ -116,16 +116,8 @@ WITHOUT_UNDO_TESTS := $(addprefix tests/test_,must_show.py synchronize_kill.py p
 test-without-undo: $(VENV)/.built $(VENV)/.test-tools
 	@.ci/without-undo $(BIN)/pytest -n $(JOBS) --dist loadgroup $(WITHOUT_UNDO_TESTS) $(ARGS)
 
-# Hours: everything with every Python, the long runs, and the other kernel.
 nightly:
-	@status=0; \
-	.ci/run || status=1; \
-	$(MAKE) --no-print-directory test-all compat-all || status=1; \
-	$(MAKE) --no-print-directory sanitize || status=1; \
-	$(MAKE) --no-print-directory test-without-undo || status=1; \
-	MPIPC_KILL_ROUNDS=1000 .ci/without-undo $(MAKE) --no-print-directory test ARGS=tests/test_synchronize_kill.py || status=1; \
-	$(MAKE) --no-print-directory soak SECONDS=3600 || status=1; \
-	exit $$status
+	@.ci/nightly
 
 test-all:
 	@status=0; for python in $$(.ci/interpreters); do \
