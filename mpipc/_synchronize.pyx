@@ -253,12 +253,13 @@ cdef class LockBase(Shared):
         return self.block.b.lock.depth if owner != 0 and owner == self.block.f.me else 0
 
     def locked(self):
-        """Whether some process or thread holds the lock. See multiprocessing.Lock.locked of Python 3.14."""
+        """Whether some process or thread holds the lock; or held it when it died, and nobody has taken it since: that
+        counts as held, as with pthread_mutexattr_setrobust(3). See multiprocessing.Lock.locked of Python 3.14."""
         return not self._get_value()
 
     def _get_value(self):
         look_after(self.f)
-        return 0 if self.block.b.lock.word & MP_LOCK_OWNER else 1
+        return 0 if self.block.b.lock.word & (MP_LOCK_OWNER | MP_LOCK_DIED) else 1
 
     def _is_zero(self):
         return self._get_value() == 0

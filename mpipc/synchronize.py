@@ -28,7 +28,8 @@ class Statistics(NamedTuple):
     """What statistics() of a primitive returns."""
 
     value: int
-    """Units free (Lock, RLock: 1 or 0), 1 if an Event is set, waiters that have arrived at a Barrier."""
+    """Units free (Lock, RLock: 1, or 0 if it is held, or was by a process that has died since and nobody has taken it);
+    1 if an Event is set; waiters that have arrived at a Barrier."""
     holder: int | None
     """Pid of the process that holds the lock; None if it is free, or where there is no holder."""
     waiters: int

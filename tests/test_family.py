@@ -558,7 +558,6 @@ def without_reaper() -> None:
 POLLED: dict[str, tuple[Callable[[], Any], Callable[[Any], bool]]] = {
     "Lock.acquire(False)": (mpipc.Lock, lambda lock: lock.acquire(False)),
     "RLock.acquire(timeout=0.001)": (mpipc.RLock, lambda lock: lock.acquire(timeout=0.001)),
-    "Lock.statistics()": (mpipc.Lock, lambda lock: lock.statistics().value == 1),
     "Semaphore.acquire(False)": (mpipc.Semaphore, lambda semaphore: semaphore.acquire(False)),
     "Semaphore.acquire(timeout=0.001)": (mpipc.Semaphore, lambda semaphore: semaphore.acquire(timeout=0.001)),
     "BoundedSemaphore.get_value()": (mpipc.BoundedSemaphore, lambda semaphore: semaphore.get_value() == 1),

@@ -30,6 +30,39 @@ def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
     assert listed == SCENARIOS
 
 
+# Those in which what rests on SEM_UNDO is changed, and one of each kind of recovery.
+WITHOUT_UNDO = [
+    *(
+        "recover",
+        "found",
+        "sweep",
+        "join",
+        "fork-prepare",
+        "start",
+        "arrive",
+        "transit",
+        "lock-acquire",
+        "notify-1-of-2",
+    ),
+    *("semaphore-return", "semaphore-return-to-sleeper", "queue-take-from-both", "block-drop-with-chunks"),
+]
+
+
+@pytest.fixture(scope="module")
+def without_undo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On a kernel that accepts SEM_UNDO and ignores it."""
+    return compile_with_core(
+        SOURCE,
+        tmp_path_factory.mktemp("native") / "kill_every_step",
+        *("-DMP_TICK_NS=3600000000000ll", "-DMP_SUSPICION_MS=2", "-DUNDO_IGNORED", str(NATIVE / "ignore_undo.c")),
+    )
+
+
+@pytest.mark.parametrize("scenario", WITHOUT_UNDO)
+def test_killed_after_every_step_without_undo(without_undo: Path, scenario: str) -> None:
+    run_scenario(without_undo, scenario)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_after_every_step(kill_every_step: Path, scenario: str) -> None:
     run_scenario(kill_every_step, scenario)

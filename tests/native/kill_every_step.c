@@ -12,6 +12,8 @@
  *   kill_every_step NAME ...   runs these
  *   kill_every_step --list     names them
  *
+ * Linked with ignore_undo.c and compiled with UNDO_IGNORED, it is on a kernel that ignores SEM_UNDO.
+ *
  * With --stop as its first argument it runs the scenarios of stop_scenarios.h instead: there the child is not killed but left
  * standing, for ticks, while others go on; then it goes on, too. To be compiled with a short MP_TICK_NS for that.
  */
@@ -1295,6 +1297,11 @@ int main(int argc, char **argv) {
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     check(shared != MAP_FAILED);
     check_equal(mp_family_create(f, "kill_every_step"), MP_OK);
+#ifdef UNDO_IGNORED /* no reaper is there to find out */
+    atomic_store(&f->h->undo, MP_UNDO_IGNORED);
+#else
+    atomic_store(&f->h->undo, MP_UNDO_WORKS);
+#endif
     check_equal(mp_family_join(f), MP_OK);
     mp_bell_set(f, 0, 0);                /* makes the sets, so that counting objects is simple */
     mp_bell_set(f, mp_cell_bell(0), 0);

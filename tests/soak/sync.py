@@ -249,7 +249,7 @@ class Events(Scenario):
                     me.board.wrong("it is not set")
                 me.pause()
                 me.call(event.clear)
-                if event.is_set() or event.wait(0):
+                if (event.is_set() or event.wait(0)) and me.running:  # in the end it is set by another: let_go()
                     me.board.wrong("it is set")
                 me.pause()
             except Interrupted:

@@ -185,6 +185,14 @@ static bool take_word(struct mp_family *f) {
     return atomic_compare_exchange_strong(&f->h->recoverer, &name, my_name());
 }
 
+/* Without a verdict, by the owner of the word: is the semaphore held by one who died with it, and nobody has undone that? Then it
+ * is free now. A foreign process's pid is 0 here. */
+static bool was_never_undone(struct mp_family *f) {
+    union semun arg = {.val = 0};
+    int pid = semctl(f->semid, MP_SEM_RECOVERY, GETPID);
+    return pid > 0 && mp_process_gone(pid) && semctl(f->semid, MP_SEM_RECOVERY, SETVAL, arg) == 0;
+}
+
 bool mp_recovery_lock(struct mp_family *f) {
     struct sembuf take[] = {{MP_SEM_RECOVERY, 0, IPC_NOWAIT}, {MP_SEM_RECOVERY, 1, SEM_UNDO | IPC_NOWAIT}};
     enum mp_undo undo = mp_undo(f);
@@ -195,13 +203,15 @@ bool mp_recovery_lock(struct mp_family *f) {
         held = BY_WORD;
     }
     if (undo != MP_UNDO_IGNORED) {
-        if (semop(f->semid, take, 2) == 0) {
-            held |= BY_SEMAPHORE;
-        } else {
+        bool taken = semop(f->semid, take, 2) == 0;
+        if (!taken && undo == MP_UNDO_UNKNOWN && errno == EAGAIN && was_never_undone(f))
+            taken = semop(f->semid, take, 2) == 0;
+        if (!taken) {
             if (held & BY_WORD)
                 atomic_store(&f->h->recoverer, 0);
             return false;
         }
+        held |= BY_SEMAPHORE;
     }
     f->recovery_held = held;
     return true;
@@ -327,13 +337,14 @@ int mp_reaper_wait(struct mp_family *f, int64_t timeout_ns) {
     }
 }
 
-/* By recovery, with its lock held: does what the kernel would have done for the members that are gone. */
+/* By recovery, with its lock held: does what the kernel would have done for the members that are gone. Without a verdict, too: what
+ * it has done is no harm, and a family may have died before there was one. */
 void mp_undo_for_the_dead(struct mp_family *f) {
     union semun arg = {.val = 0};
     unsigned short num;
     struct shmid_ds ds;
     int semid;
-    if (mp_undo(f) != MP_UNDO_IGNORED)
+    if (mp_undo(f) == MP_UNDO_WORKS)
         return;
     bool alone = f->outsider && shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1;
     for (uint32_t i = 0, high = mp_slot_high(f); i < high; i++) {
