@@ -257,6 +257,11 @@ cdef class LockBase(Shared):
         counts as held, as with pthread_mutexattr_setrobust(3). See multiprocessing.Lock.locked of Python 3.14."""
         return not self._get_value()
 
+    def _units_free(self):
+        """1 if it can be acquired at once, also from a dead owner, else 0."""
+        look_after(self.f)
+        return 0 if self.block.b.lock.word & MP_LOCK_OWNER else 1
+
     def _get_value(self):
         look_after(self.f)
         return 0 if self.block.b.lock.word & (MP_LOCK_OWNER | MP_LOCK_DIED) else 1

@@ -28,8 +28,7 @@ class Statistics(NamedTuple):
     """What statistics() of a primitive returns."""
 
     value: int
-    """Units free (Lock, RLock: 1, or 0 if it is held, or was by a process that has died since and nobody has taken it);
-    1 if an Event is set; waiters that have arrived at a Barrier."""
+    """Units that can be had at once (Lock, RLock: 1 or 0), 1 if an Event is set, waiters that have arrived at a Barrier."""
     holder: int | None
     """Pid of the process that holds the lock; None if it is free, or where there is no holder."""
     waiters: int
@@ -58,7 +57,7 @@ class Lock(LockBase):
 
     def statistics(self) -> Statistics:
         """Whether the lock is free, who holds it, and how many wait for it."""
-        return Statistics(self._get_value(), self._holder_pid(), self._waiters())
+        return Statistics(self._units_free(), self._holder_pid(), self._waiters())
 
 
 class RLock(LockBase):
@@ -83,7 +82,7 @@ class RLock(LockBase):
 
     def statistics(self) -> Statistics:
         """Whether the lock is free, who holds it, and how many wait for it."""
-        return Statistics(self._get_value(), self._holder_pid(), self._waiters())
+        return Statistics(self._units_free(), self._holder_pid(), self._waiters())
 
 
 class Semaphore(SemaphoreBase):
@@ -228,7 +227,7 @@ class Condition:
 
     def statistics(self) -> Statistics:
         """Of the lock: whether it is free and who holds it; and how many wait for a notification."""
-        return Statistics(self._lock._get_value(), self._lock._holder_pid(), self._waiters.count())
+        return Statistics(self._lock._units_free(), self._lock._holder_pid(), self._waiters.count())
 
 
 class _Reading(NamedTuple):

@@ -557,6 +557,7 @@ def without_reaper() -> None:
 # What somebody takes all of and is killed, and how another, who never waits for a tick, finds it there again.
 POLLED: dict[str, tuple[Callable[[], Any], Callable[[Any], bool]]] = {
     "Lock.acquire(False)": (mpipc.Lock, lambda lock: lock.acquire(False)),
+    "Lock.statistics()": (mpipc.Lock, lambda lock: lock.statistics().value == 1),
     "RLock.acquire(timeout=0.001)": (mpipc.RLock, lambda lock: lock.acquire(timeout=0.001)),
     "Semaphore.acquire(False)": (mpipc.Semaphore, lambda semaphore: semaphore.acquire(False)),
     "Semaphore.acquire(timeout=0.001)": (mpipc.Semaphore, lambda semaphore: semaphore.acquire(timeout=0.001)),
