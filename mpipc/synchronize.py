@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
     """What statistics() of a primitive returns."""
 
     value: int
-    """Units that can be had at once (Lock, RLock: 1 or 0), 1 if an Event is set, waiters that have arrived at a Barrier."""
+    """Units to be had at once (Lock, RLock: 1 or 0), 1 if an Event is set, waiters that have arrived at a Barrier."""
     holder: int | None
     """Pid of the process that holds the lock; None if it is free, or where there is no holder."""
     waiters: int

@@ -234,9 +234,13 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("kind", ["unlimited", "bounded", "counted", "priority"])
-def test_spoilt_shared_memory(kind: str) -> None:
-    seed = random.randrange(1 << 32)
+# The last: a room's bell is spoilt, and a set is made for its number, far from all others.
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [("unlimited", None), ("bounded", None), ("counted", None), ("priority", None), ("bounded", 3796228478)],
+)
+def test_spoilt_shared_memory(kind: str, seed: int | None) -> None:
+    seed = random.randrange(1 << 32) if seed is None else seed
     print("seed", seed)
     result = run_script(FUZZ, arguments=[str(seed), kind, "5"], timeout=100)
     assert int(result.stdout.split()[1]) > 0

@@ -111,6 +111,9 @@ void mp_remove_sets(struct mp_family *f) {
     remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, 0, mp_block_high(f));
     remove_pooled(f, f->seg->bell_sets, MP_SET_BELLS, MP_BLOCKS, MP_BLOCKS + mp_cell_high(f));
     remove_pooled(f, f->seg->alive_sets, MP_SET_ALIVE, 0, mp_slot_high(f));
+    for (uint32_t k = 0; k < MP_BELL_SETS; k++) /* a number of a bell that was spoilt may have made one far out */
+        if (atomic_load(&f->seg->bell_sets[k]) > 0)
+            remove_own_set(f, atomic_load(&f->seg->bell_sets[k]), MP_SET_BELLS + k, (int)f->set_size);
     remove_own_set(f, atomic_load(&f->h->semid), MP_SET_OWN, MP_SEM_COUNT);
 }
 
