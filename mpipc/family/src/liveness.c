@@ -165,11 +165,12 @@ bool mp_reaper_become(struct mp_family *f) {
     return atomic_compare_exchange_strong(&f->h->reaper, &name, my_name());
 }
 
-/* Still? One that was stopped before there was a verdict, and taken for dead, may be one of two. */
+/* Still? Of two that came at the same time before there was a verdict, or of which one was stopped and taken for dead, one may have
+ * the semaphore, and the other the name. The one with the name stays, and gets the semaphore when the other has gone. */
 bool mp_reaper_stay(struct mp_family *f) {
-    if (mp_undo(f) == MP_UNDO_WORKS && !f->counted_as_reaper)
+    if (!f->counted_as_reaper)
         f->counted_as_reaper = take_presence(f);
-    return mp_undo(f) != MP_UNDO_WORKS || f->counted_as_reaper;
+    return f->counted_as_reaper || atomic_load(&f->h->reaper) == my_name();
 }
 
 /* ---- the recovery lock ---------------------------------------------------------------------------------------------------- */
