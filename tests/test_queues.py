@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import pickle
 import queue as stdlib_queue
 import random
 import resource
