@@ -889,7 +889,7 @@ def test_shareable_list(shareable: Any) -> None:
         items[3] = "much too long"
     with pytest.raises(IndexError):
         items[7]
-    with pytest.raises(ValueError, match="not in (this container|list)"):
+    with pytest.raises(ValueError, match=r"not in (this container|list)"):
         items.index("absent")
     same = ShareableList(name=items.shm.name)
     assert list(same) == ["howdy", b"HoWdY", -273.154, "changed", None, True, 42]
