@@ -13,7 +13,9 @@ What is in it is replaced, in six places, each for a way in which programs come 
 * names of multiprocessing's submodules that mpipc's have not, private ones that some packages use anyway (joblib's
   loky makes locks of its own from `synchronize.SemLock`): there they are the standard library's.
 * classes and modules that other modules have got from multiprocessing's submodules (`from multiprocessing.pool import
-  ThreadPool`): the same names are given mpipc's. Out of reach is what was derived or made from them before.
+  ThreadPool`): the same names are given mpipc's. Out of reach is what was derived or made from them before; but for the
+  one class that the standard library itself derives, concurrent.futures' queue, which is derived anew: a child that is
+  a fresh interpreter imports it after install(), and would not understand what it is sent.
 
 All of both packages is loaded first: a module of mpipc that was imported later would look for the standard library's
 module on which it stands, and find itself.
@@ -29,7 +31,7 @@ import os
 import sys
 import threading
 from importlib import import_module
-from types import ModuleType
+from types import CellType, FunctionType, ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def install() -> None:
                 value = vars(standard)[name]
                 changes.set(vars(ours), name, replacements.get(id(value), (value, value))[1])
         _replace_references(replacements, changes)
+        _derive_anew("concurrent.futures.process", "_SafeQueue", changes)
         _changes = changes
 
 
@@ -162,6 +165,28 @@ def _replace_references(replacements: dict[int, tuple[Any, Any]], changes: _Chan
         for name, value in list(namespace.items()):
             if id(value) in replacements:
                 changes.set(namespace, name, replacements[id(value)][1])
+
+
+def _derive_anew(module_name: str, class_name: str, changes: _Changes) -> None:
+    """Give a module that was imported before a class like its own, derived from mpipc's in the place of multiprocessing's.
+
+    The old one stays what it is, for the objects that there are of it.
+    """
+    namespace = vars(sys.modules[module_name]) if module_name in sys.modules else {}
+    old = namespace.get(class_name)
+    if old is None or old.__bases__ != (_standard["queues"].Queue,):
+        return
+    own = {name: value for name, value in vars(old).items() if name not in ("__dict__", "__weakref__")}
+    new = type(class_name, (import_module("mpipc.queues").Queue,), own)
+    for name, value in own.items():
+        # super() without arguments looks for its class in a cell that the functions of a class share.
+        if isinstance(value, FunctionType) and "__class__" in value.__code__.co_freevars:
+            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            closure = tuple(CellType(new) if of == "__class__" else cell for of, cell in cells)
+            copy = FunctionType(value.__code__, value.__globals__, name, value.__defaults__, closure)
+            copy.__kwdefaults__ = value.__kwdefaults__
+            setattr(new, name, copy)
+    changes.set(namespace, class_name, new)
 
 
 # --- the standard default context -------------------------------------------------------------------------------------

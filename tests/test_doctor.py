@@ -173,17 +173,27 @@ def leave_a_family() -> int:
 
 
 def test_rm_dead() -> None:
-    family = leave_a_family()
     assert command("rm").returncode == 2
-    removed = command("rm", "--dead")
-    assert (removed.returncode, removed.stdout) == (0, f"family {family}: removed\n")
+    for _ in range(10):  # in an IPC namespace that is shared with other tests, one of them may be faster
+        family = leave_a_family()
+        removed = command("rm", "--dead")
+        assert removed.returncode == 0
+        if removed.stdout == f"family {family}: removed\n":
+            break
+        assert removed.stdout == "There is nothing to remove.\n"
+    else:
+        pytest.fail("it was never there")
     again = command("rm", "--dead")
     assert (again.returncode, again.stdout) == (0, "There is nothing to remove.\n")
 
 
 def test_doctor_finds_and_removes_dead_families() -> None:
-    family = leave_a_family()
-    found = examined(command("doctor", "--json"))["leftovers"]
+    for _ in range(10):
+        family = leave_a_family()
+        found = examined(command("doctor", "--json"))["leftovers"]
+        if found["value"] == [family]:
+            break
+        assert found["value"] == []
     assert (found["status"], found["value"]) == ("note", [family])
     assert examined(command("doctor", "--json"))["leftovers"]["status"] == "ok"
 

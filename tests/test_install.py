@@ -92,18 +92,26 @@ def test_names_imported_before() -> None:
     )
 
 
-def test_executor_imported_before() -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_executor_imported_before(method: str) -> None:
     run_script(
         script(
-            """
+            f"""
             import concurrent.futures.process
             import mpipc
+            theirs = concurrent.futures.process._SafeQueue
             mpipc.install()
 
             if __name__ == "__main__":
-                with concurrent.futures.ProcessPoolExecutor(2) as executor:
+                context = mpipc.get_context({method!r})
+                with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as executor:
                     assert list(executor.map(abs, range(-20, 0))) == list(range(20, 0, -1))
                     assert kind(executor._result_queue) == "mpipc"
+                    assert isinstance(executor._call_queue, mpipc.queues.Queue)
+                    failed = executor.submit(abs, lambda: None)  # told by _on_queue_feeder_error(), which calls super()
+                    assert "pickle" in str(failed.exception())
+                mpipc.uninstall()
+                assert concurrent.futures.process._SafeQueue is theirs
             """
         )
     )
