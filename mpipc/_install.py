@@ -168,7 +168,7 @@ def _replace_references(replacements: dict[int, tuple[Any, Any]], changes: _Chan
 
 
 def _derive_anew(module_name: str, class_name: str, changes: _Changes) -> None:
-    """Give a module that was imported before a class like its own, derived from mpipc's in the place of multiprocessing's.
+    """Give a module that was imported before a class like its own, derived from mpipc's instead of multiprocessing's.
 
     The old one stays what it is, for the objects that there are of it.
     """
