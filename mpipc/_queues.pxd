@@ -88,6 +88,7 @@ cdef extern from "queue.h" nogil:
     uint32_t mp_room_stay(mp_room *room, uint32_t epoch)
     int mp_room_wait(mp_family *f, mp_room *room, int64_t deadline_ns)
     uint32_t mp_room_count(mp_room *room)
+    void mp_queue_await_hearing(mp_queue_view *v, int64_t deadline_ns)
     uint32_t mp_sleepers(mp_family *f, uint32_t queue)
     void mp_room_ring(mp_family *f, mp_room *room, bint all)
 
@@ -128,6 +129,7 @@ cdef class MessageQueue:
     cdef mp_queue_view v
     cdef bint opened
     cdef uint32_t last_level
+    cdef int sender  # the slot that has put something, -1: none
     cdef Watch watch
     cdef object __weakref__
     cdef int ensure(self) except -1

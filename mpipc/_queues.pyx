@@ -10,6 +10,7 @@ not been done, and nothing is in our hands.
 import copyreg
 import os
 import pickle
+import weakref
 from multiprocessing import reduction
 from queue import Empty
 
@@ -272,6 +273,16 @@ cdef class Bundle:
 
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
+_all = weakref.WeakSet()
+
+
+def await_hearing():
+    """Before this process ends in the normal way: what it has put is known to those who wait for it. See
+    mp_queue_await_hearing() in waiting.c."""
+    for queue in list(_all):
+        queue.await_hearing(1.0)
+
+
 cdef class MessageQueue:
     """A queue of pickled objects; what mpipc.queues are made of.
 
@@ -298,6 +309,8 @@ cdef class MessageQueue:
         if mp_queue_open(&self.v, block.f, block.index) != MP_OK:
             raise MemoryError("mpipc: there is no memory for one more queue in this process")
         self.opened = True
+        self.sender = -1
+        _all.add(self)
         self.last_level = MP_QUEUE_LEVELS - 1 if self.v.flags & MP_QUEUE_PRIORITY else 0
 
     def __dealloc__(self):
@@ -415,6 +428,7 @@ cdef class MessageQueue:
         cdef int64_t deadline
         cdef Serializer serializer
         self.ensure()
+        self.sender = self.v.f.slot
         if level < 0:
             level = self.last_level
         length = <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
@@ -461,6 +475,7 @@ cdef class MessageQueue:
         cdef uint32_t epoch
         cdef Serializer serializer
         self.ensure()
+        self.sender = self.v.f.slot
         if level < 0:
             level = self.last_level
         objects = iter(objects)
@@ -786,6 +801,14 @@ cdef class MessageQueue:
             self.v.q.spilled, nbytes, in_use, segments,
             mp_room_count(&self.v.q.getters) + mp_sleepers(self.v.f, self.v.index),
             mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)
+
+    # ---- the end of the process
+
+    def await_hearing(self, double seconds):
+        """If this process has put something: until all who wait for a message know of it, at most so long."""
+        if self.sender >= 0 and self.sender == self.v.f.slot:
+            with nogil:
+                mp_queue_await_hearing(&self.v, mp_now_ns() + <int64_t> (seconds * 1e9))
 
     # ---- a file descriptor
 

@@ -246,6 +246,8 @@ class _FamilyProcess(process.BaseProcess):
 
 
 def _leave() -> None:
+    if "mpipc._queues" in sys.modules:
+        sys.modules["mpipc._queues"].await_hearing()
     if "mpipc.family" in sys.modules:
         sys.modules["mpipc.family"].leaving()
 

@@ -218,6 +218,22 @@ def test_buffers_in_any_object() -> None:
     assert not queue.get().flags.writeable
 
 
+def _say_the_last_word(queue: Any) -> None:
+    queue.put("the last word")
+
+
+def test_the_last_word_is_heard_before_the_end(ctx: Any) -> None:
+    """Who waits for a queue's descriptor and a process's sentinel, as concurrent.futures does, would otherwise take the
+    process for killed."""
+    queue = ctx.SimpleQueue()
+    for _ in range(60):
+        process = ctx.Process(target=_say_the_last_word, args=(queue,))
+        process.start()
+        assert queue._reader in wait([queue._reader, process.sentinel])
+        assert queue.get() == "the last word"
+        process.join()
+
+
 def test_registered_reducers() -> None:
     import copyreg
 

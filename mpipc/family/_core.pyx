@@ -364,7 +364,7 @@ def dead_families():
 
 
 def segment_size():
-    """Bytes of the segment that a family has: address space and kernel.shmmax, not memory, which it takes as it is used."""
+    """Bytes of the segment that a family has: of address space and kernel.shmmax; memory it takes as it is used."""
     return sizeof(mp_segment)
 
 

@@ -324,6 +324,9 @@ class Conditions(Scenario):
     def take_turn(self, tell_all: bool) -> None:
         condition = self.objects["condition"]
         expect(condition.acquire(timeout=30), "the condition's lock cannot be had")
+        if condition._lock.owner_died:  # the next one is not told any more
+            self.board.area[self.PLACE] = 0
+            tell_all = True
         if tell_all:
             condition.notify_all()
         condition.release()
