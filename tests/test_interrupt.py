@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from helpers import TESTS, package_folder, processes, run_script, start_script, wait_until
 
+import mpipc
+
 CALLS = {
     "Lock.acquire": ("x = mpipc.Lock(); x.acquire()", "x.acquire()", "x.release(); assert x.acquire(False)"),
     "Lock.acquire with a timeout": ("x = mpipc.Lock(); x.acquire()", "x.acquire(timeout=500)", "x.release()"),
@@ -220,3 +222,37 @@ def test_ctrl_c_in_a_terminal(start_method: str, tmp_path: Any) -> None:
                 os.kill(process.pid, signal.SIGKILL)
     text = output.decode().replace("\r", "").replace("^C", "")
     assert text.split() == ["READY", "EXITCODES", "[5,", "5]", "REAPER", "True", "END"]
+
+
+# --- attaching --------------------------------------------------------------------------------------------------------
+
+
+def _wait_in(primitive: Any, name: str) -> None:
+    getattr(primitive, name)()
+
+
+@pytest.mark.skipif(not hasattr(sys, "remote_exec"), reason="sys.remote_exec() is of Python 3.14")
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(mpipc.Lock, "acquire"), (lambda: mpipc.Semaphore(0), "acquire"), (mpipc.Event, "wait"), (mpipc.Queue, "get")],
+    ids=["Lock", "Semaphore", "Event", "Queue"],
+)
+def test_a_process_that_waits_runs_what_is_sent_to_it(make: Any, name: str, tmp_path: Path) -> None:
+    """multiprocessing's would not, before it has what it waits for: mpipc's look up once a second."""
+    primitive = make()
+    if name == "acquire" and hasattr(primitive, "owner_died"):
+        assert primitive.acquire()
+    process = mpipc.get_context("fork").Process(target=_wait_in, args=(primitive, name))
+    process.start()
+    waiters = "waiting_readers" if name == "get" else "waiters"
+    wait_until(lambda: getattr(primitive.statistics(), waiters) == 1, timeout=30)
+    script, answer = tmp_path / "script.py", tmp_path / "answer"
+    script.write_text(f"import os, pathlib; pathlib.Path({str(answer)!r}).write_text(str(os.getpid()))")
+    sys.remote_exec(process.pid, str(script))  # type: ignore[attr-defined]
+    try:
+        wait_until(lambda: answer.exists() and answer.read_text() == str(process.pid), timeout=30)
+    finally:
+        process.kill()
+        process.join()
+        if name == "acquire" and hasattr(primitive, "owner_died"):
+            primitive.release()
