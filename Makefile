@@ -20,8 +20,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-python test-without-undo test-all nightly smoke compat compat-all compat-programs bench bench-quick bench-publish \
-	sanitize sanitize-quick soak lint clean distclean
+.PHONY: help preflight build demo test test-python test-without-undo test-all nightly smoke compat compat-all \
+	compat-programs bench bench-quick bench-publish sanitize sanitize-quick soak lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -81,8 +81,9 @@ $(VENV)/.bench-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
 	done < $@.txt
 	@touch $@
 
-# Installed, not editable: what is tested is what a user gets. (In the tree, too: who is in its root and imports mpipc finds that.) build/ is kept, so that only changed modules are compiled
-# again; the Python files in it are not, or one that was deleted would live on.
+# Installed, not editable: what is tested is what a user gets. In the tree, too: who imports mpipc in its root finds that.
+# build/ is kept, so that only changed modules are compiled again; the Python files in it are not, or one that was deleted
+# would live on.
 $(VENV)/.built: $(SOURCES) $(VENV)/.build-tools
 	@echo 'building mpipc for Python $(VERSION)'
 	@if test -d build; then find build -path build/pythons -prune -o -name '*.py' -exec rm {} +; fi

@@ -16,34 +16,13 @@ _base: Any = multiprocessing.managers  # its private names are unknown to type c
 
 LIST = ("clear", "copy")
 DICT = ("__or__", "__ior__", "__ror__", "__reversed__", "fromkeys")
-SET = (
-    *(
-        "__and__",
-        "__class_getitem__",
-        "__contains__",
-        "__iand__",
-        "__ior__",
-        "__isub__",
-        "__iter__",
-        "__ixor__",
-        "__len__",
-    ),
-    *(
-        "__or__",
-        "__rand__",
-        "__ror__",
-        "__rsub__",
-        "__rxor__",
-        "__sub__",
-        "__xor__",
-        "__ge__",
-        "__gt__",
-        "__le__",
-        "__lt__",
-    ),
-    *("add", "clear", "copy", "difference", "difference_update", "discard", "intersection", "intersection_update"),
-    *("isdisjoint", "issubset", "issuperset", "pop", "remove", "symmetric_difference", "symmetric_difference_update"),
-    *("union", "update"),
+SET = tuple(
+    """
+    __and__ __class_getitem__ __contains__ __iand__ __ior__ __isub__ __iter__ __ixor__ __len__ __or__ __rand__
+    __ror__ __rsub__ __rxor__ __sub__ __xor__ __ge__ __gt__ __le__ __lt__ add clear copy difference
+    difference_update discard intersection intersection_update isdisjoint issubset issuperset pop remove
+    symmetric_difference symmetric_difference_update union update
+    """.split()
 )
 
 

@@ -144,6 +144,7 @@ cdef class MessageQueue:
     cdef int finish_take(self, mp_item *item, int outcome, int64_t deadline) except -1
     cdef int wait_and_take(self, mp_item *item, int64_t deadline) except -1
     cdef int take_many(self, mp_item *items, uint32_t most, uint32_t *n, int64_t deadline) except -1
+    cdef int await_hearing(self, int64_t deadline) except -1
     cdef int await_room(self, mp_room *room, int64_t deadline, uint32_t *epoch) except -1
 
 

@@ -23,7 +23,6 @@ class Bundle:
 
 class MessageQueue:
     block: Final[Block]
-    def await_hearing(self, seconds: float) -> None: ...
     def __init__(
         self, maxsize: int = 0, priority: bool = False, counted: bool = False, block: Block | None = None
     ) -> None: ...

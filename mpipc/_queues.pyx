@@ -277,10 +277,11 @@ _all = weakref.WeakSet()
 
 
 def await_hearing():
-    """Before this process ends in the normal way: what it has put is known to those who wait for it. See
-    mp_queue_await_hearing() in waiting.c."""
+    """Before this process ends in the normal way: what it has put is known to those who wait for it, unless that takes
+    more than a second. See mp_queue_await_hearing() in waiting.c."""
+    cdef int64_t deadline = mp_now_ns() + 1000000000
     for queue in list(_all):
-        queue.await_hearing(1.0)
+        (<MessageQueue> queue).await_hearing(deadline)
 
 
 cdef class MessageQueue:
@@ -804,11 +805,12 @@ cdef class MessageQueue:
 
     # ---- the end of the process
 
-    def await_hearing(self, double seconds):
-        """If this process has put something: until all who wait for a message know of it, at most so long."""
+    cdef int await_hearing(self, int64_t deadline) except -1:
+        """If this process has put something: until all who wait for a message know of it."""
         if self.sender >= 0 and self.sender == self.v.f.slot:
             with nogil:
-                mp_queue_await_hearing(&self.v, mp_now_ns() + <int64_t> (seconds * 1e9))
+                mp_queue_await_hearing(&self.v, deadline)
+        return 0
 
     # ---- a file descriptor
 

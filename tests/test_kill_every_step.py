@@ -31,21 +31,10 @@ def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
 
 
 # Those in which what rests on SEM_UNDO is changed, and one of each kind of recovery.
-WITHOUT_UNDO = [
-    *(
-        "recover",
-        "found",
-        "sweep",
-        "join",
-        "fork-prepare",
-        "start",
-        "arrive",
-        "transit",
-        "lock-acquire",
-        "notify-1-of-2",
-    ),
-    *("semaphore-return", "semaphore-return-to-sleeper", "queue-take-from-both", "block-drop-with-chunks"),
-]
+WITHOUT_UNDO = """
+    recover found sweep join fork-prepare start arrive transit lock-acquire notify-1-of-2 semaphore-return
+    semaphore-return-to-sleeper queue-take-from-both block-drop-with-chunks
+""".split()
 
 
 @pytest.fixture(scope="module")

@@ -260,9 +260,8 @@ def test_a_handler_that_raises_in_a_wait_does_not_break_the_result_thread(call: 
             armed = False
             raise Interrupted
 
-    def wait(
-        result: Any,
-    ) -> None:  # of its own: Python 3.13.0 lets what is raised in a loop's jump pass by the `with` around it
+    # A function, because Python 3.13.0 lets what is raised in a loop's jump pass by the `with` around the loop.
+    def wait(result: Any) -> None:
         while armed:
             result.wait(1)
 
