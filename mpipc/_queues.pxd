@@ -92,7 +92,7 @@ cdef extern from "queue.h" nogil:
     uint32_t mp_sleepers(mp_family *f, uint32_t queue)
     void mp_room_ring(mp_family *f, mp_room *room, bint all)
 
-    int mp_watch_start(mp_watch *w, int fd)
+    int mp_watch_start(mp_queue_view *v, mp_watch *w, int fd)
     void mp_watch_run(mp_queue_view *v, mp_watch *w)
     void mp_watch_look_again(mp_queue_view *v, mp_watch *w)
     void mp_watch_stop(mp_queue_view *v, mp_watch *w)

@@ -842,7 +842,7 @@ cdef class Watch:
         self.queue = queue
         queue.ensure()
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        cdef int error = mp_watch_start(&self.w, self.fd)
+        cdef int error = mp_watch_start(&queue.v, &self.w, self.fd)
         if error != MP_OK:
             os.close(self.fd)
             fail(error, "watching a queue")

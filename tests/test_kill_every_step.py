@@ -34,7 +34,7 @@ def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
 WITHOUT_UNDO = """
     recover found sweep join fork-prepare start arrive transit lock-acquire notify-1-of-2 semaphore-return
     semaphore-return-to-sleeper queue-take-from-both block-drop-with-chunks
-""".split()
+""".split()  # noqa: SIM905  (a list of them is longer than what it is for)
 
 
 @pytest.fixture(scope="module")

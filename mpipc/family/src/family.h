@@ -179,7 +179,7 @@ struct mp_block {
     uint64_t extra[3]; /* of the owner class; see MP_LOCK_THREAD */
     _Atomic uint64_t holders[MP_HOLDER_WORDS]; /* four times slot + 1, 0: vacant; in any order, each slot once */
     _Atomic uint32_t chunks;                   /* chunk + 1 of the first one, 0: none */
-    uint32_t pad;
+    _Atomic uint32_t watcher; /* of a queue: slot + 1 of who last began to watch for a message and does not tell of one yet */
 };
 
 /* ---- chunks: more holders of a block ---------------------------------------------------------------------------------- */

@@ -95,6 +95,7 @@ int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_
     struct mp_queue *q = mp_queue_of(b);
     b->size = maxsize;
     b->extra[1] = flags;
+    atomic_store(&b->watcher, 0);
     int error = mp_room_make(f, index, &q->getters);
     if (error == MP_OK && maxsize != 0)
         error = mp_room_make(f, index, &q->putters);

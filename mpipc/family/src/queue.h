@@ -221,7 +221,7 @@ void mp_sleeper_leave(_Atomic uint32_t *place);
 uint32_t mp_sleepers(struct mp_family *f, uint32_t queue);
 void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w);
 void mp_watch_look_again(struct mp_queue_view *v, struct mp_watch *w);
-int mp_watch_start(struct mp_watch *w, int fd);
+int mp_watch_start(struct mp_queue_view *v, struct mp_watch *w, int fd);
 void mp_queue_await_hearing(struct mp_queue_view *v, int64_t deadline_ns);
 void mp_watch_stop(struct mp_queue_view *v, struct mp_watch *w);
 int mp_room_wait(struct mp_family *f, struct mp_room *room, int64_t deadline_ns);
