@@ -96,6 +96,30 @@ def test_without_undo() -> None:
     assert found["lock"]["value"] > 0
 
 
+@pytest.mark.parametrize(
+    ("echo", "words"),
+    [
+        ("os._exit(3)", "its other process ended with exit code 3"),
+        ("os.kill(os.getppid(), signal.SIGKILL); signal.pause()", "killed (Killed)"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "no answer in 3 s"),
+    ],
+)
+def test_a_program_that_does_not_run(echo: str, words: str) -> None:
+    """That is an answer, too. The doctor's programs end with it."""
+    script = f"""
+        import os, signal, sys
+        from mpipc.cli import doctor, main
+        def echo(there, back):
+            {echo}
+        doctor._echo = echo
+        doctor.PATIENCE_S = 3.0
+        sys.exit(main(["doctor", "--json"]))
+        """
+    found = examined(run_script(script, check=False))
+    assert found["a program"]["status"] == "FAILED"
+    assert words in found["a program"]["text"]
+
+
 # --- sandboxes --------------------------------------------------------------------------------------------------------
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2

@@ -640,6 +640,27 @@ def test_no_more_segments(fork: Any, limit: str) -> None:
     assert queue.get() == bytes(100_000)
 
 
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
+@pytest.mark.parametrize("limit", ["shmmni", "shmall"])
+def test_what_would_be_faster_by_a_segment_goes_without(fork: Any, kind: str, limit: str) -> None:
+    """Who receives often without having to sleep makes the others send by shared memory: where there is none, they do not."""
+    queue = getattr(fork, kind)()
+    with sysctl(limit, 0):
+        for i in range(2000):
+            queue.put(i)
+            assert queue.get() == i
+        for i in range(10):
+            queue.put(i)
+        assert [queue.get() for _ in range(10)] == list(range(10))
+        if kind != "SimpleQueue":
+            assert queue.put_many(range(20)) == 20
+            assert queue.get_many(20) == list(range(20))
+        assert queue.empty()
+    queue.put(bytes(100_000))
+    queue.put(1)
+    assert (queue.get(), queue.get()) == (bytes(100_000), 1)
+
+
 # ---- a queue that is removed -----------------------------------------------------------------------------------------
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_script, wait_until
+from helpers import run_script, sysctl, wait_until
 
 import mpipc
 from mpipc._queues import MessageQueue
 from mpipc.queues import PriorityQueue
+from mpipc.sysv import LimitError
 
 LONG = 3.3
 """More than three ticks, in seconds. A waiter looks after the family at each; none of them may be told as an error."""
@@ -110,6 +111,29 @@ def test_puts_into_a_queue_without_a_limit_neither_fail_nor_wait(kind: str) -> N
         queue.trim()
         go_on()
     assert [queue.get() for _ in sent] == sent
+    assert queue.empty()
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue", "PriorityQueue"])
+def test_puts_meanwhile_need_no_segment(kind: str) -> None:
+    """Where none can be had, they go by the kernel's queue, as long as that has room."""
+    ctx = mpipc.get_context("fork")
+    queue: Any = PriorityQueue() if kind == "PriorityQueue" else getattr(ctx, kind)()
+    for i in range(2000):  # until a token is out, and messages go by shared memory
+        queue.put(i)
+        assert queue.get() == i
+    sent = list(range(10))
+    queue.trim()
+    with _holder(ctx, queue) as go_on, sysctl("shmmni", 0):
+        for i in sent:
+            queue.put(i)
+        if kind != "SimpleQueue":
+            assert queue.put_many(range(10, 20)) == 10
+            sent += range(10, 20)
+        with pytest.raises(LimitError):
+            queue.put(bytes(100_000))
+        go_on()
+        assert [queue.get() for _ in sent] == sent
     assert queue.empty()
 
 

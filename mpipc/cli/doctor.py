@@ -7,12 +7,15 @@ makes a system call that they do not allow.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
+import queue
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,13 +87,18 @@ def examine() -> Iterator[Finding]:
 # --- in a child -------------------------------------------------------------------------------------------------------
 
 
+PATIENCE_S = 60.0
+
+
 def _in_child(function: Callable[[], Any]) -> tuple[Any, int]:
-    """What a function returns in a child process, as far as JSON knows it, and the signal that killed it (or 0)."""
+    """What a function returns in a child process, as far as JSON knows it, and the signal that killed it (or 0). One
+    that does not end within PATIENCE_S is killed: a doctor that hangs tells nobody anything."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
+            os.setpgid(0, 0)
             os.close(reader)
             os.write(writer, json.dumps(function()).encode())
             status = 0
@@ -99,10 +107,30 @@ def _in_child(function: Callable[[], Any]) -> tuple[Any, int]:
         finally:
             os._exit(status)
     os.close(writer)
-    with open(reader, "rb") as file:
-        text = file.read()
-    _, status = os.waitpid(pid, 0)
+    os.set_blocking(reader, False)
+    answered = False
+    try:
+        answered = _has_ended(pid)
+    finally:  # what it has started may have outlived it; as long as it is not waited for, the number is its own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        with open(reader, "rb") as file:
+            text = file.read()  # None: it ended without a word
+    if not answered:
+        return ["TimeoutError", f"no answer in {PATIENCE_S:g} s", None], 0
     return (json.loads(text) if text else None), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def _has_ended(pid: int) -> bool:
+    """A child, before PATIENCE_S have passed."""
+    deadline = time.monotonic() + PATIENCE_S
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------
@@ -350,8 +378,6 @@ ROUNDS = 2000
 def _measure() -> dict[str, float]:
     """Microseconds: of a lock taken and given back; of a message put and got; of a message to another process and back,
     halved: that is a wake-up."""
-    import time
-
     import mpipc
 
     context = mpipc.get_context("fork")
@@ -383,11 +409,19 @@ def _measure() -> dict[str, float]:
 
     def round_trip() -> None:
         there.put(1)
-        back.get()
+        while True:  # what has ended the other process is on its stderr
+            try:
+                return back.get(timeout=1)
+            except queue.Empty:
+                if not process.is_alive():
+                    raise RuntimeError(f"its other process ended with exit code {process.exitcode}") from None
 
-    found["wake-up"] = best(round_trip, ROUNDS // 10) / 2
-    there.put(0)
-    process.join()
+    try:
+        found["wake-up"] = best(round_trip, ROUNDS // 10) / 2
+        there.put(0)
+        process.join()
+    finally:
+        process.kill()
     return found
 
 

@@ -369,10 +369,25 @@ static bool by_kernel(struct mp_queue_view *v, const struct mp_message *m, uint3
            1 + length <= atomic_load_explicit(&v->longest, memory_order_relaxed);
 }
 
+/* The spill needs a segment, and no more can be had (kernel.shmmni, kernel.shmall, memory). A token is no reason not to send by the
+ * kernel queue, only a sign that the spill is faster; what waits there is one. Returns `error` if it cannot be sent so, either. */
+static int without_spill(struct mp_queue_view *v, struct mp_message *m, uint32_t length, int error) {
+    if ((error != MP_LIMIT && error != MP_NO_MEMORY) || m->kind == MP_BODY_PIECE || !nothing_waits(v) ||
+        1 + length > atomic_load_explicit(&v->longest, memory_order_relaxed))
+        return error;
+    int outcome = send_to_kernel(v, m, length);
+    return outcome == MP_FULL ? error : outcome;
+}
+
+static int append(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
+    int error = mp_spill_append(v, m, length, level);
+    return error == MP_OK ? error : without_spill(v, m, length, error);
+}
+
 static int send_locked(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
     int error = by_kernel(v, m, length) ? send_to_kernel(v, m, length) : MP_FULL;
     if (error == MP_FULL) {
-        error = mp_spill_append(v, m, length, level);
+        error = append(v, m, length, level);
         ensure_token(v);
     }
     return error;
@@ -434,13 +449,37 @@ static int post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t s
     return MP_OK;
 }
 
-static int post_message(struct mp_queue_view *v, const struct mp_message *m, uint32_t length, uint32_t level) {
+static int post_message(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
     union {
         struct mp_body body;
         unsigned char bytes[sizeof(struct mp_body) + MP_BODY_SIZE + 8];
     } record = {.body.length = 1 + length};
     memcpy(record.bytes + offsetof(struct mp_body, body), &m->kind, 1 + length);
-    return post(v, record.bytes, mp_body_size(1 + length), 1, level);
+    int error = post(v, record.bytes, mp_body_size(1 + length), 1, level);
+    if (error != MP_OK && (error = without_spill(v, m, length, error)) == MP_OK)
+        mp_room_ring(v->f, &v->q->getters, false);
+    return error;
+}
+
+/* As post(). Returns how many were sent. */
+static uint64_t post_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level, int *outcome) {
+    uint64_t size = 0, sent = 0;
+    for (uint64_t i = 0; i < count; i++)
+        size += mp_body_size(((const struct mp_body *)(bodies + size))->length);
+    int error = post(v, bodies, size, (uint32_t)count, level);
+    *outcome = error;
+    if (error == MP_OK)
+        return count;
+    struct mp_message m = {.type = MP_TYPE_LEVEL + level};
+    for (; sent < count; sent++) {
+        const struct mp_body *body = (const struct mp_body *)bodies;
+        memcpy(&m.kind, body->body, body->length);
+        if ((*outcome = without_spill(v, &m, body->length - 1, error)) != MP_OK)
+            break;
+        mp_room_ring(v->f, &v->q->getters, false);
+        bodies += mp_body_size(body->length);
+    }
+    return sent;
 }
 
 /* Does the lock's owner keep us from sending for longer than a sender to a queue without a limit should wait? */
@@ -466,15 +505,8 @@ int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length
 uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level,
                             int64_t deadline_ns, int *outcome) {
     uint64_t sent = 0;
-    if ((*outcome = mp_queue_lock(v, lock_deadline(v, deadline_ns))) != MP_OK) {
-        uint64_t size = 0;
-        if (!should_post(v, *outcome))
-            return 0;
-        for (uint64_t i = 0; i < count; i++)
-            size += mp_body_size(((const struct mp_body *)(bodies + size))->length);
-        *outcome = post(v, bodies, size, (uint32_t)count, level);
-        return *outcome == MP_OK ? count : 0;
-    }
+    if ((*outcome = mp_queue_lock(v, lock_deadline(v, deadline_ns))) != MP_OK)
+        return should_post(v, *outcome) ? post_many(v, bodies, count, level, outcome) : 0;
     struct mp_message m = {.type = MP_TYPE_LEVEL + level};
     *outcome = removed_lately(v);
     for (; *outcome == MP_OK && sent < count; sent++) {
@@ -483,7 +515,7 @@ uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies
             break;
         memcpy(&m.kind, body->body, body->length);
         if ((*outcome = count == 1 ? send_locked(v, &m, body->length - 1, level)
-                                   : mp_spill_append(v, &m, body->length - 1, level)) != MP_OK)
+                                   : append(v, &m, body->length - 1, level)) != MP_OK)
             break;
         bodies += mp_body_size(body->length);
     }
