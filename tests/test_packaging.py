@@ -20,10 +20,8 @@ PRODUCTS = shutil.ignore_patterns(
     ".git", ".venv*", "build", "dist", "*.egg-info", "*.so", "mpipc-reaper", "__pycache__", ".*_cache", ".hypothesis"
 )
 
-# All of them share what the fixtures build, so they belong on one worker.
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("packaging"),
     pytest.mark.skipif(
         importlib.util.find_spec("Cython") is None or importlib.util.find_spec("setuptools") is None,
         reason="needs the build requirements, which `make test` installs",

@@ -643,7 +643,7 @@ def test_no_more_segments(fork: Any, limit: str) -> None:
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
 @pytest.mark.parametrize("limit", ["shmmni", "shmall"])
 def test_what_would_be_faster_by_a_segment_goes_without(fork: Any, kind: str, limit: str) -> None:
-    """Who receives often without having to sleep makes the others send by shared memory: where there is none, they do not."""
+    """Who receives often without having to sleep makes the others send by shared memory; unless there is none."""
     queue = getattr(fork, kind)()
     with sysctl(limit, 0):
         for i in range(2000):
