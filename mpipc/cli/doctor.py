@@ -411,7 +411,8 @@ def _measure() -> dict[str, float]:
         there.put(1)
         while True:  # what has ended the other process is on its stderr
             try:
-                return back.get(timeout=1)
+                back.get(timeout=1)
+                return
             except queue.Empty:
                 if not process.is_alive():
                     raise RuntimeError(f"its other process ended with exit code {process.exitcode}") from None
