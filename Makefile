@@ -67,7 +67,7 @@ $(VENV)/.test-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
 	@touch $@
 
 $(VENV)/.dev-tools: pyproject.toml .ci/requirements.py $(VENV)/.made
-	@echo 'installing ruff, mypy and cython-lint into $(VENV)'
+	@echo 'installing ruff, mypy, cython-lint and clang-format into $(VENV)'
 	@$(BIN)/python .ci/requirements.py dev > $@.txt
 	@$(PIP) -r $@.txt
 	@touch $@
@@ -199,12 +199,15 @@ soak: $(VENV)/.built $(VENV)/.test-tools
 	@cd tests && ../$(BIN)/python -m soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
+C_FILES := $(wildcard mpipc/family/src/*.[ch] tests/native/*.[ch] benchmarks/floor/*.c)
+
 lint: $(VENV)/.dev-tools
 	@status=0; \
 	echo 'ruff'; $(BIN)/ruff check . && $(BIN)/ruff format --check . || status=1; \
 	echo 'mypy --strict mpipc'; $(BIN)/mypy --strict -p mpipc || status=1; \
 	echo 'mypy --strict examples'; $(BIN)/mypy --strict examples/*.py || status=1; \
 	echo 'cython-lint'; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint mpipc || status=1; \
+	echo 'clang-format'; $(BIN)/clang-format --dry-run --Werror $(C_FILES) || status=1; \
 	exit $$status
 
 # The folder of .ci/pythons takes two minutes to make, and depends on nothing here.

@@ -34,9 +34,7 @@ struct channel {
 static size_t size;
 static struct channel there, back;
 
-static size_t piece_size(size_t done) {
-    return size - done < PIECE ? size - done : PIECE;
-}
+static size_t piece_size(size_t done) { return size - done < PIECE ? size - done : PIECE; }
 
 static void sysv_send(struct channel *c, const char *data) {
     static struct piece piece = {.type = 1};
@@ -191,8 +189,9 @@ static void open_pair(struct channel *c, const char *mechanism) {
 
 static void open_ring(struct channel *c, const char *mechanism) {
     size_t bytes = sizeof(struct ring) + SLOTS * size;
-    c->ring = strncmp(mechanism, "sysv", 4) == 0 ? sysv_segment(bytes)
-              : strcmp(mechanism, "posix-shm") == 0 ? posix_segment(bytes) : file_segment(bytes);
+    c->ring = strncmp(mechanism, "sysv", 4) == 0    ? sysv_segment(bytes)
+              : strcmp(mechanism, "posix-shm") == 0 ? posix_segment(bytes)
+                                                    : file_segment(bytes);
     sem_init(&c->ring->free, 1, SLOTS);
     sem_init(&c->ring->used, 1, 0);
     c->send = ring_send;
@@ -221,7 +220,8 @@ static void open_channel(struct channel *c, const char *mechanism) {
         open_fifo(c);
     } else if (strcmp(mechanism, "pipe") == 0 || strcmp(mechanism, "unix-socket") == 0) {
         open_pair(c, mechanism);
-    } else if (strncmp(mechanism, "sysv-shm", 8) == 0 || strcmp(mechanism, "posix-shm") == 0 || strcmp(mechanism, "file") == 0) {
+    } else if (strncmp(mechanism, "sysv-shm", 8) == 0 || strcmp(mechanism, "posix-shm") == 0 ||
+               strcmp(mechanism, "file") == 0) {
         open_ring(c, mechanism);
     } else {
         usage("MECHANISM: sysv-queue posix-queue pipe fifo unix-socket sysv-shm sysv-shm-semop posix-shm file");

@@ -34,7 +34,8 @@ static uint64_t draw(void) { /* xorshift64* */
 
 /* Values that hurt: small ones, the ends of tables, all ones, and anything. */
 static uint64_t wild(void) {
-    static const uint64_t ends[] = {MP_SLOTS, MP_BLOCKS, MP_CHUNKS, MP_RECORDS, MP_CELLS, 0xffff, 1ull << 31, 1ull << 32, ~0ull};
+    static const uint64_t ends[] = {MP_SLOTS, MP_BLOCKS,  MP_CHUNKS,  MP_RECORDS, MP_CELLS,
+                                    0xffff,   1ull << 31, 1ull << 32, ~0ull};
     switch (draw() % 5) {
     case 0:
         return draw() % 16;
@@ -65,7 +66,8 @@ static void make_everything(void) {
         struct mp_block *b = mp_block_at(f, blocks[i]);
         if (kinds[i] == MP_KIND_SEMAPHORE)
             mp_sem_init(b, 3, 5, MP_RETURNS_GUESSED);
-        if (kinds[i] == MP_KIND_QUEUE && (mp_block_msgget(f, blocks[i], 0600) < 0 || mp_queue_make(f, blocks[i], 0, 0) != MP_OK))
+        if (kinds[i] == MP_KIND_QUEUE &&
+            (mp_block_msgget(f, blocks[i], 0600) < 0 || mp_queue_make(f, blocks[i], 0, 0) != MP_OK))
             exit(3);
         if (kinds[i] == MP_KIND_SEGMENT && mp_block_shmget(f, blocks[i], 8192, 0600) < 0)
             exit(3);
@@ -81,7 +83,10 @@ static void make_everything(void) {
 }
 
 static void run_wild(void) {
-    const struct { void *start; size_t size; } regions[] = {
+    const struct {
+        void *start;
+        size_t size;
+    } regions[] = {
         {f->h, sizeof *f->h},
         {f->seg->alive_sets, 64},
         {f->seg->bell_sets, 64},

@@ -75,11 +75,11 @@ static void fail(const char *format, ...) {
     exit(1);
 }
 #define check(condition) ((condition) ? (void)0 : fail("%s:%d: not true: %s", __FILE__, __LINE__, #condition))
-#define check_equal(a, b)                                                                                              \
-    do {                                                                                                               \
-        long long a_ = (long long)(a), b_ = (long long)(b);                                                            \
-        if (a_ != b_)                                                                                                  \
-            fail("%s:%d: %s is %lld, not %lld (%s)", __FILE__, __LINE__, #a, a_, b_, #b);                              \
+#define check_equal(a, b)                                                                                                      \
+    do {                                                                                                                       \
+        long long a_ = (long long)(a), b_ = (long long)(b);                                                                    \
+        if (a_ != b_)                                                                                                          \
+            fail("%s:%d: %s is %lld, not %lld (%s)", __FILE__, __LINE__, #a, a_, b_, #b);                                      \
     } while (0)
 
 static void appears_once(bool effect) {
@@ -452,7 +452,10 @@ static void make_queue(void) {
     block = make(MP_KIND_QUEUE);
     check(mp_block_msgget(f, block, 0600) >= 0);
     mp_block_ready(f, block);
-    struct { long type; char text[4]; } message = {1, "abc"};
+    struct {
+        long type;
+        char text[4];
+    } message = {1, "abc"};
     check(msgsnd(at()->id, &message, 4, 0) == 0);
 }
 static void make_segment(void) {
@@ -747,7 +750,11 @@ static void setup_3_in_spill(void) {
 static void setup_1_in_kernel_2_in_spill(void) {
     setup_queue_with_token();
     check_equal(mp_queue_lock(&queue, -1), MP_OK);
-    struct { long type; char kind; uint32_t number; } __attribute__((packed)) m = {MP_TYPE_LEVEL, MP_BODY_INLINE, 1};
+    struct {
+        long type;
+        char kind;
+        uint32_t number;
+    } __attribute__((packed)) m = {MP_TYPE_LEVEL, MP_BODY_INLINE, 1};
     check(msgsnd(queue.id, &m, 5, 0) == 0); /* from one who saw no token */
     atomic_fetch_and(&queue.q->token, ~(uint32_t)MP_TOKEN_DRY);
     mp_queue_unlock(&queue);
@@ -910,10 +917,8 @@ static const struct scenario scenarios[] = {
     {"semaphore-pay", setup_guessed_debt_of_3, NULL, op_release, NULL, NULL, check_paid},
     {"semaphore-pay-last", setup_guessed_debt_of_2, pay_1, op_release, NULL, NULL, check_last_paid},
     {"semaphore-pay-beside-another", setup_guessed_debt_of_3, NULL, op_release, NULL, pay_1, check_paid_by_two},
-    {"semaphore-pay-wrapped", setup_guessed_debt_of_3, NULL, op_release, NULL, pay_1_and_use_it_70000_times,
-     check_paid_by_two},
-    {"semaphore-pay-at-the-maximum", setup_bounded_debt_of_3, NULL, op_release_and_tell, NULL, NULL,
-     check_paid_at_the_maximum},
+    {"semaphore-pay-wrapped", setup_guessed_debt_of_3, NULL, op_release, NULL, pay_1_and_use_it_70000_times, check_paid_by_two},
+    {"semaphore-pay-at-the-maximum", setup_bounded_debt_of_3, NULL, op_release_and_tell, NULL, NULL, check_paid_at_the_maximum},
     {"semaphore-pay-always", setup_always_debt_of_3, NULL, op_release, NULL, NULL, check_paid_always},
     {"semaphore-pay-long-ago", setup_always_debt_of_3, pay_and_come_round, op_acquire, NULL, NULL, check_come_round},
     {"semaphore-pay-own-at-the-maximum", setup_always_bounded_3, hold_1, op_release_and_tell, NULL, NULL,
@@ -930,10 +935,8 @@ static const struct scenario scenarios[] = {
     {"semaphore-return-to-sleeper", setup_sleeper_for_dead_holder, NULL, op_mp_recover, NULL, NULL, check_sleeper_got_it},
     {"semaphore-return-of-none", setup_dead_holder_of_a_signal, NULL, op_mp_recover, NULL, NULL, check_returned_none},
     {"semaphore-return-while-signalled", setup_dead_holder, NULL, op_mp_recover, NULL, release_here, check_death_or_signal},
-    {"semaphore-return-while-added", setup_dead_holder_always, NULL, op_mp_recover, NULL, release_here,
-     check_death_or_added},
-    {"semaphore-return-while-paid", setup_dead_holder_and_debt, NULL, op_mp_recover, NULL, release_here,
-     check_death_or_paid},
+    {"semaphore-return-while-added", setup_dead_holder_always, NULL, op_mp_recover, NULL, release_here, check_death_or_added},
+    {"semaphore-return-while-paid", setup_dead_holder_and_debt, NULL, op_mp_recover, NULL, release_here, check_death_or_paid},
     {"semaphore-return-goes-on-when-used", setup_dead_holder, NULL, op_settle, NULL, use_it_and_child_goes_on,
      check_returned_2},
     {"semaphore-return-goes-on-when-signalled", setup_dead_holder, NULL, op_settle, NULL, release_and_child_goes_on,
@@ -962,8 +965,7 @@ static const struct scenario scenarios[] = {
     {"block-adopt", setup_shared_queue, NULL, op_adopt, NULL, NULL, check_still_shared},
     {"cell-enter-and-cancel", setup_condition, NULL, op_cell_enter_and_cancel, NULL, NULL, check_no_cells},
     {"cell-wait-notified", setup_condition, NULL, op_cell_wait, notify_child_first, NULL, check_passed_on},
-    {"cell-wait-notified-with-all", setup_condition, NULL, op_cell_wait, notify_child_with_all, NULL,
-     check_not_passed_on},
+    {"cell-wait-notified-with-all", setup_condition, NULL, op_cell_wait, notify_child_with_all, NULL, check_not_passed_on},
     {"notify-1-of-2", setup_two_waiters, NULL, op_notify_1, NULL, NULL, check_notified_1},
     {"notify-all", setup_two_waiters, NULL, op_notify_all, NULL, NULL, check_notified_all},
     {"queue-send", setup_empty_queue, NULL, op_send_2, NULL, NULL, check_sent_in_order},
@@ -993,8 +995,8 @@ static const struct scenario scenarios[] = {
      check_sent_in_order_and_whole},
     {"queue-collect", setup_3_posted, NULL, op_take, NULL, NULL, check_taken_and_whole},
     {"queue-collect-priority", setup_3_posted_priority, NULL, op_take, NULL, NULL, check_taken_and_whole},
-    {"queue-unlock-and-look", setup_sleeper_at_full_queue, lock_queue, op_unlock_queue, NULL, NULL,
-     check_sleeper_has_it, .started = post_1_and_leave_word},
+    {"queue-unlock-and-look", setup_sleeper_at_full_queue, lock_queue, op_unlock_queue, NULL, NULL, check_sleeper_has_it,
+     .started = post_1_and_leave_word},
     {"queue-give-token-back", setup_token_in_hand, NULL, op_give_token_back, NULL, NULL, check_receiver_finds_3},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, NULL, check_claimed},
     {"ledger-start-while-taken-back", setup_ledger, NULL, op_run_tasks, NULL, take_back_and_child_goes_on, check_each_has_one},
@@ -1038,7 +1040,10 @@ static uint64_t arena_digest(uint64_t h);
 
 static uint64_t digest(void) {
     uint64_t h = arena_digest(0);
-    const struct { void *start; size_t size; } regions[] = {
+    const struct {
+        void *start;
+        size_t size;
+    } regions[] = {
         {f->h, sizeof *f->h},
         {f->seg->slots, 16 * sizeof f->seg->slots[0]},
         {f->seg->cells, 16 * sizeof f->seg->cells[0]},

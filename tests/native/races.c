@@ -29,7 +29,11 @@ static void fail(int line, const char *condition) {
 
 /* ---- one mapping of each segment ---------------------------------------------------------------------------------------- */
 
-static struct { int shmid; void *address; int uses; } mappings[4096];
+static struct {
+    int shmid;
+    void *address;
+    int uses;
+} mappings[4096];
 static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
 
 void *shmat(int shmid, const void *wanted, int flags) {

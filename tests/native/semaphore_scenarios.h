@@ -7,9 +7,7 @@ struct numbers {
     int debt;
 };
 
-static struct numbers numbers(void) {
-    return (struct numbers){value(), mp_sem_returns(at()), (int)mp_sem_debt(at())};
-}
+static struct numbers numbers(void) { return (struct numbers){value(), mp_sem_returns(at()), (int)mp_sem_debt(at())}; }
 static bool are(struct numbers wanted) {
     struct numbers n = numbers();
     return n.value == wanted.value && n.returns == wanted.returns && n.debt == wanted.debt;
@@ -17,7 +15,8 @@ static bool are(struct numbers wanted) {
 static void must_be(struct numbers wanted) {
     struct numbers n = numbers();
     if (!are(wanted))
-        fail("value %d, returns %d, debt %d; not %d, %d, %d", n.value, n.returns, n.debt, wanted.value, wanted.returns, wanted.debt);
+        fail("value %d, returns %d, debt %d; not %d, %d, %d", n.value, n.returns, n.debt, wanted.value, wanted.returns,
+             wanted.debt);
 }
 /* The operation has happened or it has not; it happens at one step, and always if the child came to its end. */
 static void before_or_after(bool finished, struct numbers before, struct numbers after) {
@@ -192,15 +191,9 @@ static void death_first_or_release(struct numbers release_first, struct numbers 
         must_be(release_first);
     appears_once(now->operation == op_release ? !death : death);
 }
-static void check_death_or_signal(bool finished) {
-    death_first_or_release(numbers_of(2, NEVER, 0), numbers_of(3, NEVER, 1));
-}
-static void check_death_or_added(bool finished) {
-    death_first_or_release(numbers_of(4, ALWAYS, 2), numbers_of(3, ALWAYS, 1));
-}
-static void check_death_or_paid(bool finished) {
-    death_first_or_release(numbers_of(1, NEVER, 1), numbers_of(3, NEVER, 3));
-}
+static void check_death_or_signal(bool finished) { death_first_or_release(numbers_of(2, NEVER, 0), numbers_of(3, NEVER, 1)); }
+static void check_death_or_added(bool finished) { death_first_or_release(numbers_of(4, ALWAYS, 2), numbers_of(3, ALWAYS, 1)); }
+static void check_death_or_paid(bool finished) { death_first_or_release(numbers_of(1, NEVER, 1), numbers_of(3, NEVER, 3)); }
 static void op_settle(void) { /* the part of a recovery that matters here */
     for (uint32_t i = 0; i < atomic_load(&f->h->record_high); i++) {
         uint64_t owner = atomic_load(&f->seg->records[i].owner);

@@ -290,7 +290,8 @@ static void check_whole_counted_queue(bool finished) {
     for (uint32_t number = 0; number < MOST_NUMBERS; number++)
         taken += record->received[number];
     int64_t unfinished = mp_queue_unfinished(&queue, -1);
-    check(unfinished <= taken && unfinished >= taken - 3); /* the child, the parent and a bystander may have finished one each */
+    /* The child, the parent and a bystander may have finished one each. */
+    check(unfinished <= taken && unfinished >= taken - 3);
     for (int64_t i = 0; i < unfinished; i++)
         check_equal(mp_queue_task_done(&queue, -1), MP_OK);
     check_equal(mp_queue_task_done(&queue, -1), MP_NONE_LEFT);
@@ -708,8 +709,7 @@ static const struct scenario stop_scenarios[] = {
     {"get-many", stop_3_in_spill, NULL, child_gets_many, NULL, others_use_queue, check_whole_queue},
     {"get-bounded", stop_bounded, NULL, child_gets, NULL, others_use_bounded_queue, check_whole_queue},
     {"get-counted", stop_counted, NULL, child_gets, NULL, others_use_counted_queue, check_whole_counted_queue},
-    {"get-asleep", stop_with_token, NULL, child_awaits, wake_child, others_use_queue_and_feed_child,
-     check_whole_queue},
+    {"get-asleep", stop_with_token, NULL, child_awaits, wake_child, others_use_queue_and_feed_child, check_whole_queue},
     {"task-done", stop_counted, NULL, child_finishes_task, NULL, others_use_counted_queue, check_whole_counted_queue},
     {"large-put", stop_large, NULL, child_puts_large, NULL, others_use_large, check_whole_large},
     {"large-get", stop_large, NULL, child_gets_large, NULL, others_use_large, check_whole_large},

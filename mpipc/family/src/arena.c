@@ -527,8 +527,7 @@ static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct view s, u
     for (n = first; n < first + count; n++) {
         uint64_t word = atomic_load(&words[n].word), sequence = (mp_piece_sequence_of(word) + 1) & MP_PIECE_SEQUENCE;
         if (!is_idle(words, n, before) ||
-            !atomic_compare_exchange_strong(&words[n].word, &word,
-                                            mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
+            !atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
             break;
     }
     uint32_t claimed = n - first;

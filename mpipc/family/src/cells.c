@@ -114,8 +114,8 @@ int mp_cells_waiting(struct mp_family *f, uint32_t index) {
     int waiting = 0;
     for (uint32_t i = 0; i < high; i++) {
         uint64_t word = atomic_load(&f->seg->cells[i].word);
-        waiting += mp_cell_state(word) == MP_CELL_WAITING && mp_cell_block(word) == index &&
-                   mp_slot_lives(f, mp_cell_slot(word));
+        waiting +=
+            mp_cell_state(word) == MP_CELL_WAITING && mp_cell_block(word) == index && mp_slot_lives(f, mp_cell_slot(word));
     }
     return waiting;
 }

@@ -90,7 +90,8 @@ int mp_family_create(struct mp_family *f, const char *program) {
     }
     for (int attempt = 0; f->shmid < 0; attempt++) {
         f->nonce = random_u64() | 1;
-        key_t key = (key_t)(MP_KEY_PREFIX | (mp_mix(~f->nonce) & ~MP_KEY_MASK)); /* everybody sees it, the nonce nobody should */
+        /* Everybody sees the key, and nobody should see the nonce. */
+        key_t key = (key_t)(MP_KEY_PREFIX | (mp_mix(~f->nonce) & ~MP_KEY_MASK));
         f->shmid = shmget(key, sizeof(struct mp_segment), IPC_CREAT | IPC_EXCL | SHM_NORESERVE | 0600);
         if (f->shmid < 0 && (errno != EEXIST || attempt == 100))
             return MP_FAILED;

@@ -208,7 +208,7 @@ struct mp_chunk {
 struct mp_record {
     _Atomic uint64_t word;
     _Atomic uint64_t owner; /* block + 1 : 32 | slot + 1 : 16 << 32; 0 while free */
-    _Atomic uint32_t done;  /* changes:16 << 16 | the last sequence known to have been written to one of the semaphore's words:15 */
+    _Atomic uint32_t done;  /* changes:16 << 16 | the last sequence known to have been written to one of its words:15 */
     _Atomic uint32_t waiting;
     _Atomic uint32_t returned; /* recovery: by how many units the return of this record raises, or has raised, the value */
     uint8_t pad[4];

@@ -202,7 +202,8 @@ static void keep_what_is_in_transit(struct mp_family *f) {
 /* The reaper's life. Returns its exit code. */
 int mp_reaper_main(int shmid, uint64_t nonce) {
     /* Signals that a terminal or a service manager sends to everybody: the reaper goes when the last process has gone. */
-    static const int ignored[] = {SIGINT, SIGHUP, SIGQUIT, SIGTERM, SIGPIPE, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM};
+    static const int ignored[] = {SIGINT,  SIGHUP,  SIGQUIT, SIGTERM, SIGPIPE, SIGTSTP,
+                                  SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM};
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
         signal(ignored[i], SIG_IGN);
     sigset_t none;

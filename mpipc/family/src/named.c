@@ -234,8 +234,8 @@ static uint64_t new_token(void) {
 }
 
 /* Steps 1 and 2 at a key that seemed free. */
-static int compete(struct mp_family *f, uint32_t index, const struct mp_name *name, uint32_t position, uint64_t size,
-                   int flags, bool tracked, struct mp_named_patience *patience, struct mp_named_ref *ref) {
+static int compete(struct mp_family *f, uint32_t index, const struct mp_name *name, uint32_t position, uint64_t size, int flags,
+                   bool tracked, struct mp_named_patience *patience, struct mp_named_ref *ref) {
     struct mp_block *b = mp_block_at(f, index);
     memset(ref, 0, sizeof *ref);
     atomic_store(&b->id, -1);
@@ -307,9 +307,7 @@ int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *n
 }
 
 /* Step 3. false: a rival took us for dead. */
-bool mp_named_publish(struct mp_named_ref *ref) {
-    return state_change(ref->header, MP_NAMED_CANDIDATE, MP_NAMED_LIVE);
-}
+bool mp_named_publish(struct mp_named_ref *ref) { return state_change(ref->header, MP_NAMED_CANDIDATE, MP_NAMED_LIVE); }
 
 /* Removes the segment of this name if it has this id: not one that was created after it was unlinked. Returns 0 or errno.
  * If it is 0, mp_named_unlinked() is to be told. */
@@ -386,8 +384,7 @@ void mp_named_remove(struct mp_block *b) {
     uint32_t state = atomic_load(&h->state);
     bool ours;
     if (state == MP_NAMED_NEW) /* by key it might be a rival's that was there first */
-        ours = !found_by_key ||
-               ((uint64_t)ds.shm_cpid == b->extra[1] && ds.shm_segsz == b->size && ds.shm_ctime >= b->made_at);
+        ours = !found_by_key || ((uint64_t)ds.shm_cpid == b->extra[1] && ds.shm_segsz == b->size && ds.shm_ctime >= b->made_at);
     else
         ours = is_named(h) && h->token == b->extra[0] &&
                (state != MP_NAMED_LIVE || mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_MAKING);

@@ -50,7 +50,7 @@ struct mp_named_ref {
 
 /* What is left of a creation's patience with others. Starts as zeros, but for the first two. */
 struct mp_named_patience {
-    int (*interrupted)(void *context); /* called between two looks, to run signal handlers: not 0: give up; NULL: there are none */
+    int (*interrupted)(void *context); /* called between two looks, to run signal handlers: not 0: give up; NULL: none */
     void *context;
     int shmid;          /* of the candidate waited for */
     unsigned looks;     /* at that one */

@@ -514,8 +514,9 @@ uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies
         if ((*outcome = admit(v)) != MP_OK)
             break;
         memcpy(&m.kind, body->body, body->length);
-        if ((*outcome = count == 1 ? send_locked(v, &m, body->length - 1, level)
-                                   : append(v, &m, body->length - 1, level)) != MP_OK)
+        uint32_t length = body->length - 1;
+        *outcome = count == 1 ? send_locked(v, &m, length, level) : append(v, &m, length, level);
+        if (*outcome != MP_OK)
             break;
         bodies += mp_body_size(body->length);
     }
@@ -656,7 +657,7 @@ static void end_streak(struct mp_queue_view *v) {
 /* Without the lock: what to tell who has looked for a message, and perhaps not into the kernel queue. */
 static int found_nothing(struct mp_queue_view *v, int error) {
     return error == MP_EMPTY && atomic_load(&v->q->token) & MP_TOKEN_DRY && ask_whether_removed(v) == MP_REMOVED ? MP_REMOVED
-                                                                                                                : error;
+                                                                                                                 : error;
 }
 
 /* Of a counted queue, with the lock: what was dropped need not be done by anybody. true: the joiners are to be rung for. */

@@ -184,8 +184,7 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     if (b->kind == MP_KIND_QUEUE)
         mp_queue_recover(f, index, dead->bits);
     mp_block_drop_holders(f, index, dead->bits);
-    if (mp_block_state_of(word) == MP_BLOCK_LEAVING &&
-        (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word))))
+    if (mp_block_state_of(word) == MP_BLOCK_LEAVING && (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word))))
         mp_block_settle(f, index, -1);
     else if (!mp_block_try_free(f, index, -1))
         mp_named_reclaim(f, index, -1);
@@ -319,7 +318,8 @@ static bool sweep_family(int shmid, pid_t creator) {
     if (mp_family_attach(&f, shmid, 0) != MP_OK) {
         /* Without a header: its creator died before it had written one, or is about to write it. */
         struct shmid_ds ds;
-        if (errno == ESTALE && creator > 0 && mp_process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 0)
+        if (errno == ESTALE && creator > 0 && mp_process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 &&
+            ds.shm_nattch == 0)
             return shmctl(shmid, IPC_RMID, NULL) == 0;
         return false;
     }

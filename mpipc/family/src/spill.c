@@ -72,8 +72,7 @@ static uint32_t filled_messages(struct chunk *c) { return (uint32_t)(atomic_load
 
 static int piece_named(struct mp_queue_view *v, uint64_t name, struct found *found) {
     struct mp_piece_place place;
-    int error = name == 0 || name > MOST_CHUNKS ? MP_CORRUPT
-                                                : mp_piece_find(v, name_segment(name), name_number(name), &place);
+    int error = name == 0 || name > MOST_CHUNKS ? MP_CORRUPT : mp_piece_find(v, name_segment(name), name_number(name), &place);
     if (error == MP_OK)
         *found = (struct found){(struct chunk *)place.data, place.word, name, place.size};
     return error;
