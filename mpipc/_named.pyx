@@ -66,7 +66,7 @@ cdef extern from "named.h" nogil:
     int mp_named_attach(const mp_name *name, bint readonly, mp_named_ref *ref)
     int mp_named_create(mp_family *f, uint32_t index, const mp_name *name, uint64_t size, int flags, bint tracked,
                         mp_named_patience *patience, mp_named_ref *ref)
-    bint mp_named_publish(mp_named_ref *ref)
+    bint mp_named_publish(mp_family *f, uint32_t index, bint tracked, mp_named_ref *ref)
     void mp_named_discard(mp_named_ref *ref)
     int mp_named_unlink(const mp_name *name, int shmid, mp_named_ref *ref)
     bint mp_named_unlinked(mp_family *f, const mp_named_ref *ref)
@@ -187,7 +187,7 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
     cdef mp_named_patience patience
     cdef Block block
     cdef Family family
-    cdef uint32_t index, serial
+    cdef uint32_t index
     cdef int error, _
     cdef list raised = []
     memset(&patience, 0, sizeof(patience))
@@ -197,7 +197,6 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
         block = _new_block()
         family = block.family
         index = block.index
-        serial = block.serial
         with nogil:
             error = mp_named_create(family.f, index, &c_name, size, flags, tracked, &patience, &ref)
         if error != 0:
@@ -205,22 +204,8 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
             if raised:
                 raise raised[0]
             raise _creation_failure(error, name, hash, size, flags, ref.attaching, ref.shmid)
-        if tracked:
-            block.b.pinned = 1
-            seal(block)
-            block = None
-            if mp_named_publish(&ref):
-                return mapping(&ref, False)
-            mp_named_discard(&ref)
-            mp_named_release(family.f, index, serial, family.f.slot)
-        else:
-            published = mp_named_publish(&ref)
-            if not published:
-                mp_named_discard(&ref)
-            block.b.key = 0
-            mp_block_abandon(family.f, index)
-            if published:
-                return mapping(&ref, False)
+        if mp_named_publish(family.f, index, tracked, &ref):
+            return mapping(&ref, False)
     raise _creation_failure(EBUSY, name, hash, size, flags, False, -1)
 
 

@@ -604,7 +604,12 @@ cdef class MessageQueue:
 
     cdef int take(self, mp_item *item, int outcome, object block, object timeout) except -1:
         """Ends what mp_queue_try_take() has begun."""
-        cdef int64_t deadline = deadline_if(block, timeout)
+        cdef int64_t deadline
+        try:
+            deadline = deadline_if(block, timeout)
+        except BaseException:
+            mp_queue_return_token(&self.v, item)
+            raise
         outcome = self.finish_take(item, outcome, deadline if deadline != 0 else mp_queue_soon())
         if outcome == MP_EMPTY and self.watch is not None:
             self.watch.look_again()
@@ -636,12 +641,14 @@ cdef class MessageQueue:
         cdef uint32_t epoch = mp_room_enter(&self.v.q.getters)
         try:
             while True:
+                outcome = MP_BUSY  # should a signal handler raise: we may have heard a ring
                 outcome = self.finish_take(item, mp_queue_try_take(&self.v, item), deadline)
                 if outcome != MP_EMPTY:
                     return outcome
                 if self.watch is not None:
                     self.watch.look_again()
                 if not self.await_room(&self.v.q.getters, deadline, &epoch):
+                    outcome = MP_BUSY
                     outcome = self.finish_take(item, mp_queue_try_take(&self.v, item), deadline)
                     return outcome
         finally:

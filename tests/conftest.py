@@ -388,6 +388,10 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
 
     item.cancel_timeout = cancel  # type: ignore[attr-defined]
     timer.start()
+    # Until it sleeps: what it allocates may be under a lock when the test forks, which glibc looks after and the
+    # address sanitizer (of gcc 12) does not. Then the child waits for a thread that it does not have.
+    while not timer.finished._cond._waiters:  # type: ignore[attr-defined]
+        time.sleep(0)
     return True
 
 

@@ -32,7 +32,7 @@ _OWN = {
     errno.ENOSPC: (
         "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore in use,"
         " 16384 threads waiting in conditions and barriers, and 262144 notes of 384 processes that share an object,"
-        " for objects that more than 30 share"
+        " for objects that more than 28 share"
     ),
 }
 

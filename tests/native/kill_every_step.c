@@ -877,7 +877,9 @@ static void check_queue_goes_on(bool finished) {
 /* ---- the list --------------------------------------------------------------------------------------------------------------------------- */
 
 #include "arena_scenarios.h"
+#include "large_scenarios.h"
 #include "ledger_scenarios.h"
+#include "named_scenarios.h"
 #include "post_scenarios.h"
 #include "semaphore_scenarios.h"
 
@@ -979,6 +981,11 @@ static const struct scenario scenarios[] = {
     {"queue-take-from-spill", setup_3_in_spill, NULL, op_take, NULL, NULL, check_taken},
     {"queue-take-from-both", setup_1_in_kernel_2_in_spill, NULL, op_take, NULL, NULL, check_taken},
     {"queue-take-last-of-streak", setup_end_of_streak, NULL, op_take, NULL, NULL, check_taken},
+    {"large-send", setup_1_and_2_large, NULL, op_send_large_and_small, NULL, NULL, check_sent_large},
+    {"large-take", setup_3_large, NULL, op_take_large, NULL, NULL, check_took_large},
+    {"large-repair", setup_orphan, NULL, op_repair, NULL, NULL, check_orphan_sent},
+    {"large-recover", setup_dead_sender, NULL, op_mp_recover, NULL, NULL, check_orphan_sent},
+    {"named-create", setup_no_name, NULL, op_create_named, NULL, NULL, check_named},
     {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},
     {"piece-claim-and-free", setup_3_pieces_taken, NULL, op_claim_and_free, NULL, NULL, check_claimed_and_freed},
     {"piece-claim-while-one-is-freed", setup_3_pieces_taken, NULL, op_claim, NULL, free_one_and_child_goes_on, check_mark},

@@ -62,32 +62,16 @@ static int create(const struct mp_name *name, bool tracked, int *shmid) {
         struct mp_named_ref ref;
         int64_t index = mp_block_new(f, MP_KIND_SEGMENT);
         check(index >= 0, errno);
-        struct mp_block *b = mp_block_at(f, index);
-        uint32_t serial = mp_block_serial(b->word);
         int error = mp_named_create(f, index, name, 10, 0600, tracked, &patience, &ref);
         if (error != MP_OK) {
             mp_block_abandon(f, index);
             return error;
         }
-        if (tracked) {
-            b->pinned = 1;
-            mp_block_ready(f, index);
-            mp_block_drop(f, index);
-        }
-        bool published = mp_named_publish(&ref);
         *shmid = ref.shmid;
-        if (published)
+        if (mp_named_publish(f, index, tracked, &ref)) {
             shmdt(ref.header);
-        else
-            mp_named_discard(&ref);
-        if (!tracked) {
-            b->key = 0;
-            mp_block_abandon(f, index);
-        } else if (!published) {
-            mp_named_release(f, index, serial, f->slot);
-        }
-        if (published)
             return MP_OK;
+        }
     }
 }
 

@@ -5,12 +5,13 @@
  * again and again.
  *
  *   FREE -> FILLING by a sender -> QUEUED, when its descriptor is in the queue -> RECEIVED by a receiver -> FREE
+ *   FREE -> FILLING -> ORPHAN, when its sender has died -> QUEUED if its descriptor is in the queue, else FREE (spill.c)
  *   FREE -> FILLING -> SPILL, a chunk of the spill (spill.c) -> FREE
  *   FREE -> FILLING -> POSTED by a sender without the lock -> SPILL, by whoever has it (spill.c) -> FREE
  *
  * The descriptor carries the sequence of the life it means. Where a process can die:
- *   FILLING: recovery frees the piece. The descriptor may be in the spill already, but put had not returned; who comes to
- *     it finds another sequence or state, and drops it: the message was not sent.
+ *   FILLING: recovery cannot tell whether the descriptor is in the spill already, where it counts as a message. It makes the
+ *     piece an ORPHAN, of nobody, and has the lock's next owner find out, who can (mp_spill_repair).
  *   between FILLING and QUEUED somebody may receive it: that compare-and-swap wins, against the sender's and against
  *     recovery's.
  *   QUEUED: the queue owns the piece; the sender may go.
@@ -453,12 +454,30 @@ unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *
     _Atomic uint64_t *place = &words_of(s)[piece->number].word;
     uint64_t mine = mp_piece_word_of(MP_PIECE_RECEIVED, v->f->slot, piece->sequence);
     uint64_t word = atomic_load(place);
-    while ((mp_piece_state_of(word) == MP_PIECE_FILLING || mp_piece_state_of(word) == MP_PIECE_QUEUED) &&
-           mp_piece_sequence_of(word) == piece->sequence)
+    while (mp_piece_is_message(mp_piece_state_of(word)) && mp_piece_sequence_of(word) == piece->sequence)
         if (atomic_compare_exchange_weak(place, &word, mine))
             return data_of(s, piece->number);
     errno = 0;
     return NULL;
+}
+
+/* The lock's owner, in repair: a descriptor of this piece is in a lane. */
+void mp_piece_adopt(struct mp_queue_view *v, const struct mp_piece *piece) {
+    struct mp_piece_place place;
+    if (mp_piece_find(v, piece->segment, piece->number, &place) != MP_OK)
+        return;
+    uint64_t word = atomic_load(place.word);
+    if (mp_piece_state_of(word) == MP_PIECE_ORPHAN && mp_piece_sequence_of(word) == piece->sequence)
+        atomic_compare_exchange_strong(place.word, &word, mp_piece_word_of(MP_PIECE_QUEUED, -1, piece->sequence));
+}
+
+/* Can what a descriptor names still be received? */
+bool mp_piece_is_there(struct mp_queue_view *v, const struct mp_piece *piece) {
+    struct mp_piece_place place;
+    if (mp_piece_find(v, piece->segment, piece->number, &place) != MP_OK)
+        return true; /* whoever comes to it finds out why */
+    uint64_t word = atomic_load(place.word);
+    return mp_piece_is_message(mp_piece_state_of(word)) && mp_piece_sequence_of(word) == piece->sequence;
 }
 
 /* Of one that was found: `word` is its word. */
@@ -481,30 +500,47 @@ static bool is_dead(const uint64_t *dead, int slot) {
     return slot >= 0 && slot < (int)MP_SLOTS && (dead[slot / 64] >> slot % 64 & 1);
 }
 
-/* Frees what dead processes were filling or had received. true: there are pieces they had POSTED, or not quite; they have no slot
- * now, and mp_spill_repair() is wanted. */
+/* What becomes of a piece whose slot is dead, or was dead when an earlier recovery, which did not end, took it out of the word. */
+static enum mp_piece_state after_death(enum mp_piece_state state) {
+    switch (state) {
+    case MP_PIECE_FILLING:
+    case MP_PIECE_ORPHAN: /* it was being repaired */
+        return MP_PIECE_ORPHAN;
+    case MP_PIECE_POSTED:
+        return MP_PIECE_POSTED;
+    default:
+        return MP_PIECE_FREE;
+    }
+}
+
+/* Frees what dead processes had received. true: there are pieces of which it is not known whether anything leads to them; they
+ * have no slot now, and mp_spill_repair() is wanted. */
 bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
     struct mp_arena *a = mp_arena_open(v);
-    bool orphans = false;
+    bool doubtful = false;
     for (uint32_t i = 0, count = segments_of(a); i < count; i++) {
         struct view s = segment_at(v, i);
         struct piece_words *words = words_of(s);
         for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++) {
             uint64_t word = atomic_load(&words[n].word), sequence = mp_piece_sequence_of(word);
             enum mp_piece_state state = mp_piece_state_of(word);
-            bool trimmed = mp_piece_slot_of(word) < 0 && state == MP_PIECE_FILLING; /* by a reaper that died in it */
+            bool nobodys = mp_piece_slot_of(word) < 0;
+            bool trimmed = nobodys && state == MP_PIECE_FILLING; /* by a reaper that died in it */
+            if (nobodys && (state == MP_PIECE_POSTED || state == MP_PIECE_ORPHAN))
+                doubtful = true; /* by a recovery that died before it could say so, perhaps */
             if (!trimmed && !is_dead(dead, mp_piece_slot_of(word)))
                 continue;
-            if (state == MP_PIECE_POSTED) {
-                orphans |= atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(state, -1, sequence));
-                continue;
-            }
-            atomic_store(&words[n].freed_ns, mp_now_ns());
-            atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
-            lower(a, i, n);
+            enum mp_piece_state next = trimmed ? MP_PIECE_FREE : after_death(state);
+            if (next == MP_PIECE_FREE)
+                atomic_store(&words[n].freed_ns, mp_now_ns());
+            bool changed = atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(next, -1, sequence));
+            if (next == MP_PIECE_FREE)
+                lower(a, i, n);
+            else
+                doubtful |= changed;
         }
     }
-    return orphans;
+    return doubtful;
 }
 
 static bool is_idle(struct piece_words *words, uint32_t n, int64_t before) {
@@ -571,7 +607,7 @@ void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, 
 }
 
 /* Calls `visit` for each piece. MP_OK, or the error that kept it from looking at some. */
-int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, const void *context) {
+int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, void *context) {
     int error = MP_OK;
     for (uint32_t i = 0, count = segments_of(mp_arena_open(v)); i < count; i++) {
         struct view s = segment_at(v, i);

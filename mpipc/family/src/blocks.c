@@ -219,12 +219,18 @@ static key_t new_key(void) {
     return (key_t)(MP_KEY_PREFIX | (value & ~MP_KEY_MASK));
 }
 
-/* The key is written down before the object is made (rule R4). */
+/* The key is written down before the object is made (rule R4), and before that the time, by which the object is known. */
+static void have_time_and_key(struct mp_block *b) {
+    b->made_at = time(NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    b->key = new_key();
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
 int mp_block_msgget(struct mp_family *f, uint32_t index, int mode) {
     struct mp_block *b = mp_block_at(f, index);
     for (int attempt = 0; attempt < 1000; attempt++) {
-        b->key = new_key();
-        b->made_at = time(NULL);
+        have_time_and_key(b);
         int id = msgget(b->key, IPC_CREAT | IPC_EXCL | mode);
         if (id >= 0) {
             atomic_store(&b->id, id);
@@ -241,8 +247,7 @@ int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flag
     struct mp_block *b = mp_block_at(f, index);
     b->size = size;
     for (int attempt = 0; attempt < 1000; attempt++) {
-        b->key = new_key();
-        b->made_at = time(NULL);
+        have_time_and_key(b);
         int id = shmget(b->key, size, IPC_CREAT | IPC_EXCL | flags);
         if (id >= 0) {
             atomic_store(&b->id, id);

@@ -186,6 +186,19 @@ static void count_out(struct mp_family *f) {
     semop(f->semid, &back, 1);
 }
 
+static void slot_unreserve(struct mp_family *f, int slot) {
+    uint64_t word = atomic_load(&f->seg->slots[slot].word);
+    atomic_store(&f->seg->pid_ns[slot], 0);
+    atomic_store(&f->seg->slots[slot].word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(word), 0));
+}
+
+/* A slot that may be mentioned already: recovery clears it like a dead process's. */
+static void slot_void(struct mp_family *f, int slot) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    atomic_store(&s->word, mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(atomic_load(&s->word)), 0));
+    mp_family_wake_reaper(f);
+}
+
 static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
     struct mp_slot *s = &f->seg->slots[slot];
     uint64_t joining = mp_slot_word(MP_SLOT_JOINING, mp_slot_generation(*expected), f->pid);
@@ -204,9 +217,11 @@ static int slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
         error = errno;
         count_out(f);
     }
-    if (error != MP_OK) {
-        atomic_store(&f->seg->pid_ns[slot], 0);
-        atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(joining), 0));
+    if (error != MP_OK) { /* of a reservation, blocks name it as their holder already (rule R3) */
+        if (mp_slot_state_of(*expected) == MP_SLOT_JOINING)
+            slot_unreserve(f, slot);
+        else
+            slot_void(f, slot);
         return error == ESTALE ? EIDRM : error;
     }
     uint64_t claimed = joining;
@@ -247,12 +262,6 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
     return MP_FAILED;
 }
 
-static void slot_unreserve(struct mp_family *f, int slot) {
-    uint64_t word = atomic_load(&f->seg->slots[slot].word);
-    atomic_store(&f->seg->pid_ns[slot], 0);
-    atomic_store(&f->seg->slots[slot].word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(word), 0));
-}
-
 /* Takes a free slot in the name of this process, for a child. The pid in the word is the reserver's until the child is
  * known, so a reservation whose reserver died is recognised. A table that is full of the dead has lost its reaper. */
 int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
@@ -273,13 +282,6 @@ int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
     return slot;
 }
 
-/* A slot that may be mentioned already: recovery clears it like a dead process's. */
-static void slot_void(struct mp_family *f, int slot) {
-    struct mp_slot *s = &f->seg->slots[slot];
-    atomic_store(&s->word, mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(atomic_load(&s->word)), 0));
-    mp_family_wake_reaper(f);
-}
-
 static int hold_all_local(struct mp_family *f, int slot) {
     uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
@@ -293,8 +295,9 @@ static int hold_all_local(struct mp_family *f, int slot) {
 int mp_family_join(struct mp_family *f) {
     if (f->slot >= 0)
         return MP_OK;
-    if (f->pid != getpid()) { /* forked behind our back: the parent's units are the parent's */
+    if (f->pid != getpid()) { /* forked behind our back: the parent's units are the parent's, and so is what its threads do */
         f->pid = getpid();
+        atomic_store(&f->recovery_held, 0);
         f->pid_ns = mp_pid_namespace();
         madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
     }
@@ -419,6 +422,7 @@ int mp_fork_child(struct mp_family *f) {
     f->slot = f->fork_slot = f->start_slot = -1;
     f->me = 0;
     f->reaper_child = 0;
+    atomic_store(&f->recovery_held, 0); /* by another thread of the parent's, perhaps */
     madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED); /* the parent's units are the parent's */
     if (slot >= 0) {
         uint64_t word = atomic_load(&f->seg->slots[slot].word);

@@ -314,7 +314,7 @@ struct mp_family {
     struct mp_family *next;
     uint32_t pid_ns; /* this process's pid namespace */
     bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
-    int recovery_held;      /* how this process holds the recovery lock; see liveness.c */
+    _Atomic int recovery_held; /* how this process holds the recovery lock, or wants it; see liveness.c */
     bool outsider; /* attached without being a member or the reaper: the sweep */
     _Atomic int64_t looked; /* when this process last looked after the family, CLOCK_MONOTONIC_COARSE ns */
     _Atomic uint32_t recent[MP_RECENT]; /* blocks freed by this process, + 1: where a free one is looked for first */

@@ -177,15 +177,17 @@ bool mp_reaper_stay(struct mp_family *f) {
 
 /* ---- the recovery lock ---------------------------------------------------------------------------------------------------- */
 
-enum { BY_WORD = 1, BY_SEMAPHORE = 2 };
+enum { BY_WORD = 1, BY_SEMAPHORE = 2, WANTED = 4 };
 
 /* A name in the lock is of a process that has the segment attached. Who is alone with it need not ask for it. */
 static bool take_word(struct mp_family *f) {
-    uint64_t name = atomic_load(&f->h->recoverer);
+    uint64_t name = atomic_load(&f->h->recoverer), mine = my_name();
     struct shmid_ds ds;
-    if (name != 0 && !name_is_gone(name) && !(shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1))
+    bool ours =
+        name == mine; /* no thread's of this process (mp_recovery_lock), so that of the program that it was before execve(2) */
+    if (name != 0 && !ours && !name_is_gone(name) && !(shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1))
         return false;
-    return atomic_compare_exchange_strong(&f->h->recoverer, &name, my_name());
+    return atomic_compare_exchange_strong(&f->h->recoverer, &name, mine);
 }
 
 /* Without a verdict, by the owner of the word: is the semaphore held by one who died with it, and nobody has undone that? Then it
@@ -196,13 +198,14 @@ static bool was_never_undone(struct mp_family *f) {
     return pid > 0 && mp_process_gone(pid) && semctl(f->semid, MP_SEM_RECOVERY, SETVAL, arg) == 0;
 }
 
-bool mp_recovery_lock(struct mp_family *f) {
+/* How it is held, 0: not at all. */
+static int take_recovery_lock(struct mp_family *f) {
     struct sembuf take[] = {{MP_SEM_RECOVERY, 0, IPC_NOWAIT}, {MP_SEM_RECOVERY, 1, SEM_UNDO | IPC_NOWAIT}};
     enum mp_undo undo = mp_undo(f);
     int held = 0;
     if (undo != MP_UNDO_WORKS) {
         if (!take_word(f))
-            return false;
+            return 0;
         held = BY_WORD;
     }
     if (undo != MP_UNDO_IGNORED) {
@@ -212,21 +215,32 @@ bool mp_recovery_lock(struct mp_family *f) {
         if (!taken) {
             if (held & BY_WORD)
                 atomic_store(&f->h->recoverer, 0);
-            return false;
+            return 0;
         }
         held |= BY_SEMAPHORE;
     }
-    f->recovery_held = held;
-    return true;
+    return held;
+}
+
+/* Of this process one thread at a time asks for it: a name says nothing of threads, and who is alone with the segment does not
+ * ask. */
+bool mp_recovery_lock(struct mp_family *f) {
+    int nobody = 0;
+    if (!atomic_compare_exchange_strong(&f->recovery_held, &nobody, WANTED))
+        return false;
+    int held = take_recovery_lock(f);
+    atomic_store(&f->recovery_held, held);
+    return held != 0;
 }
 
 void mp_recovery_unlock(struct mp_family *f) {
     struct sembuf give = {MP_SEM_RECOVERY, -1, SEM_UNDO | IPC_NOWAIT};
-    if (f->recovery_held & BY_SEMAPHORE)
+    int held = atomic_load(&f->recovery_held);
+    if (held & BY_SEMAPHORE)
         semop(f->semid, &give, 1);
-    if (f->recovery_held & BY_WORD)
+    if (held & BY_WORD)
         atomic_store(&f->h->recoverer, 0);
-    f->recovery_held = 0;
+    atomic_store(&f->recovery_held, 0);
 }
 
 /* ---- watching the members --------------------------------------------------------------------------------------------------- */

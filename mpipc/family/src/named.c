@@ -18,7 +18,8 @@
  * Where a creator can die:
  *   before the header is complete: the key stands in its block (rule R4), recovery finds the segment by it. Until then
  *     others use the next key;
- *   as a CANDIDATE: recovery removes it by its id, or a rival for the name does: nobody but the rival has it attached;
+ *   as a CANDIDATE: recovery removes it by its id, or a rival for the name does: nobody but the rival has it attached. If its
+ *     block is READY by then, its creator is a holder of it, which for a segment that is LIVE nobody is for more than a moment;
  *   after step 3: the segment lives until it is unlinked or, if it is tracked, until the family ends: its block is pinned
  *     from before step 3.
  *
@@ -243,6 +244,7 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
     b->made_at = time(NULL);
     b->extra[0] = new_token();
     b->extra[1] = (uint64_t)getpid();
+    atomic_signal_fence(memory_order_seq_cst); /* the key is written last: what it finds is judged by the others */
     b->key = ref->key = mp_named_key(name->hash, position);
     ref->position = position;
     ref->size = size;
@@ -306,8 +308,28 @@ int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *n
     }
 }
 
-/* Step 3. false: a rival took us for dead. */
-bool mp_named_publish(struct mp_named_ref *ref) { return state_change(ref->header, MP_NAMED_CANDIDATE, MP_NAMED_LIVE); }
+/* Step 3, and what becomes of the block; what is not tracked has none afterwards. false: a rival took us for dead, and
+ * nothing is left. The caller holds the GIL. */
+bool mp_named_publish(struct mp_family *f, uint32_t index, bool tracked, struct mp_named_ref *ref) {
+    struct mp_block *b = mp_block_at(f, index);
+    uint32_t serial = mp_block_serial(atomic_load(&b->word));
+    if (tracked) {
+        atomic_store(&b->pinned, 1);
+        mp_block_ready(f, index);
+    }
+    bool published = state_change(ref->header, MP_NAMED_CANDIDATE, MP_NAMED_LIVE);
+    if (!published)
+        mp_named_discard(ref);
+    if (tracked) {
+        mp_block_drop(f, index); /* after step 3: see mp_named_recover() */
+        if (!published)
+            mp_named_release(f, index, serial, f->slot);
+    } else {
+        b->key = 0;
+        mp_block_abandon(f, index);
+    }
+    return published;
+}
 
 /* Removes the segment of this name if it has this id: not one that was created after it was unlinked. Returns 0 or errno.
  * If it is 0, mp_named_unlinked() is to be told. */
@@ -361,6 +383,32 @@ void mp_named_reclaim(struct mp_family *f, uint32_t index, int by_slot) {
     int id = atomic_load(&b->id);
     if (shmctl(id, IPC_STAT, &ds) == 0 ? ds.shm_perm.__key != key : errno == EINVAL || errno == EIDRM)
         mp_named_release(f, index, mp_block_serial(word), by_slot);
+}
+
+static bool held_by(struct mp_family *f, uint32_t index, const uint64_t *dead) {
+    uint16_t slots[MP_HOLDERS];
+    uint32_t count = mp_block_holders(f, index, slots, MP_HOLDERS);
+    for (uint32_t i = 0; i < count; i++)
+        if (dead[slots[i] / 64] >> slots[i] % 64 & 1)
+            return true;
+    return false;
+}
+
+/* Recovery, before the dead are no holders any more: removes the segment of a pinned block whose creator died just before step 3.
+ * mp_named_reclaim() does the rest. */
+void mp_named_recover(struct mp_family *f, uint32_t index, const uint64_t *dead) {
+    struct mp_block *b = mp_block_at(f, index);
+    struct shmid_ds ds;
+    int id = atomic_load(&b->id);
+    if (atomic_load(&b->pinned) == 0 || ((uint32_t)b->key & MP_KEY_MASK) != MP_NAMED_PREFIX || !held_by(f, index, dead))
+        return;
+    struct mp_named *h = shmat(id, NULL, 0);
+    if (h == (void *)-1)
+        return;
+    if (shmctl(id, IPC_STAT, &ds) == 0 && ds.shm_perm.__key == b->key && made_by_us(&ds) && ds.shm_segsz >= MP_NAMED_DATA &&
+        is_named(h) && h->token == b->extra[0] && state_change(h, MP_NAMED_CANDIDATE, MP_NAMED_GONE))
+        shmctl(id, IPC_RMID, NULL);
+    shmdt(h);
 }
 
 /* Removes the segment of a block: one that was being created by a process that died, unless it is LIVE already (it is not

@@ -68,11 +68,12 @@ struct mp_name {
 int mp_named_attach(const struct mp_name *name, bool readonly, struct mp_named_ref *ref);
 int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *name, uint64_t size, int flags, bool tracked,
                     struct mp_named_patience *patience, struct mp_named_ref *ref);
-bool mp_named_publish(struct mp_named_ref *ref);
+bool mp_named_publish(struct mp_family *f, uint32_t index, bool tracked, struct mp_named_ref *ref);
 void mp_named_discard(struct mp_named_ref *ref);
 int mp_named_unlink(const struct mp_name *name, int shmid, struct mp_named_ref *ref);
 bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref);
 void mp_named_release(struct mp_family *f, uint32_t index, uint32_t serial, int by_slot);
+void mp_named_recover(struct mp_family *f, uint32_t index, const uint64_t *dead);
 void mp_named_reclaim(struct mp_family *f, uint32_t index, int by_slot);
 void mp_named_remove(struct mp_block *b);
 int32_t mp_named_key(uint32_t hash, uint32_t position);

@@ -42,8 +42,8 @@
  *   a sender to a queue without a limit waits POST_AFTER_NS, and then posts the message (spill.c): it is in the queue, behind what
  *     this process has sent before, and survives it. While anything is posted nothing goes into the kernel queue, which it might
  *     overtake;
- *   nobody who has something in his hand (a message, a token) waits for the lock at all. He leaves word: LOOK, in the lock's word,
- *     by a compare-and-swap against an owner. The owner cannot release the lock before he has looked, that is, has put into their
+ *   nobody who has something in his hand waits for the lock: with a message not at all, with a token for a tick at most. He leaves
+ *     word: LOOK, in the lock's word, by a compare-and-swap against an owner. The owner cannot release the lock before he has looked, that is, has put into their
  *     lanes what was posted and has put out a token if one is due. If there is no owner, one becomes it oneself, and looks; and an
  *     owner who dies leaves it to whoever repairs the spill after him.
  * So whenever nobody holds the lock, nothing is posted, or a living sender is about to leave word.
@@ -539,8 +539,8 @@ static void forget_token(struct mp_queue_view *v, long type) {
         ;
 }
 
-/* By one who has it in his hand, and does not get the lock. */
-static void return_token(struct mp_queue_view *v, struct mp_item *item) {
+/* By one who has it in his hand, and does not get the lock, or does not want it any more. */
+void mp_queue_return_token(struct mp_queue_view *v, struct mp_item *item) {
     if (item->token == 0)
         return;
     forget_token(v, item->token);
@@ -711,7 +711,7 @@ int mp_queue_take(struct mp_queue_view *v, struct mp_item *item, int64_t deadlin
     int outcome = mp_queue_lock(v, deadline_ns);
     if (outcome == MP_OK)
         return take_and_unlock(v, item);
-    return_token(v, item);
+    mp_queue_return_token(v, item);
     return outcome;
 }
 
@@ -870,7 +870,8 @@ void mp_queue_heal(struct mp_family *f, uint32_t index) {
     struct mp_queue *q = mp_queue_of(b);
     bool died = atomic_load(&q->lock.word) & MP_LOCK_DIED;
     uint32_t token = atomic_load(&q->token);
-    if (died || atomic_load(mp_posted(b)) != 0 || atomic_load(&q->spilled) != 0 || token & (MP_TOKEN_OUT | DOUBTS)) {
+    if (died || atomic_load(mp_posted(b)) != 0 || atomic_load(&q->spilled) != 0 ||
+        token & (MP_TOKEN_OUT | MP_TOKEN_DRY | DOUBTS)) { /* DRY without OUT: a token was returned while it was set */
         struct mp_queue_view v = {.id = atomic_load(&b->id), .q = q};
         uint32_t suspect = MP_TOKEN_SUSPECT | (died ? MP_TOKEN_REPAIR : 0);
         atomic_fetch_or(&q->token, suspect); /* before: who receives this token must find it so */

@@ -142,6 +142,7 @@ uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies
                             int64_t deadline_ns, int *outcome);
 int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_take(struct mp_queue_view *v, struct mp_item *item, int64_t deadline_ns);
+void mp_queue_return_token(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t most, uint32_t *count, int64_t deadline_ns);
 int mp_queue_await(struct mp_queue_view *v, struct mp_item *item);
 int mp_queue_lock(struct mp_queue_view *v, int64_t deadline_ns);
@@ -173,17 +174,19 @@ struct mp_piece_place {
     uint64_t size; /* there is room for so much */
 };
 typedef void mp_piece_visitor(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
-                              const void *context);
+                              void *context);
 
 struct mp_arena *mp_arena_open(struct mp_queue_view *v);
 int mp_arena_make(struct mp_queue_view *v);
 void mp_arena_close(struct mp_queue_view *v);
-int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, const void *context);
+int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, void *context);
 int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data);
 int mp_piece_claim_chunk(struct mp_queue_view *v, uint64_t size, bool post, struct mp_piece *piece,
                          struct mp_piece_place *place);
 int mp_piece_find(struct mp_queue_view *v, uint32_t segment, uint32_t number, struct mp_piece_place *place);
 bool mp_piece_sent(struct mp_queue_view *v, const struct mp_piece *piece);
+void mp_piece_adopt(struct mp_queue_view *v, const struct mp_piece *piece);
+bool mp_piece_is_there(struct mp_queue_view *v, const struct mp_piece *piece);
 unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *piece);
 void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence);
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece);
@@ -192,7 +195,19 @@ int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns);
 void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, uint64_t *segments);
 static inline uint64_t mp_arena_levels(struct mp_queue_view *v) { return v->flags & MP_QUEUE_PRIORITY ? MP_QUEUE_LEVELS : 1; }
 
-enum mp_piece_state { MP_PIECE_FREE, MP_PIECE_FILLING, MP_PIECE_QUEUED, MP_PIECE_RECEIVED, MP_PIECE_SPILL, MP_PIECE_POSTED };
+enum mp_piece_state {
+    MP_PIECE_FREE,
+    MP_PIECE_FILLING,
+    MP_PIECE_QUEUED,
+    MP_PIECE_RECEIVED,
+    MP_PIECE_SPILL,
+    MP_PIECE_POSTED,
+    MP_PIECE_ORPHAN /* FILLING by a process that died; with a slot: of the lock's owner, who finds out whether it was sent */
+};
+/* May its descriptor be in the queue? */
+static inline bool mp_piece_is_message(enum mp_piece_state state) {
+    return state == MP_PIECE_FILLING || state == MP_PIECE_QUEUED || state == MP_PIECE_ORPHAN;
+}
 #define MP_PIECE_SEQUENCE 0xffffffffffull
 static inline uint64_t mp_piece_word_of(enum mp_piece_state state, int slot, uint64_t sequence) {
     return (uint64_t)state | (uint64_t)(slot + 1) << 8 | sequence << 24;

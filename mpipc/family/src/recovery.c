@@ -183,6 +183,8 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     }
     if (b->kind == MP_KIND_QUEUE)
         mp_queue_recover(f, index, dead->bits);
+    if (b->kind == MP_KIND_SEGMENT)
+        mp_named_recover(f, index, dead->bits);
     mp_block_drop_holders(f, index, dead->bits);
     if (mp_block_state_of(word) == MP_BLOCK_LEAVING && (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word))))
         mp_block_settle(f, index, -1);

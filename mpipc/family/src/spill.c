@@ -441,11 +441,38 @@ int mp_spill_pop(struct mp_queue_view *v, uint32_t level, struct mp_item *item) 
 
 /* ---- after a death, or after damage -------------------------------------------------------------------------------------- */
 
+/* Is the record the descriptor of a large message? */
+static bool describes(const struct found *found, uint32_t offset, uint32_t length, struct mp_piece *piece) {
+    const unsigned char *body = ((struct mp_body *)((unsigned char *)found->c + offset))->body;
+    if (length != 1 + sizeof *piece || body[0] != MP_BODY_PIECE)
+        return false;
+    memcpy(piece, body + 1, sizeof *piece);
+    return true;
+}
+
+/* Whoever has received a large message and died before the head was behind it has left a record that stands for nothing: as long
+ * as it counts, others wait for a message that is not there. As first_chunk(). */
+static int first_that_is_there(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, struct found *first) {
+    struct mp_lane *lane = &a->lanes[level];
+    struct mp_piece piece;
+    uint32_t length, size;
+    int result;
+    while ((result = first_chunk(v, a, level, first)) == MP_OK) {
+        uint64_t head = atomic_load(&lane->head);
+        uint32_t offset = (uint32_t)head, end = filled_bytes(first->c);
+        size = end <= first->size ? record_at(first, offset, end, &length) : 0;
+        if (size == 0 || !describes(first, offset, length, &piece) || mp_piece_is_there(v, &piece))
+            break;
+        STORE(lane->head, position(head >> 32, offset + size));
+    }
+    return result;
+}
+
 /* Counts the messages of a lane, and leaves the stamp in its chunks. */
 static int repair_lane(struct mp_queue_view *v, struct mp_arena *a, uint32_t level, uint64_t stamp, uint64_t *count) {
     struct mp_lane *lane = &a->lanes[level];
     struct found before, found;
-    int result = first_chunk(v, a, level, &found);
+    int result = first_that_is_there(v, a, level, &found);
     if (result == MP_EMPTY)
         return MP_OK;
     if (result != MP_OK)
@@ -481,39 +508,81 @@ static int repair_lane(struct mp_queue_view *v, struct mp_arena *a, uint32_t lev
 }
 
 struct walk {
-    uint64_t orphans; /* the stamp of those that nobody is about to post any more, set before the stack is looked at */
+    uint64_t unposted; /* the stamp of chunks that nobody is about to post any more, set before the stack is looked at */
     uint64_t stamp;
+    bool orphans; /* there are pieces of which a descriptor may be in a lane */
 };
 
 static bool nobodys(uint64_t word) { return mp_piece_state_of(word) == MP_PIECE_POSTED && mp_piece_slot_of(word) < 0; }
 
-static void mark_orphan(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
-                        const void *walk) {
-    if (nobodys(atomic_load(place->word)))
-        atomic_store(&((struct chunk *)place->data)->stamp, ((const struct walk *)walk)->orphans);
+static uint64_t orphan_of(struct mp_queue_view *v, uint64_t word) {
+    return mp_piece_word_of(MP_PIECE_ORPHAN, v->f->slot, mp_piece_sequence_of(word));
+}
+
+/* Marks what is in doubt now, before anything is looked at: what recovery adds meanwhile is for the next repair. */
+static void mark_doubtful(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
+                          void *context) {
+    struct walk *walk = context;
+    uint64_t word = atomic_load(place->word);
+    if (nobodys(word))
+        atomic_store(&((struct chunk *)place->data)->stamp, walk->unposted);
+    if (mp_piece_state_of(word) == MP_PIECE_ORPHAN)
+        walk->orphans |= atomic_compare_exchange_strong(place->word, &word, orphan_of(v, word));
+}
+
+/* The large messages that dead senders have put into this lane are messages. */
+static int adopt_described(struct mp_queue_view *v, struct mp_arena *a, uint32_t level) {
+    uint64_t head = atomic_load(&a->lanes[level].head), name = head >> 32;
+    uint32_t offset = (uint32_t)head;
+    for (uint32_t i = 0; name != 0 && i < MOST_CHUNKS; i++) {
+        struct found found;
+        int error = chunk_named(v, name, &found);
+        if (error != MP_OK)
+            return error == MP_CORRUPT ? MP_OK : error;
+        uint32_t end = filled_bytes(found.c), length, size;
+        end = end <= found.size ? end : START;
+        for (; offset < end && (size = record_at(&found, offset, end, &length)) != 0; offset += size) {
+            struct mp_piece piece;
+            if (describes(&found, offset, length, &piece))
+                mp_piece_adopt(v, &piece);
+        }
+        name = atomic_load(&found.c->next);
+        offset = START;
+    }
+    return MP_OK;
 }
 
 static void free_lost(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
-                      const void *context) {
+                      void *context) {
     const struct walk *walk = context;
     struct found found = {(struct chunk *)place->data, place->word, chunk_name(segment, number), place->size};
     uint64_t word = atomic_load(place->word);
     if ((mp_piece_state_of(word) == MP_PIECE_SPILL && atomic_load(&found.c->stamp) != walk->stamp) ||
-        (nobodys(word) && atomic_load(&found.c->stamp) == walk->orphans))
+        (nobodys(word) && atomic_load(&found.c->stamp) == walk->unposted) || word == orphan_of(v, word))
         free_chunk(v, &found);
 }
 
-/* Can be done again from the start, should its process die, too. MP_CORRUPT: it was done, and something was lost. */
+static bool may_have_messages(struct mp_arena *a, uint32_t level) {
+    return atomic_load(&a->used[level / 64]) >> level % 64 & 1;
+}
+
+/* Can be done again from the start, should its process die, too. MP_CORRUPT: it was done, and something was lost.
+ *
+ *   1. what is in doubt is marked: chunks that a dead process was about to post, pieces that it was filling;
+ *   2. the lanes are walked along: their messages are counted, and what cannot be one is cut off;
+ *   3. what was posted is put into the lanes;
+ *   4. the pieces in doubt whose descriptors are in a lane are messages;
+ *   5. the others, and chunks to which nothing leads, are free. */
 int mp_spill_repair(struct mp_queue_view *v) {
     struct mp_arena *a = mp_arena_open(v);
     if (a == NULL)
         return errno;
-    struct walk walk = {a->stamp + 1, a->stamp + 2};
+    struct walk walk = {a->stamp + 1, a->stamp + 2, false};
     a->stamp += 2;
     uint64_t count = 0;
-    int result = MP_OK, error = mp_arena_each(v, mark_orphan, &walk);
+    int result = MP_OK, error = mp_arena_each(v, mark_doubtful, &walk);
     for (uint32_t level = 0; level < mp_arena_levels(v) && error == MP_OK; level++)
-        if (atomic_load(&a->used[level / 64]) >> level % 64 & 1) {
+        if (may_have_messages(a, level)) {
             error = repair_lane(v, a, level, walk.stamp, &count);
             if (error == MP_CORRUPT)
                 result = error, error = MP_OK;
@@ -522,7 +591,12 @@ int mp_spill_repair(struct mp_queue_view *v) {
         return error;
     atomic_store(&v->q->spilled, (uint32_t)count);
     error = collect(v, a, walk.stamp);
-    if (error == MP_OK || error == MP_CORRUPT)
-        result = error == MP_CORRUPT ? error : result, error = mp_arena_each(v, free_lost, &walk);
+    if (error == MP_CORRUPT)
+        result = error, error = MP_OK;
+    for (uint32_t level = 0; level < mp_arena_levels(v) && error == MP_OK && walk.orphans; level++)
+        if (may_have_messages(a, level))
+            error = adopt_described(v, a, level);
+    if (error == MP_OK)
+        error = mp_arena_each(v, free_lost, &walk);
     return error != MP_OK ? error : result;
 }

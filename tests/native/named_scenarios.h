@@ -1,0 +1,43 @@
+/* Scenarios of kill_every_step.c: the creation of a named segment by a family. */
+#include "named.h"
+
+static const struct mp_name segment_name = {"kill-every-step", 15, 0x5ca1ab};
+static int segments_at_first;
+
+static int create_named(struct mp_named_ref *ref) {
+    struct mp_named_patience patience = {0};
+    uint32_t index = make(MP_KIND_SEGMENT);
+    int error = mp_named_create(f, index, &segment_name, 5000, 0600, true, &patience, ref);
+    if (error != MP_OK)
+        mp_block_abandon(f, index);
+    else if (!mp_named_publish(f, index, true, ref))
+        error = EAGAIN;
+    return error;
+}
+static void setup_no_name(void) { segments_at_first = segments(); }
+static void op_create_named(void) {
+    struct mp_named_ref ref;
+    check_equal(create_named(&ref), MP_OK);
+}
+static uint32_t blocks_in_use(void) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < mp_block_high(f); i++)
+        count += mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE;
+    return count;
+}
+/* There is a segment of this name, or nothing of it. */
+static void check_named(bool finished) {
+    struct mp_named_ref ref;
+    int left = segments() - segments_at_first; /* first: who looks for the name removes what its creator has left behind */
+    check(left == 1 || (left == 0 && !finished));
+    appears_once(left == 1);
+    if (left == 1) {
+        check_equal(mp_named_attach(&segment_name, false, &ref), MP_OK);
+        int shmid = ref.shmid;
+        shmdt(ref.header);
+        check_equal(mp_named_unlink(&segment_name, shmid, &ref), MP_OK);
+        check(mp_named_unlinked(f, &ref));
+    }
+    check_equal(segments(), segments_at_first);
+    check_equal(blocks_in_use(), 0);
+}
