@@ -49,8 +49,8 @@ from mpipc.family._core cimport (
     seal,
 )
 
-cdef extern from "family.h" nogil:
-    void mp_block_remove_kernel_object(mp_block *b)
+cdef extern from "core.h" nogil:
+    void mp_kind_remove(mp_block *b)
 
 LEVELS = MP_QUEUE_LEVELS
 INLINE = MP_QUEUE_INLINE
@@ -798,7 +798,7 @@ cdef class MessageQueue:
     def remove(self):
         """Takes the kernel's queue away from everybody who uses it: who waits for a message gets EOFError. Waits for
         nobody, and does nothing if that is not permitted."""
-        mp_block_remove_kernel_object(self.v.b)
+        mp_kind_remove(self.v.b)
 
     def usage(self):
         """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,

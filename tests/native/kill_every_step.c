@@ -17,9 +17,8 @@
  * With --stop as its first argument it runs the scenarios of stop_scenarios.h instead: there the child is not killed but left
  * standing, for ticks, while others go on; then it goes on, too. To be compiled with a short MP_TICK_NS for that.
  */
-#include "family.h"
+#include "core.h"
 #include "ledger.h"
-#include "queue.h"
 
 #include <poll.h>
 #include <sched.h>
@@ -646,7 +645,7 @@ static void check_recovered(bool finished) {
 
 static void op_found(void) {
     static struct mp_family own;
-    if (mp_family_create(&own, "kill_every_step") == MP_OK && mp_family_join(&own) == MP_OK) {
+    if (mp_family_create(&own, "kill_every_step", mp_tick) == MP_OK && mp_family_join(&own) == MP_OK) {
         uint32_t index = (uint32_t)mp_block_new(&own, MP_KIND_QUEUE);
         mp_block_msgget(&own, index, 0600);
         mp_block_ready(&own, index);
@@ -660,7 +659,7 @@ static void check_swept(bool finished) {
 }
 static struct mp_family other;
 static void found_other(void) {
-    check_equal(mp_family_create(&other, "kill_every_step"), MP_OK);
+    check_equal(mp_family_create(&other, "kill_every_step", mp_tick), MP_OK);
     check_equal(mp_family_join(&other), MP_OK);
     uint32_t index = (uint32_t)mp_block_new(&other, MP_KIND_QUEUE);
     check(mp_block_msgget(&other, index, 0600) >= 0);
@@ -1198,7 +1197,7 @@ enum { CHANGED = 1, LOCKED = 2 };
 /* The lock of the block that the scenario works on, if it has one. */
 static bool child_has_lock(void) {
     uint64_t owner = lock_word() & MP_LOCK_OWNER;
-    return mp_kind_has_lock(at()->kind) && owner != 0 && owner != f->me;
+    return mp_kind_of(at())->has_lock && owner != 0 && owner != f->me;
 }
 
 /* Runs the scenario from its set-up to its check; returns how many steps were made. `changes`, if given, gets a mark for
@@ -1308,7 +1307,7 @@ int main(int argc, char **argv) {
     int existing = queues() + segments() + sets();
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     check(shared != MAP_FAILED);
-    check_equal(mp_family_create(f, "kill_every_step"), MP_OK);
+    check_equal(mp_family_create(f, "kill_every_step", mp_tick), MP_OK);
 #ifdef UNDO_IGNORED /* no reaper is there to find out */
     atomic_store(&f->h->undo, MP_UNDO_IGNORED);
 #else

@@ -1,5 +1,5 @@
 /* Scenarios of kill_every_step.c: the creation of a named segment by a family. */
-#include "named.h"
+#include "core.h"
 
 static const struct mp_name segment_name = {"kill-every-step", 15, 0x5ca1ab};
 static int segments_at_first;
