@@ -1,4 +1,4 @@
-# What mpipc._queues sees of family/src/queue.h.
+# What mpipc._queues sees of family/src: queue.h, rooms.h, watch.h.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-# What the Cython modules above the family see of it: the C layer (src/family.h), and the handle on a control block.
+# What the Cython modules above the family see of it: the C layer (src/), and the handle on a control block.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport pid_t

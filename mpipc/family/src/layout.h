@@ -75,7 +75,7 @@ struct mp_slot {
     _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
     _Atomic uint32_t suspect;    /* since when (ms, 0: not) scans have found no process behind a reservation */
     _Atomic uint32_t kept;       /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
-    _Atomic uint32_t sleepers[MP_SLEEPERS]; /* block:18 | threads:14 << 18 that sleep in msgrcv(2); see waiting.c */
+    _Atomic uint32_t sleepers[MP_SLEEPERS]; /* block:18 | threads:14 << 18 that sleep in msgrcv(2); see rooms.c */
 };
 
 enum { MP_KEEP_NOTHING, MP_KEEP_WANTED, MP_KEEP_DONE };

@@ -27,7 +27,7 @@
  *   after msgsnd(2), before it clears DRY: nobody has to wait for a later message of it, and recovery, by SUSPECT, has the lock's
  *     next owner clear it;
  *   before msgsnd(2), or before its message is counted in the spill: nothing was sent;
- *   after it, before it rings: recovery rings (waiting.c);
+ *   after it, before it rings: recovery rings (rooms.c);
  *   with a token in its hand: recovery sends a new one, SUSPECT, because the old one may still be in the queue; whoever takes
  *     the lock next makes it exact again;
  *   with the lock: the lock says so (DIED), and the next one who takes it repairs the spill;

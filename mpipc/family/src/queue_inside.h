@@ -13,7 +13,6 @@
 
 static inline uint32_t mp_token_generation(uint32_t token) { return token >> 16; }
 
-/* queue.c */
 int mp_queue_ask(struct mp_queue_view *v);
 int mp_queue_send_token(struct mp_queue_view *v);
 int mp_queue_entered(struct mp_queue_view *v);

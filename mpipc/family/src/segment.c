@@ -47,7 +47,7 @@ static int local_setup(struct mp_family *f) {
 }
 
 /* A creator killed before the magic is written leaves a segment without one, attached by nobody: the sweep knows it by its
- * key and size (recovery.c). */
+ * key and size (sweep.c). */
 int mp_family_create(struct mp_family *f, const char *program, mp_tick_function *tick) {
     uint32_t set_size = mp_choose_set_size();
     unattached(f, tick);
