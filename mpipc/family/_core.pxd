@@ -217,7 +217,12 @@ cdef extern from "core.h" nogil:
     int mp_cell_wait(mp_family *f, uint32_t cell, int64_t deadline_ns)
     int mp_cells_notify(mp_family *f, uint32_t index, int64_t count)
     int mp_cells_waiting(mp_family *f, uint32_t index)
-    bint mp_cell_end(mp_family *f, uint32_t cell, uint32_t index, int state)
+    enum:
+        MP_BARRIER_WAITING, MP_BARRIER_PASSED, MP_BARRIER_BROKEN
+    uint32_t mp_barrier_waiting(mp_family *f, uint32_t index, uint32_t *place)
+    int64_t mp_barrier_enter(mp_family *f, uint32_t index, uint32_t place, uint64_t *generation)
+    void mp_barrier_end(mp_family *f, uint32_t index, bint broken, bint stays_broken)
+    int mp_barrier_outcome(mp_family *f, uint32_t index, uint32_t cell, uint64_t generation)
     uint32_t mp_cell_state(uint64_t word)
     int mp_cell_slot(uint64_t word)
     uint32_t mp_cell_block(uint64_t word)

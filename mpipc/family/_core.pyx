@@ -55,7 +55,10 @@ cdef void _prepare_fork() noexcept nogil:
 cdef void _forked_parent() noexcept nogil:
     cdef mp_family *f = families
     while f != NULL and mp_fork_by_python:
-        mp_fork_parent(f)
+        if f.fork_slot >= 0:
+            mp_fork_parent(f)
+            if not mp_reaper_present(f):  # somebody has killed it, and here is one more process to look after
+                mp_launch_reaper(f)
         f = f.next
 
 

@@ -3,6 +3,7 @@
 #define MPIPC_CORE_H
 
 #include "blocks.h"
+#include "barrier.h"
 #include "bells.h"
 #include "cells.h"
 #include "event.h"

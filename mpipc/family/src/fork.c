@@ -2,7 +2,6 @@
 #include "fork.h"
 
 #include "holders.h"
-#include "liveness.h"
 #include "processes.h"
 #include "sets.h"
 #include "slots.h"
@@ -86,8 +85,6 @@ void mp_fork_parent(struct mp_family *f) {
         atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(MP_SLOT_FORKED, mp_slot_generation(word), f->pid)))
         mp_family_wake_reaper(f); /* it watches reservations until they are claimed */
     f->fork_slot = -1;
-    if (!mp_reaper_present(f) && f->tick != NULL)
-        f->tick(f); /* somebody has killed it, and here is one more process to look after */
 }
 
 int mp_fork_child(struct mp_family *f) {
