@@ -184,8 +184,8 @@ $(SANITIZED)/.built: $(SOURCES) $(VENV)/.build-tools
 
 $(SANITIZED)/races: tests/native/races.c $(wildcard mpipc/family/src/*.[ch])
 	@mkdir -p $(SANITIZED)
-	@$(CC) -g -O1 -std=gnu11 -fsanitize=thread -Impipc/family/src -o $@ $< \
-		$(filter-out %/reaper.c,$(wildcard mpipc/family/src/*.c)) -lpthread
+	@$(CC) -g -O1 -std=gnu11 -fsanitize=thread -iquote mpipc/family/src -o $@ $< \
+		$(filter-out %/mpipc-reaper.c,$(wildcard mpipc/family/src/*.c)) -lpthread
 
 sanitize sanitize-quick: $(SANITIZED)/.built $(SANITIZED)/races $(VENV)/.test-tools
 	@unshare -i true 2>/dev/null && wrapper='unshare -i' || wrapper=; \

@@ -20,7 +20,8 @@ CORE = Path("mpipc/family/src")
 CORE_MODULE = "mpipc.family._core"
 CORE_LIBRARY = "mpipc_core"
 REAPER = "mpipc-reaper"
-COMPILE_ARGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function", "-fvisibility=hidden"]
+COMPILE_ARGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function", "-Werror=implicit-function-declaration", "-fvisibility=hidden"]
+COMPILE_ARGS += ["-iquote", str(CORE)]  # not -I: the core has a semaphore.h, and so has the C library
 LINK_ARGS: list[str] = []
 
 # `make sanitize` builds with what this names, such as address,undefined: see gcc(1), -fsanitize.
@@ -41,7 +42,7 @@ def runs(reaper: Path) -> bool:
 
 
 def core_sources() -> list[str]:
-    return [str(path) for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
+    return [str(path) for path in sorted(CORE.glob("*.c")) if path.stem != REAPER]
 
 
 def core_headers() -> list[str]:
@@ -119,13 +120,12 @@ class BuildAll(build_ext):
 
     def _build_reaper(self) -> None:
         target, library = self._reaper_path(), self._library()
-        source = str(CORE / "reaper.c")
+        source = str(CORE / f"{REAPER}.c")
         if not self.force and not stale(source, str(target), [str(library), *core_headers()]) and runs(target):
             return
         objects = self.compiler.compile(
             [source],
             output_dir=str(Path(self.build_temp) / "reaper"),
-            include_dirs=[str(CORE)],
             extra_postargs=COMPILE_ARGS,
         )
         # The linker would write into the file of a reaper that is running; a new file leaves that one alone.
@@ -157,7 +157,6 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join(source.with_suffix("").parts),
             [str(source)],
-            include_dirs=[str(CORE)],
             depends=[*core_headers(), Path(__file__).name],
             extra_compile_args=COMPILE_ARGS,
             extra_link_args=LINK_ARGS,
@@ -173,7 +172,6 @@ setup(
             CORE_LIBRARY,
             {
                 "sources": core_sources(),
-                "include_dirs": [str(CORE)],
                 "cflags": COMPILE_ARGS,
                 "obj_deps": {"": [*core_headers(), Path(__file__).name]},
             },

@@ -414,7 +414,7 @@ cdef class Piece:
 
 def _rebuild_piece(Block block not None, Block segment, Py_ssize_t size):
     cdef Piece piece = Piece.__new__(Piece)
-    cdef uint64_t offset = block.b.extra[1]
+    cdef uint64_t offset = block.b.more.heap.offset
     piece.size = size
     piece.strides = 1
     if segment is None:
@@ -501,9 +501,9 @@ cdef class Heap:
         except BaseException:
             mp_block_abandon(block.family.f, block.index)
             raise
-        block.b.extra[0] = piece.arena.block.index | <uint64_t> piece.arena.block.serial << 32
-        block.b.extra[1] = piece.start - piece.arena.start
-        block.b.extra[2] = size
+        block.b.more.heap.arena = piece.arena.block.index | <uint64_t> piece.arena.block.serial << 32
+        block.b.more.heap.offset = piece.start - piece.arena.start
+        block.b.more.heap.size = size
         piece.block = seal(block)
         return piece
 

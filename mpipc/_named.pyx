@@ -39,7 +39,7 @@ cdef extern from "<sys/shm.h>" nogil:
         IPC_EXCL
     int shmdt(const void *address)
 
-cdef extern from "named.h" nogil:
+cdef extern from "core.h" nogil:
     enum:
         MP_NAMED_DATA
         MP_NAMED_PROBES

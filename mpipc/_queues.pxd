@@ -1,11 +1,11 @@
-# What mpipc._queues sees of family/src/queue.h.
+# What mpipc._queues sees of family/src: queue.h, rooms.h, watch.h.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc.family._core cimport Block, mp_block, mp_family
 
 
-cdef extern from "queue.h" nogil:
+cdef extern from "core.h" nogil:
     enum:
         MP_QUEUE_PRIORITY
         MP_QUEUE_COUNTED

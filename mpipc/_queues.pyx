@@ -1,7 +1,7 @@
 """The compiled half of mpipc.queues: objects in and out of a message queue.
 
-How messages travel, and what happens when a process dies on the way, stands in family/src: queue.c, spill.c, arena.c,
-waiting.c. Here is what those know nothing of: pickling, exceptions, signal handlers and the GIL, which is released
+How messages travel, and what happens when a process dies on the way, stands in family/src: queue.c, spill.c, pieces.c,
+rooms.c. Here is what those know nothing of: pickling, exceptions, signal handlers and the GIL, which is released
 where a call waits or copies much. Signal handlers run after every interrupted sleep, and on every tick of a longer one:
 also while somebody who does not run has the queue's lock. Whatever the core answers with MP_TICK or MP_INTERRUPTED has
 not been done, and nothing is in our hands.
@@ -49,8 +49,8 @@ from mpipc.family._core cimport (
     seal,
 )
 
-cdef extern from "family.h" nogil:
-    void mp_block_remove_kernel_object(mp_block *b)
+cdef extern from "core.h" nogil:
+    void mp_kind_remove(mp_block *b)
 
 LEVELS = MP_QUEUE_LEVELS
 INLINE = MP_QUEUE_INLINE
@@ -278,7 +278,7 @@ _all = weakref.WeakSet()
 
 def await_hearing():
     """Before this process ends in the normal way: what it has put is known to those who wait for it, unless that takes
-    more than a second. See mp_queue_await_hearing() in waiting.c."""
+    more than a second. See mp_queue_await_hearing() in watch.c."""
     cdef int64_t deadline = mp_now_ns() + 1000000000
     for queue in list(_all):
         (<MessageQueue> queue).await_hearing(deadline)
@@ -798,7 +798,7 @@ cdef class MessageQueue:
     def remove(self):
         """Takes the kernel's queue away from everybody who uses it: who waits for a message gets EOFError. Waits for
         nobody, and does nothing if that is not permitted."""
-        mp_block_remove_kernel_object(self.v.b)
+        mp_kind_remove(self.v.b)
 
     def usage(self):
         """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,

@@ -17,7 +17,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from mpipc.family._core cimport (
     GETNCNT,
     GETZCNT,
-    MP_CELL_BROKEN,
+    MP_BARRIER_PASSED,
+    MP_BARRIER_WAITING,
     MP_CELL_NOTIFIED,
     MP_CELL_WAITING,
     MP_INTERRUPTED,
@@ -42,15 +43,15 @@ from mpipc.family._core cimport (
     fail,
     fail_bell,
     look_after,
+    mp_barrier_end,
+    mp_barrier_enter,
+    mp_barrier_outcome,
+    mp_barrier_waiting,
     mp_bell_await,
     mp_bell_get,
-    mp_cell_block,
     mp_cell_cancel,
-    mp_cell_end,
     mp_cell_enter,
-    mp_cell_high,
     mp_cell_leave,
-    mp_cell_slot,
     mp_cell_state,
     mp_cell_wait,
     mp_cells_notify,
@@ -487,9 +488,8 @@ cdef class Cell:
         mp_cell_leave(self.f, self.number)
 
 
-cdef Cell enter_cell(Block block, uint64_t generation, uint32_t place):
+cdef Cell taken_cell(Block block, int64_t number, uint64_t generation):
     cdef Cell cell = Cell.__new__(Cell)
-    cdef int64_t number = mp_cell_enter(block.f, block.index, generation, place)
     if number < 0:
         fail(errno, "waiting for a condition or at a barrier")
     cell.f = block.f
@@ -509,7 +509,7 @@ cdef class Waiters(Shared):
 
     def enter(self):
         """Registers this thread as a waiter and returns its cell. To be called with the condition's lock held."""
-        return enter_cell(self.block, 0, 0)
+        return taken_cell(self.block, mp_cell_enter(self.block.f, self.block.index, 0, 0), 0)
 
     def wait(self, Cell cell not None, timeout=None):
         """Waits for the notification and gives the cell back. Returns whether it was notified."""
@@ -543,14 +543,8 @@ cdef class Waiters(Shared):
 
 @cython.final
 cdef class BarrierState(LockBase):
-    """The shared state of a Barrier, guarded by a lock of its own, which is recursive as multiprocessing's is.
-
-    A waiter is a cell that carries the number of the cycle ("generation") it waits in, so the count of those who have
-    arrived is exact however many were killed. A cycle ends by one store, `generation += 1`; whether it ended broken is
-    written before, in bit `generation % 64` of broken_generations. What comes after (ending the cells, ringing) can be
-    lost with whoever does it: a waiter that looks at `generation` knows. The flag `broken` comes before all, so one who
-    dies while breaking the barrier has broken it or has done nothing.
-    """
+    """The shared state of a Barrier, guarded by a lock of its own, which is recursive as multiprocessing's is. How a cycle
+    ends stands in family/src/barrier.c."""
 
     def __init__(self, uint32_t parties, Block block=None):
         cdef Block handle
@@ -573,61 +567,35 @@ cdef class BarrierState(LockBase):
         """How many cycles have ended."""
         return self.block.b.condition.generation
 
-    def places(self):
-        """Places (0 .. parties - 1) of those who wait in the present cycle and live."""
-        cdef mp_family *f = self.block.f
-        cdef uint64_t word
-        cdef uint64_t generation = self.block.b.condition.generation
-        cdef uint32_t i
-        found = set()
-        for i in range(mp_cell_high(f)):
-            word = f.seg.cells[i].word
-            if (mp_cell_state(word) == MP_CELL_WAITING and mp_cell_block(word) == self.block.index
-                    and f.seg.cells[i].generation == generation and mp_slot_lives(f, mp_cell_slot(word))):
-                found.add(f.seg.cells[i].index)
-        return found
+    def waiting(self):
+        """How many wait in the present cycle and live, and the lowest place that none of them has."""
+        cdef uint32_t place
+        cdef uint32_t count = mp_barrier_waiting(self.block.f, self.block.index, &place)
+        return count, place
 
     def enter(self, uint32_t place):
         """Registers this thread in the present cycle. Lock held."""
-        return enter_cell(self.block, self.block.b.condition.generation, place)
+        cdef uint64_t generation
+        cdef int64_t number = mp_barrier_enter(self.block.f, self.block.index, place, &generation)
+        return taken_cell(self.block, number, generation)
 
     def end_cycle(self, bint broken_now, bint stay_broken):
         """Ends the present cycle, broken or not, and wakes its waiters. Lock held."""
-        cdef mp_family *f = self.block.f
-        cdef uint64_t generation = self.block.b.condition.generation
-        cdef uint64_t bit = <uint64_t> 1 << generation % 64
-        cdef uint64_t history = self.block.b.condition.broken_generations
-        cdef uint32_t i
-        self.block.b.condition.broken = stay_broken
-        self.block.b.condition.broken_generations = history | bit if broken_now else history & ~bit
-        self.block.b.condition.generation = generation + 1
-        for i in range(mp_cell_high(f)):
-            mp_cell_end(f, i, self.block.index, MP_CELL_BROKEN if broken_now else MP_CELL_NOTIFIED)
+        mp_barrier_end(self.block.f, self.block.index, broken_now, stay_broken)
 
-    cdef str outcome(self, Cell cell):
-        cdef uint32_t state = mp_cell_state(self.block.f.seg.cells[cell.number].word)
-        cdef uint64_t generation = self.block.b.condition.generation
-        if state == MP_CELL_NOTIFIED:
-            return "passed"
-        if state == MP_CELL_BROKEN:
-            return "broken"
-        if generation != cell.generation:
-            # Whoever ended the cycle died before it had told this cell. 64 cycles later nobody knows any more how it
-            # ended.
-            if generation - cell.generation > 64:
-                return "broken"
-            return "broken" if self.block.b.condition.broken_generations >> cell.generation % 64 & 1 else "passed"
-        return "broken" if self.block.b.condition.broken else None
+    cdef int outcome(self, Cell cell):
+        return mp_barrier_outcome(self.block.f, self.block.index, cell.number, cell.generation)
 
     def wait(self, Cell cell not None, timeout=None):
         """Waits for the end of the cycle. "passed", "broken" or "timeout"."""
         cdef mp_family *f = self.block.f
         cdef int64_t deadline = deadline_if(True, timeout)
         cdef int error = MP_OK
+        cdef int outcome
         while True:
             outcome = self.outcome(cell)
-            if outcome is not None:
-                return outcome
+            if outcome != MP_BARRIER_WAITING:
+                return "passed" if outcome == MP_BARRIER_PASSED else "broken"
             if error == MP_TIMED_OUT or deadline == 0:
                 return "timeout"
             with nogil:
@@ -639,8 +607,7 @@ cdef class BarrierState(LockBase):
 
     def give_up(self, Cell cell not None):
         """After a timeout: breaks the barrier, unless the cycle has just ended. "passed" or "broken". Lock held."""
-        outcome = self.outcome(cell)
-        if outcome is None:
+        cdef int outcome = self.outcome(cell)
+        if outcome == MP_BARRIER_WAITING:
             self.end_cycle(True, True)
-            outcome = "broken"
-        return outcome
+        return "passed" if outcome == MP_BARRIER_PASSED else "broken"

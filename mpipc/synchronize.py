@@ -309,9 +309,8 @@ class Barrier(threading.Barrier):
         with shared:
             if shared.broken:
                 raise threading.BrokenBarrierError
-            places = shared.places()
-            place = next(i for i in range(len(places) + 1) if i not in places)
-            if len(places) + 1 >= shared.parties:
+            waiting, place = shared.waiting()
+            if waiting + 1 >= shared.parties:
                 self._open()
                 return place
             cell = shared.enter(place)
@@ -358,7 +357,7 @@ class Barrier(threading.Barrier):
     @property
     def n_waiting(self) -> int:
         """How many have arrived and wait."""
-        return len(self._shared.places())
+        return self._shared.waiting()[0]
 
     @property
     def broken(self) -> bool:

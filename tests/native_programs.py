@@ -28,12 +28,12 @@ def compile_with_core(source: Path, program: Path, *flags: str) -> Path:
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         compiler = [shutil.which("cc") or pytest.skip("no C compiler")]
-    core = [path for path in sorted(CORE.glob("*.c")) if path.name != "reaper.c"]
+    core = [path for path in sorted(CORE.glob("*.c")) if path.name != "mpipc-reaper.c"]
     result = subprocess.run(
         [
             *compiler,
             *("-O2", "-std=gnu11", "-Wl,-z,now", *flags),  # -z now: no steps of the dynamic linker in between
-            *("-I", str(CORE), "-o", str(program), str(source), *map(str, core), "-lpthread"),
+            *("-iquote", str(CORE), "-o", str(program), str(source), *map(str, core), "-lpthread"),
         ],
         capture_output=True,
         text=True,

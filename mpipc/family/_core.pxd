@@ -1,10 +1,10 @@
-# What the Cython modules above the family see of it: the C layer (src/family.h), and the handle on a control block.
+# What the Cython modules above the family see of it: the C layer (src/), and the handle on a control block.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
 
-cdef extern from "family.h" nogil:
+cdef extern from "core.h" nogil:
     enum:
         MP_SLOTS
         MP_BLOCKS
@@ -71,6 +71,14 @@ cdef extern from "family.h" nogil:
         uint32_t broken
         uint32_t parties
 
+    cdef struct mp_more_heap "heap":
+        uint64_t arena
+        uint64_t offset
+        uint64_t size
+
+    cdef union mp_more:
+        mp_more_heap heap
+
     cdef struct mp_block:
         mp_lock lock
         mp_semaphore semaphore
@@ -82,7 +90,7 @@ cdef extern from "family.h" nogil:
         int32_t id
         int32_t key
         uint64_t size
-        uint64_t[3] extra
+        mp_more more
 
     cdef struct mp_cell:
         uint64_t word
@@ -129,8 +137,9 @@ cdef extern from "family.h" nogil:
         char *reaper_path
         mp_family *next
 
-    int mp_family_create(mp_family *f, const char *program)
-    int mp_family_attach(mp_family *f, int shmid, uint64_t nonce)
+    ctypedef int mp_tick_function(mp_family *f)
+    int mp_family_create(mp_family *f, const char *program, mp_tick_function *tick)
+    int mp_family_attach(mp_family *f, int shmid, uint64_t nonce, mp_tick_function *tick)
     void mp_family_detach(mp_family *f)
     int mp_family_join(mp_family *f)
     int mp_fork_prepare(mp_family *f)
@@ -208,7 +217,12 @@ cdef extern from "family.h" nogil:
     int mp_cell_wait(mp_family *f, uint32_t cell, int64_t deadline_ns)
     int mp_cells_notify(mp_family *f, uint32_t index, int64_t count)
     int mp_cells_waiting(mp_family *f, uint32_t index)
-    bint mp_cell_end(mp_family *f, uint32_t cell, uint32_t index, int state)
+    enum:
+        MP_BARRIER_WAITING, MP_BARRIER_PASSED, MP_BARRIER_BROKEN
+    uint32_t mp_barrier_waiting(mp_family *f, uint32_t index, uint32_t *place)
+    int64_t mp_barrier_enter(mp_family *f, uint32_t index, uint32_t place, uint64_t *generation)
+    void mp_barrier_end(mp_family *f, uint32_t index, bint broken, bint stays_broken)
+    int mp_barrier_outcome(mp_family *f, uint32_t index, uint32_t cell, uint64_t generation)
     uint32_t mp_cell_state(uint64_t word)
     int mp_cell_slot(uint64_t word)
     uint32_t mp_cell_block(uint64_t word)

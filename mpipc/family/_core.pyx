@@ -55,7 +55,10 @@ cdef void _prepare_fork() noexcept nogil:
 cdef void _forked_parent() noexcept nogil:
     cdef mp_family *f = families
     while f != NULL and mp_fork_by_python:
-        mp_fork_parent(f)
+        if f.fork_slot >= 0:
+            mp_fork_parent(f)
+            if not mp_reaper_present(f):  # somebody has killed it, and here is one more process to look after
+                mp_launch_reaper(f)
         f = f.next
 
 
@@ -280,7 +283,7 @@ def _attach(int shmid, uint64_t nonce):
             (<Family> known).ensure()
             return known
     family = Family()
-    if mp_family_attach(family.f, shmid, nonce) != MP_OK:
+    if mp_family_attach(family.f, shmid, nonce, mp_tick) != MP_OK:
         fail(errno, f"attaching to family {shmid}:{nonce:x}")
     mp_family_forget_exec(family.f)
     if mp_family_join(family.f) != MP_OK:
@@ -293,7 +296,7 @@ def _found():
     cdef Family family = Family()
     program = " ".join(sys.orig_argv).encode(errors="replace")[:255]
     mp_sweep()
-    if mp_family_create(family.f, program) != MP_OK:
+    if mp_family_create(family.f, program, mp_tick) != MP_OK:
         error = errno
         if error == EADDRINUSE:
             fail_squatted(family.f, error)
@@ -330,7 +333,7 @@ def current():
 def _forget_exec(int shmid, uint64_t nonce):
     # This program may have been executed by a member, which keeps its pid, and to the kernel is alive.
     cdef mp_family old
-    if mp_family_attach(&old, shmid, nonce) == MP_OK:
+    if mp_family_attach(&old, shmid, nonce, NULL) == MP_OK:
         mp_family_forget_exec(&old)
         mp_family_detach(&old)
 
@@ -380,7 +383,7 @@ def all_families():
     for segment in shared_memory_segments():
         if segment.size == sizeof(mp_segment):
             family = Family()
-            if mp_family_attach(family.f, segment.shmid, 0) == MP_OK:
+            if mp_family_attach(family.f, segment.shmid, 0, NULL) == MP_OK:
                 found.append(family)
     return found
 
@@ -623,5 +626,5 @@ def payload(Block block):
 def extra(Block block, int i, value=None):
     """One of three 64-bit words beside the payload, for the class that owns the block; sets it if a value is given."""
     if value is not None:
-        block.b.extra[i] = <uint64_t> value
-    return block.b.extra[i]
+        (<uint64_t *> &block.b.more)[i] = <uint64_t> value
+    return (<uint64_t *> &block.b.more)[i]

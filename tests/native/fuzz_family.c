@@ -7,8 +7,7 @@
  *   fuzz_family FIRST_SEED COUNT
  *
  * Prints the seed of the first child that ended by a signal, and exits with 1; with 77 if it may not make namespaces. */
-#include "family.h"
-#include "queue.h"
+#include "core.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -56,7 +55,7 @@ static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,      MP_KIND_RLOCK,   MP_K
 static struct mp_queue_view queue;
 
 static void make_everything(void) {
-    if (mp_family_create(f, "fuzz_family") != MP_OK || mp_family_join(f) != MP_OK)
+    if (mp_family_create(f, "fuzz_family", mp_tick) != MP_OK || mp_family_join(f) != MP_OK)
         exit(3);
     for (int i = 0; i < OBJECTS; i++) {
         int64_t index = mp_block_new(f, kinds[i]);

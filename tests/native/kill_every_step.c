@@ -14,12 +14,14 @@
  *
  * Linked with ignore_undo.c and compiled with UNDO_IGNORED, it is on a kernel that ignores SEM_UNDO.
  *
+ * Compiled with COVERED and -finstrument-functions, it kills nobody, but runs the operation of one scenario and prints the address
+ * of each function that was called in it.
+ *
  * With --stop as its first argument it runs the scenarios of stop_scenarios.h instead: there the child is not killed but left
  * standing, for ticks, while others go on; then it goes on, too. To be compiled with a short MP_TICK_NS for that.
  */
-#include "family.h"
+#include "core.h"
 #include "ledger.h"
-#include "queue.h"
 
 #include <poll.h>
 #include <sched.h>
@@ -62,6 +64,29 @@ static struct shared {
 } *shared;
 static bool stopping; /* the child is not killed where it stands, but goes on */
 static bool seen; /* the effect was seen at an earlier step: it must be there at all later ones */
+
+/* ---- which functions were called in an operation ----------------------------------------------------------------------- */
+
+#ifdef COVERED
+#define NOT_INSTRUMENTED __attribute__((no_instrument_function))
+static bool recording; /* in the child, during the operation */
+static struct covered {
+    volatile uint32_t count;
+    void *functions[4096];
+} *covered;
+NOT_INSTRUMENTED void __cyg_profile_func_enter(void *function, void *site);
+NOT_INSTRUMENTED void __cyg_profile_func_exit(void *function, void *site);
+void __cyg_profile_func_enter(void *function, void *site) {
+    if (!recording)
+        return;
+    for (uint32_t i = 0; i < covered->count; i++)
+        if (covered->functions[i] == function)
+            return;
+    if (covered->count < 4096)
+        covered->functions[covered->count++] = function;
+}
+void __cyg_profile_func_exit(void *function, void *site) {}
+#endif
 
 static void step(bool *blocked);
 static bool has_blocked(pid_t pid);
@@ -315,6 +340,13 @@ static void check_kept(bool finished) { /* what a process that ended normally to
     appears_once(got == 2);
     semaphore_is_whole(got);
 }
+/* Whoever has said that it leaves has not been killed, whatever kills it then. */
+static void check_left_or_returned(bool finished) {
+    int got = value();
+    check(got == 2 || (got == 3 && !finished));
+    appears_once(got == 2);
+    semaphore_is_whole(got);
+}
 static void check_given_back_once(bool finished) {
     int got = value();
     check(got == 2 || got == 3);
@@ -374,6 +406,10 @@ static void check_other_sleeper(bool finished) {
 /* ---- locks ------------------------------------------------------------------------------------------------------------------ */
 
 static void op_lock(void) { mp_lock_try(f, at(), 0); }
+static void op_unlock_now(void) { /* as LockBase.release() does it */
+    mp_lock_set_thread(at(), 0);
+    mp_lock_release_now(f, at());
+}
 static void op_unlock(void) { mp_lock_release(f, block); }
 static void hold_lock(void) { check(mp_lock_try(f, at(), 0)); }
 static void check_lock_free(bool finished) {
@@ -646,7 +682,7 @@ static void check_recovered(bool finished) {
 
 static void op_found(void) {
     static struct mp_family own;
-    if (mp_family_create(&own, "kill_every_step") == MP_OK && mp_family_join(&own) == MP_OK) {
+    if (mp_family_create(&own, "kill_every_step", mp_tick) == MP_OK && mp_family_join(&own) == MP_OK) {
         uint32_t index = (uint32_t)mp_block_new(&own, MP_KIND_QUEUE);
         mp_block_msgget(&own, index, 0600);
         mp_block_ready(&own, index);
@@ -660,7 +696,7 @@ static void check_swept(bool finished) {
 }
 static struct mp_family other;
 static void found_other(void) {
-    check_equal(mp_family_create(&other, "kill_every_step"), MP_OK);
+    check_equal(mp_family_create(&other, "kill_every_step", mp_tick), MP_OK);
     check_equal(mp_family_join(&other), MP_OK);
     uint32_t index = (uint32_t)mp_block_new(&other, MP_KIND_QUEUE);
     check(mp_block_msgget(&other, index, 0600) >= 0);
@@ -885,7 +921,9 @@ static void check_queue_goes_on(bool finished) {
 
 static void setup_nothing(void) { count_objects(); }
 
+#include "bulk_scenarios.h"
 #include "family_scenarios.h"
+#include "sync_scenarios.h"
 
 static const struct scenario scenarios[] = {
     {"semaphore-acquire", setup_semaphore_3, NULL, op_acquire, NULL, NULL, check_3},
@@ -953,11 +991,21 @@ static const struct scenario scenarios[] = {
      check_death_or_added},
     {"semaphore-pay-while-returned", setup_dead_holder_and_debt, NULL, op_release, NULL, recovered_and_child_goes_on,
      check_death_or_paid},
+    {"semaphore-new", setup_nothing, NULL, setup_semaphore_3, NULL, NULL, check_nothing_made},
+    {"semaphore-leave", setup_semaphore_3, hold_1, leave_normally, NULL, NULL, check_left_or_returned},
     {"lock-acquire", setup_lock, NULL, op_lock, NULL, NULL, check_lock_free},
     {"lock-release", setup_lock, hold_lock, op_unlock, NULL, NULL, check_lock_free},
+    {"lock-release-now", setup_lock, hold_lock, op_unlock_now, NULL, NULL, check_lock_free},
     {"lock-release-with-waiter", setup_lock, hold_lock, op_unlock, NULL, NULL, check_lock_passed_on, .started = wait_for_lock},
     {"lock-wait-beside-another", setup_lock_held_with_waiter, NULL, op_lock_wait, release_lock_for_both, NULL,
      check_other_waiter},
+    {"event-set", setup_waiter_for_event, NULL, op_event_set, NULL, NULL, check_event_set},
+    {"event-clear", setup_event_set, NULL, op_event_clear, NULL, NULL, check_event_cleared},
+    {"event-new", setup_rung_bell, NULL, op_event_new, NULL, NULL, check_nothing_made},
+    {"barrier-enter", setup_barrier, NULL, op_barrier_enter, NULL, NULL, check_not_counted},
+    {"barrier-open", setup_barrier_with_2, NULL, op_barrier_open, NULL, NULL, check_opened},
+    {"barrier-break", setup_barrier_with_2, NULL, op_barrier_break, NULL, NULL, check_broken},
+    {"barrier-reset", setup_barrier_with_2, NULL, op_barrier_reset, NULL, NULL, check_reset},
     {"block-new", setup_nothing, NULL, op_new_lock, NULL, NULL, check_nothing_made},
     {"block-new-queue", setup_nothing, NULL, op_new_queue, NULL, NULL, check_nothing_made},
     {"block-new-segment", setup_nothing, NULL, op_new_segment, NULL, NULL, check_nothing_made},
@@ -981,10 +1029,21 @@ static const struct scenario scenarios[] = {
     {"queue-take-from-spill", setup_3_in_spill, NULL, op_take, NULL, NULL, check_taken},
     {"queue-take-from-both", setup_1_in_kernel_2_in_spill, NULL, op_take, NULL, NULL, check_taken},
     {"queue-take-last-of-streak", setup_end_of_streak, NULL, op_take, NULL, NULL, check_taken},
+    {"queue-send-many", setup_queue_with_arena, NULL, op_send_many, NULL, NULL, check_sent_many},
+    {"queue-send-many-to-waiter", setup_waiter_at_queue, NULL, op_send_many, NULL, NULL, check_waiter_has_one},
+    {"queue-wait-in-room", setup_queue_with_arena, NULL, op_wait_in_room, send_to_child, NULL, check_queue_goes_on},
+    {"queue-take-many", setup_5_in_spill, NULL, op_take_many, NULL, NULL, check_took_many},
+    {"queue-send-bounded", setup_bounded_with_1_of_2, NULL, op_send_bounded, NULL, NULL, check_bounded},
+    {"queue-task-done", setup_2_tasks, NULL, op_task_done, NULL, NULL, check_task_done},
+    {"queue-trim", setup_idle_piece, NULL, op_trim, NULL, NULL, check_trimmed},
+    {"queue-new-with-rooms", setup_nothing, NULL, op_new_counted_queue, NULL, NULL, check_nothing_made},
+    {"queue-drop-with-arena", setup_nothing, have_queue_with_everything, op_drop, NULL, NULL, check_nothing_made},
     {"large-send", setup_1_and_2_large, NULL, op_send_large_and_small, NULL, NULL, check_sent_large},
     {"large-take", setup_3_large, NULL, op_take_large, NULL, NULL, check_took_large},
     {"large-repair", setup_orphan, NULL, op_repair, NULL, NULL, check_orphan_sent},
     {"large-recover", setup_dead_sender, NULL, op_mp_recover, NULL, NULL, check_orphan_sent},
+    {"named-unlink", setup_named, NULL, op_unlink_named, NULL, NULL, check_unlinked},
+    {"named-recover", setup_dead_creator, NULL, op_mp_recover, NULL, NULL, check_nothing_named},
     {"named-create", setup_no_name, NULL, op_create_named, NULL, NULL, check_named},
     {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},
     {"piece-claim-and-free", setup_3_pieces_taken, NULL, op_claim_and_free, NULL, NULL, check_claimed_and_freed},
@@ -1180,7 +1239,13 @@ static void start_child(void) {
         if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
             fail("ptrace: %s", strerror(errno));
         raise(SIGSTOP);
+#ifdef COVERED
+        recording = true;
         now->operation();
+        recording = false;
+#else
+        now->operation();
+#endif
         shared->finished = 1;
         for (;;)
             pause();
@@ -1198,7 +1263,7 @@ enum { CHANGED = 1, LOCKED = 2 };
 /* The lock of the block that the scenario works on, if it has one. */
 static bool child_has_lock(void) {
     uint64_t owner = lock_word() & MP_LOCK_OWNER;
-    return mp_kind_has_lock(at()->kind) && owner != 0 && owner != f->me;
+    return mp_kind_of(at())->has_lock && owner != 0 && owner != f->me;
 }
 
 /* Runs the scenario from its set-up to its check; returns how many steps were made. `changes`, if given, gets a mark for
@@ -1288,6 +1353,35 @@ static void run_scenario(const struct scenario *s) {
 
 #include "stop_scenarios.h"
 
+#ifdef COVERED
+/* Leaves what the scenario has made to the end of the IPC namespace. */
+static int print_covered(const struct scenario *s) {
+    bool met = false;
+    now = s;
+    covered = mmap(NULL, sizeof *covered, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    check(covered != MAP_FAILED);
+    now->setup();
+    start_child();
+    if (now->started != NULL)
+        now->started();
+    check(ptrace(PTRACE_CONT, child_pid, NULL, NULL) == 0);
+    int64_t deadline = mp_now_ns() + PATIENCE_NS;
+    while (!shared->finished) {
+        if (now->meanwhile != NULL && !met && has_blocked(child_pid)) {
+            met = true;
+            now->meanwhile();
+        }
+        check(mp_now_ns() < deadline);
+        sched_yield();
+    }
+    kill(child_pid, SIGKILL);
+    for (uint32_t i = 0; i < covered->count; i++)
+        printf("%p\n", covered->functions[i]);
+    mp_family_destroy(f);
+    return 0;
+}
+#endif
+
 int main(int argc, char **argv) {
     const struct scenario *list = scenarios;
     size_t count = sizeof scenarios / sizeof *scenarios;
@@ -1308,7 +1402,7 @@ int main(int argc, char **argv) {
     int existing = queues() + segments() + sets();
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     check(shared != MAP_FAILED);
-    check_equal(mp_family_create(f, "kill_every_step"), MP_OK);
+    check_equal(mp_family_create(f, "kill_every_step", mp_tick), MP_OK);
 #ifdef UNDO_IGNORED /* no reaper is there to find out */
     atomic_store(&f->h->undo, MP_UNDO_IGNORED);
 #else
@@ -1321,6 +1415,11 @@ int main(int argc, char **argv) {
     atomic_store(&f->h->block_high, 1);
     int ran = 0;
     for (size_t i = 0; i < count; i++) {
+#ifdef COVERED
+        if (argc == 2 && !strcmp(argv[1], list[i].name))
+            return print_covered(&list[i]);
+        continue;
+#endif
         bool wanted = argc == 1;
         for (int a = 1; a < argc; a++)
             wanted |= !strcmp(argv[a], list[i].name);

@@ -8,7 +8,7 @@
  *
  * REAPER is the path of mpipc-reaper. Prints one line of figures for each step; the exit status says whether all went well. To be
  * run in an IPC namespace of its own. */
-#include "family.h"
+#include "core.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -142,7 +142,7 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc < 3)
         return 2;
-    if (mp_family_create(f, "members") != MP_OK || mp_family_join(f) != MP_OK)
+    if (mp_family_create(f, "members", mp_tick) != MP_OK || mp_family_join(f) != MP_OK)
         fail("founding");
     f->reaper_path = argv[2];
     if (mp_launch_reaper(f) != MP_OK)

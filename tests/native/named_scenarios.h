@@ -1,5 +1,5 @@
 /* Scenarios of kill_every_step.c: the creation of a named segment by a family. */
-#include "named.h"
+#include "core.h"
 
 static const struct mp_name segment_name = {"kill-every-step", 15, 0x5ca1ab};
 static int segments_at_first;
@@ -38,6 +38,51 @@ static void check_named(bool finished) {
         check_equal(mp_named_unlink(&segment_name, shmid, &ref), MP_OK);
         check(mp_named_unlinked(f, &ref));
     }
+    check_equal(segments(), segments_at_first);
+    check_equal(blocks_in_use(), 0);
+}
+
+static int shmid_of_name;
+
+static void setup_named(void) {
+    struct mp_named_ref ref;
+    setup_no_name();
+    check_equal(create_named(&ref), MP_OK);
+    shmid_of_name = ref.shmid;
+    shmdt(ref.header);
+}
+static void op_unlink_named(void) {
+    struct mp_named_ref ref;
+    check_equal(mp_named_unlink(&segment_name, shmid_of_name, &ref), MP_OK);
+    check(mp_named_unlinked(f, &ref));
+}
+/* It is there, or nothing of it. */
+static void check_unlinked(bool finished) {
+    struct mp_named_ref ref;
+    int left = segments() - segments_at_first;
+    check(left == 0 || (left == 1 && !finished));
+    appears_once(left == 0);
+    if (left == 1) {
+        check_equal(mp_named_unlink(&segment_name, shmid_of_name, &ref), MP_OK);
+        check(mp_named_unlinked(f, &ref));
+    }
+    check_equal(segments(), segments_at_first);
+    check_equal(blocks_in_use(), 0);
+}
+
+static int create_candidate_and_die(void) {
+    struct mp_named_patience patience = {0};
+    struct mp_named_ref ref;
+    check_equal(mp_named_create(f, make(MP_KIND_SEGMENT), &segment_name, 5000, 0600, true, &patience, &ref), MP_OK);
+    raise(SIGKILL);
+    return 0;
+}
+static void setup_dead_creator(void) {
+    setup_no_name();
+    dies(create_candidate_and_die);
+    check_equal(segments(), segments_at_first + 1);
+}
+static void check_nothing_named(bool finished) {
     check_equal(segments(), segments_at_first);
     check_equal(blocks_in_use(), 0);
 }

@@ -8,7 +8,7 @@
  *
  *   named_schedules FIRST COUNT    the schedules with the seeds from FIRST on
  */
-#include "named.h"
+#include "core.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -228,7 +228,7 @@ int main(int argc, char **argv) {
     unsigned long count = argc > 2 ? strtoul(argv[2], NULL, 0) : 100;
     prize.hash = (uint32_t)getpid() * 2654435761u >> 8; /* the namespace may be shared with other runs */
     reports = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (mp_family_create(f, "named_schedules") != MP_OK || mp_family_join(f) != MP_OK) {
+    if (mp_family_create(f, "named_schedules", mp_tick) != MP_OK || mp_family_join(f) != MP_OK) {
         perror("mp_family_create");
         return 2;
     }

@@ -7,8 +7,7 @@
  * Counts are exact at the end, which is checked with and without the sanitizer.
  *
  *   races ROUNDS */
-#include "family.h"
-#include "queue.h"
+#include "core.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -258,7 +257,7 @@ static uint32_t make(uint32_t kind) {
 int main(int argc, char **argv) {
     static struct process processes[THREADS];
     rounds = argc > 1 ? atol(argv[1]) : 1000;
-    check(mp_family_create(&founder, "races") == MP_OK && mp_family_join(&founder) == MP_OK);
+    check(mp_family_create(&founder, "races", mp_tick) == MP_OK && mp_family_join(&founder) == MP_OK);
     queue_block = make(MP_KIND_QUEUE);
     check(mp_block_msgget(&founder, queue_block, 0600) >= 0 && mp_queue_make(&founder, queue_block, 0, 0) == MP_OK);
     semaphore_block = make(MP_KIND_SEMAPHORE);

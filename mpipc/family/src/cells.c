@@ -10,7 +10,10 @@
  *   RELEASED, by a notification of all: whoever waits now came later, so nothing is passed on.
  * Where a notifier can die: between a cell's change to NOTIFIED and the ring: the waiter looks again after a tick, or at once
  *   when recovery rings every bell of a notified cell. */
-#include "family.h"
+#include "cells.h"
+
+#include "bells.h"
+#include "slots.h"
 
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -11,7 +11,9 @@
  *
  * Where a process can die: each of set() and clear() is done or it is not, and the kernel itself wakes every waiter at the moment
  * the value becomes 0. */
-#include "family.h"
+#include "event.h"
+
+#include "bells.h"
 
 static int change(struct mp_family *f, uint32_t index, int op) {
     struct sembuf operation = {0, (short)op, IPC_NOWAIT};

@@ -10,7 +10,7 @@
  *
  * They are freed from the end of the chain on, so what is left of it is whole, and a chunk that is free or another block's is
  * its end. */
-#include "family.h"
+#include "holders.h"
 
 static bool is_in(const uint64_t *slots, uint32_t slot) { return slots[slot / 64] >> slot % 64 & 1; }
 

@@ -23,7 +23,10 @@
  *   alive[slot] is set to 0 with the recovery lock held, while the slot's word is of the process that was seen to be gone: only
  *     recovery frees slots, so no other process has it by then;
  *   a pid is never taken for gone because it cannot be seen: of a foreign one, or without /proc, that would be everybody. */
-#include "family.h"
+#include "liveness.h"
+
+#include "processes.h"
+#include "sets.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -42,61 +45,6 @@
 union semun {
     int val;
 };
-
-/* ---- processes ---------------------------------------------------------------------------------------------------------- */
-
-/* Is /proc that of this process's pid namespace? It need not have been mounted there. */
-static bool proc_is_ours(void) {
-    char text[32];
-    ssize_t n = readlink("/proc/self", text, sizeof text - 1);
-    if (n <= 0)
-        return false;
-    text[n] = 0;
-    return strtol(text, NULL, 10) == (long)getpid();
-}
-
-/* Start time of a process in clock ticks since boot, field 22 of /proc/PID/stat; 0 if there is no such process, if it is a
- * zombie, or if that cannot be seen. The command name may hold blanks and brackets, so fields are counted from the last ')'. */
-uint64_t mp_process_start_time(pid_t pid) {
-    char path[32], text[1024];
-    if (!proc_is_ours())
-        return 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = 0;
-    char *p = strrchr(text, ')');
-    if (p == NULL || p[1] == 0 || p[2] == 'Z' || p[2] == 'X')
-        return 0;
-    p += 2;
-    for (int field = 3; field < 22 && p != NULL; field++)
-        p = strchr(p + 1, ' ');
-    return p == NULL ? 0 : strtoull(p, NULL, 10);
-}
-
-/* Of a process of this pid namespace. A zombie is gone: it will not do anything any more. */
-bool mp_process_gone(pid_t pid) {
-    if (pid <= 0 || (kill(pid, 0) < 0 && errno == ESRCH))
-        return true;
-    return mp_process_start_time(pid) == 0 && mp_process_start_time(getpid()) != 0;
-}
-
-/* Its inode number; MP_PID_NS_UNKNOWN if it cannot be told. */
-uint32_t mp_pid_namespace(void) {
-    struct stat st;
-    return stat("/proc/self/ns/pid", &st) == 0 && st.st_ino > MP_PID_NS_UNKNOWN ? (uint32_t)st.st_ino : MP_PID_NS_UNKNOWN;
-}
-
-/* May the pid in this slot's word mean another process here? So it is as long as its writer has not noted his namespace. */
-bool mp_slot_is_foreign(struct mp_family *f, int slot) {
-    uint32_t theirs = atomic_load(&f->seg->pid_ns[slot]);
-    return theirs != f->pid_ns && theirs != MP_PID_NS_UNKNOWN && f->pid_ns != MP_PID_NS_UNKNOWN;
-}
 
 static uint64_t name_of(pid_t pid, uint64_t started) { return (uint64_t)(uint32_t)pid << 32 | (uint32_t)started; }
 static uint64_t my_name(void) { return name_of(getpid(), mp_process_start_time(getpid())); }

@@ -12,7 +12,10 @@
  *     whose bell the kernel counts sleepers (GETNCNT);
  *   owning: recovery frees the word, marks it DIED, and rings;
  *   releasing, between the compare-and-swap and the ring: the same as woken. */
-#include "family.h"
+#include "lock.h"
+
+#include "bells.h"
+#include "slots.h"
 
 /* Waits until the lock is taken. Also MP_TIMED_OUT, MP_INTERRUPTED, MP_TICK, or an error. */
 int mp_lock_wait(struct mp_family *f, uint32_t index, int64_t deadline_ns) {

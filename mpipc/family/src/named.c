@@ -41,6 +41,9 @@
  * Every wait is bounded and interruptible. What others can do is to occupy a name, as with shm_open(3), or all its keys. */
 #include "named.h"
 
+#include "blocks.h"
+#include "holders.h"
+
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/random.h>
@@ -242,8 +245,8 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
     atomic_store(&b->id, -1);
     b->size = size + MP_NAMED_DATA;
     b->made_at = time(NULL);
-    b->extra[0] = new_token();
-    b->extra[1] = (uint64_t)getpid();
+    b->more.named.token = new_token();
+    b->more.named.creator = (uint64_t)getpid();
     atomic_signal_fence(memory_order_seq_cst); /* the key is written last: what it finds is judged by the others */
     b->key = ref->key = mp_named_key(name->hash, position);
     ref->position = position;
@@ -268,7 +271,7 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
     h->magic = MP_NAMED_MAGIC;
     h->version = MP_NAMED_VERSION;
     h->size = size;
-    h->token = b->extra[0];
+    h->token = b->more.named.token;
     h->family = tracked ? f->nonce : 0;
     h->block = index;
     h->serial = mp_block_serial(atomic_load(&b->word));
@@ -366,7 +369,8 @@ bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref) {
     struct mp_block *b = mp_block_at(f, ref->block);
     uint64_t word = atomic_load(&b->word);
     if (mp_block_state_of(word) != MP_BLOCK_READY || mp_block_serial(word) != ref->serial || b->kind != MP_KIND_SEGMENT ||
-        atomic_load(&b->pinned) == 0 || b->extra[0] != ref->token || b->key != ref->key || atomic_load(&b->id) != ref->shmid)
+        atomic_load(&b->pinned) == 0 || b->more.named.token != ref->token || b->key != ref->key ||
+        atomic_load(&b->id) != ref->shmid)
         return false;
     mp_named_release(f, ref->block, ref->serial, f->slot);
     return true;
@@ -406,7 +410,7 @@ void mp_named_recover(struct mp_family *f, uint32_t index, const uint64_t *dead)
     if (h == (void *)-1)
         return;
     if (shmctl(id, IPC_STAT, &ds) == 0 && ds.shm_perm.__key == b->key && made_by_us(&ds) && ds.shm_segsz >= MP_NAMED_DATA &&
-        is_named(h) && h->token == b->extra[0] && state_change(h, MP_NAMED_CANDIDATE, MP_NAMED_GONE))
+        is_named(h) && h->token == b->more.named.token && state_change(h, MP_NAMED_CANDIDATE, MP_NAMED_GONE))
         shmctl(id, IPC_RMID, NULL);
     shmdt(h);
 }
@@ -432,9 +436,10 @@ void mp_named_remove(struct mp_block *b) {
     uint32_t state = atomic_load(&h->state);
     bool ours;
     if (state == MP_NAMED_NEW) /* by key it might be a rival's that was there first */
-        ours = !found_by_key || ((uint64_t)ds.shm_cpid == b->extra[1] && ds.shm_segsz == b->size && ds.shm_ctime >= b->made_at);
+        ours = !found_by_key ||
+               ((uint64_t)ds.shm_cpid == b->more.named.creator && ds.shm_segsz == b->size && ds.shm_ctime >= b->made_at);
     else
-        ours = is_named(h) && h->token == b->extra[0] &&
+        ours = is_named(h) && h->token == b->more.named.token &&
                (state != MP_NAMED_LIVE || mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_MAKING);
     ours = ours && (state == MP_NAMED_GONE || state_change(h, state, MP_NAMED_GONE));
     if (ours)

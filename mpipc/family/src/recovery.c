@@ -3,24 +3,21 @@
  *
  * One process at a time recovers a family: dying in here gives its lock to the next (liveness.c). Every step
  * can be done again from the start: a slot stays DEAD until nothing in the segment mentions it (rule R3). */
-#include "family.h"
-#include "named.h"
-#include "queue.h"
+#include "recovery.h"
+
+#include "blocks.h"
+#include "cells.h"
+#include "holders.h"
+#include "kinds.h"
+#include "liveness.h"
+#include "lock.h"
+#include "processes.h"
+#include "semaphore.h"
+#include "sets.h"
+#include "slots.h"
 
 #include <limits.h>
-#include <signal.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/ipc.h>
-#include <sys/msg.h>
-#include <unistd.h>
-
-void mp_lock_recover(struct mp_family *f, uint32_t index, int dead_slot);
-void mp_lock_heal(struct mp_family *f, uint32_t index);
-void mp_sem_heal(struct mp_family *f, uint32_t index);
-void mp_cell_recover(struct mp_family *f, uint32_t cell, int dead_slot);
-void mp_cell_heal(struct mp_family *f, uint32_t cell);
-int mp_cell_slot(uint64_t word);
 
 struct dead {
     uint64_t bits[MP_SLOTS / 64];
@@ -176,20 +173,19 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     case MP_BLOCK_READY:
         break;
     }
-    if (mp_kind_has_lock(b->kind)) {
+    const struct mp_kind_row *kind = mp_kind_of(b);
+    if (kind->has_lock) {
         int owner = (int)(atomic_load(&b->lock.word) & MP_LOCK_OWNER) - 1;
         if (is_dead(dead, owner))
             mp_lock_recover(f, index, owner);
     }
-    if (b->kind == MP_KIND_QUEUE)
-        mp_queue_recover(f, index, dead->bits);
-    if (b->kind == MP_KIND_SEGMENT)
-        mp_named_recover(f, index, dead->bits);
+    if (kind->recover != NULL)
+        kind->recover(f, index, dead->bits);
     mp_block_drop_holders(f, index, dead->bits);
     if (mp_block_state_of(word) == MP_BLOCK_LEAVING && (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word))))
         mp_block_settle(f, index, -1);
-    else if (!mp_block_try_free(f, index, -1))
-        mp_named_reclaim(f, index, -1);
+    else if (!mp_block_try_free(f, index, -1) && kind->reclaim != NULL)
+        kind->reclaim(f, index, -1);
 }
 
 /* Rings again wherever a ring may have died with its ringer or its hearer (rule R5). */
@@ -199,12 +195,11 @@ static void heal(struct mp_family *f) {
         struct mp_block *b = mp_block_at(f, i);
         if (!mp_block_is_live(atomic_load(&b->word)))
             continue;
-        if (mp_kind_has_lock(b->kind))
+        const struct mp_kind_row *kind = mp_kind_of(b);
+        if (kind->has_lock)
             mp_lock_heal(f, i);
-        else if (b->kind == MP_KIND_SEMAPHORE)
-            mp_sem_heal(f, i);
-        if (b->kind == MP_KIND_QUEUE)
-            mp_queue_heal(f, i);
+        if (kind->heal != NULL)
+            kind->heal(f, i);
     }
     high = mp_cell_high(f);
     for (uint32_t i = 0; i < high; i++)
@@ -261,9 +256,12 @@ void mp_trim(struct mp_family *f, int64_t idle_ns) {
     if (!mp_recovery_lock(f))
         return;
     uint32_t high = mp_block_high(f);
-    for (uint32_t i = 0; i < high; i++)
-        if (mp_block_is_live(atomic_load(&mp_block_at(f, i)->word)) && mp_block_at(f, i)->kind == MP_KIND_QUEUE)
-            mp_queue_trim(f, i, idle_ns);
+    for (uint32_t i = 0; i < high; i++) {
+        struct mp_block *b = mp_block_at(f, i);
+        const struct mp_kind_row *kind = mp_kind_of(b);
+        if (kind->trim != NULL && mp_block_is_live(atomic_load(&b->word)))
+            kind->trim(f, i, idle_ns);
+    }
     mp_recovery_unlock(f);
 }
 
@@ -280,7 +278,7 @@ bool mp_family_pending(struct mp_family *f) {
     return false;
 }
 
-static bool slots_in_use(struct mp_family *f) {
+bool mp_slots_in_use(struct mp_family *f) {
     uint32_t high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
@@ -291,122 +289,5 @@ static bool slots_in_use(struct mp_family *f) {
 /* Is there anybody but the caller, who is attached but not a member? A child forked behind our back is attached. */
 bool mp_family_populated(struct mp_family *f) {
     struct shmid_ds ds;
-    return slots_in_use(f) || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1);
-}
-
-/* The end. The caller has set the state to CLOSING and then found nobody: who joins looks at the state after it has
- * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. */
-void mp_family_destroy(struct mp_family *f) {
-    uint32_t high = mp_block_high(f);
-    for (uint32_t i = 0; i < high; i++)
-        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
-            mp_block_remove_kernel_object(mp_block_at(f, i));
-    mp_remove_sets(f);
-    shmctl(f->shmid, IPC_RMID, NULL);
-}
-
-/* ---- the sweep ----------------------------------------------------------------------------------------------------- */
-
-/* Seen by an outsider. The name of a reaper may be of another pid namespace, but it has the segment attached. */
-static bool has_reaper(struct mp_family *f) {
-    struct shmid_ds ds;
-    if (mp_undo(f) == MP_UNDO_WORKS)
-        return mp_reaper_present(f);
-    return shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1;
-}
-
-static bool sweep_family(int shmid, pid_t creator) {
-    struct mp_family f;
-    if (mp_family_attach(&f, shmid, 0) != MP_OK) {
-        /* Without a header: its creator died before it had written one, or is about to write it. */
-        struct shmid_ds ds;
-        if (errno == ESTALE && creator > 0 && mp_process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 &&
-            ds.shm_nattch == 0)
-            return shmctl(shmid, IPC_RMID, NULL) == 0;
-        return false;
-    }
-    bool swept = false;
-    f.outsider = true;
-    if (semctl(f.semid, MP_SEM_MARK, GETVAL) < 0 && (errno == EINVAL || errno == EIDRM)) {
-        /* Whoever destroyed it died before the end, or somebody used ipcrm: nobody can join without the set. */
-        struct shmid_ds ds;
-        swept = shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1;
-        if (swept)
-            mp_family_destroy(&f);
-        mp_family_detach(&f);
-        return swept;
-    }
-    mp_recover(&f);
-    if (!slots_in_use(&f) && !has_reaper(&f) && mp_recovery_lock(&f)) {
-        atomic_store(&f.h->state, MP_CLOSING);
-        for (int attempt = 0; attempt < 20 && !swept; attempt++) {
-            if (!mp_family_populated(&f)) { /* another sweep may be attached for a moment */
-                mp_family_destroy(&f);
-                swept = true;
-            } else {
-                usleep(1000);
-            }
-        }
-        if (!swept) {
-            atomic_store(&f.h->state, MP_OPEN);
-            mp_recovery_unlock(&f);
-        }
-    }
-    mp_family_detach(&f);
-    return swept;
-}
-
-/* Removes the dead families of this user: a segment with our key prefix and size that nobody is attached to. Returns how
- * many there were. */
-int mp_sweep(void) {
-    FILE *list = fopen("/proc/sysvipc/shm", "re");
-    if (list == NULL)
-        return 0;
-    char line[512];
-    int swept = 0;
-    while (fgets(line, sizeof line, list) != NULL) {
-        int key, shmid, cpid;
-        unsigned long size, nattch;
-        unsigned uid;
-        if (sscanf(line, " %d %d %*o %lu %d %*d %lu %u", &key, &shmid, &size, &cpid, &nattch, &uid) != 6)
-            continue;
-        if (((uint32_t)key & MP_KEY_MASK) == MP_KEY_PREFIX && size == sizeof(struct mp_segment) && nattch == 0 &&
-            uid == geteuid())
-            swept += sweep_family(shmid, cpid);
-    }
-    fclose(list);
-    return swept;
-}
-
-/* What a waiter does once a second: the reaper may be gone, or slow. */
-int mp_tick(struct mp_family *f) {
-    atomic_store_explicit(&f->looked, mp_coarse_ns(), memory_order_relaxed);
-    bool reaper = mp_reaper_present(f);
-    if (!reaper && semctl(f->semid, MP_SEM_REAPER, GETVAL) < 0)
-        return MP_FAILED;
-    struct shmid_ds ds;
-    unsigned short alive[MP_SLOTS];
-    uint32_t high = mp_slot_high(f);
-    unsigned long living = reaper ? 1 : 0;
-    bool dead = !reaper && mp_undo(f) == MP_UNDO_IGNORED; /* nobody has looked */
-    mp_alive_read(f, high, alive);
-    for (uint32_t i = 0; i < high; i++)
-        if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) == MP_SLOT_ALIVE) {
-            living += alive[i] != 0;
-            dead = dead || alive[i] == 0;
-        }
-    if (dead || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch < living)) /* the latter: one has left by execve(2) */
-        mp_recover(f);
-    return reaper ? MP_OK : mp_launch_reaper(f);
-}
-
-/* Has this process looked after the family in the last tick? Who only tries, or never waits for so long, is perhaps the only
- * one who is left, and what he tries for is with a dead process. */
-bool mp_tick_is_due(struct mp_family *f) {
-    return f->slot >= 0 && mp_coarse_ns() - atomic_load_explicit(&f->looked, memory_order_relaxed) >= MP_TICK_NS;
-}
-
-void mp_look_after(struct mp_family *f) {
-    if (mp_tick_is_due(f))
-        mp_tick(f);
+    return mp_slots_in_use(f) || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1);
 }

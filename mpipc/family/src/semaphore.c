@@ -54,7 +54,10 @@
  *     `done` is at most one behind what happened (two in a return), and 15 bits that wrap around are enough to compare;
  *   a semaphore's words name a record only while the record belongs to that semaphore;
  *   one process changes its record from one thread at a time (the callers hold the GIL). */
-#include "family.h"
+#include "semaphore.h"
+
+#include "bells.h"
+#include "slots.h"
 
 enum { OP_NONE, OP_ACQUIRE, OP_RELEASE, OP_RELEASE_HELD, OP_RETURN };
 
@@ -224,6 +227,8 @@ static void free_record(struct mp_family *f, uint32_t i, struct mp_semaphore *s)
 }
 
 void mp_sem_forget(struct mp_family *f, uint32_t index) {
+    if (f->local_record[index] == 0)
+        return;
     free_record(f, f->local_record[index] - 1, &mp_block_at(f, index)->semaphore);
     f->local_record[index] = 0;
 }

@@ -1,5 +1,5 @@
 /* Semaphore sets: the family's own, and the pooled ones of which bells and alive[] are made. */
-#include "family.h"
+#include "sets.h"
 
 #include <sys/ipc.h>
 #include <unistd.h>

@@ -26,7 +26,10 @@
  *
  * Of what stands in shared memory nothing is believed: where a chunk cannot be one, the lane ends before it; where a message cannot
  * be one, its chunk does. What comes then is lost (MP_CORRUPT, to be told once), and a repair is asked for, which counts anew. */
-#include "queue.h"
+#include "spill.h"
+
+#include "pieces.h"
+#include "space.h"
 
 #include <string.h>
 
@@ -215,7 +218,7 @@ static int chunk_posted(struct mp_queue_view *v, uint64_t word, struct found *fo
     uint32_t filled = filled_bytes(found->c);
     enum mp_piece_state state = mp_piece_state_of(piece);
     return (state == MP_PIECE_POSTED || state == MP_PIECE_SPILL) && mp_piece_sequence_of(piece) == posted_sequence(word) &&
-                   filled >= START && filled <= found->size && found->c->level < mp_arena_levels(v)
+                   filled >= START && filled <= found->size && found->c->level < mp_queue_levels(v)
                ? MP_OK
                : MP_CORRUPT;
 }
@@ -250,7 +253,7 @@ static int append_chunks(struct mp_queue_view *v, struct mp_arena *a, uint32_t l
 
 /* Puts the chain into its lanes: all at once if there is only one lane, else one chunk after the other. */
 static int put_into_lanes(struct mp_queue_view *v, struct mp_arena *a, uint64_t oldest, uint64_t newest) {
-    if (mp_arena_levels(v) == 1)
+    if (mp_queue_levels(v) == 1)
         return append_chunks(v, a, 0, oldest, newest);
     while (oldest != 0) {
         struct found found;
@@ -260,7 +263,7 @@ static int put_into_lanes(struct mp_queue_view *v, struct mp_arena *a, uint64_t 
         uint64_t up = atomic_load(&found.c->next);
         uint32_t level = *(volatile uint32_t *)&found.c->level;
         atomic_store(&found.c->next, 0);
-        error = level < mp_arena_levels(v) ? append_chunks(v, a, level, oldest, oldest) : MP_CORRUPT;
+        error = level < mp_queue_levels(v) ? append_chunks(v, a, level, oldest, oldest) : MP_CORRUPT;
         if (error != MP_OK)
             return error;
         oldest = up;
@@ -355,7 +358,7 @@ int mp_spill_append(struct mp_queue_view *v, const struct mp_message *m, uint32_
 /* The lowest level that may have messages, -1 if none has. errno is 0, or says why the arena could not be looked at. */
 int64_t mp_spill_first_level(struct mp_queue_view *v) {
     struct mp_arena *a = mp_arena_open(v);
-    uint64_t levels = mp_arena_levels(v);
+    uint64_t levels = mp_queue_levels(v);
     if (a != NULL)
         errno = 0;
     for (uint64_t i = 0; a != NULL && i < (levels + 63) / 64; i++) {
@@ -581,7 +584,7 @@ int mp_spill_repair(struct mp_queue_view *v) {
     a->stamp += 2;
     uint64_t count = 0;
     int result = MP_OK, error = mp_arena_each(v, mark_doubtful, &walk);
-    for (uint32_t level = 0; level < mp_arena_levels(v) && error == MP_OK; level++)
+    for (uint32_t level = 0; level < mp_queue_levels(v) && error == MP_OK; level++)
         if (may_have_messages(a, level)) {
             error = repair_lane(v, a, level, walk.stamp, &count);
             if (error == MP_CORRUPT)
@@ -593,7 +596,7 @@ int mp_spill_repair(struct mp_queue_view *v) {
     error = collect(v, a, walk.stamp);
     if (error == MP_CORRUPT)
         result = error, error = MP_OK;
-    for (uint32_t level = 0; level < mp_arena_levels(v) && error == MP_OK && walk.orphans; level++)
+    for (uint32_t level = 0; level < mp_queue_levels(v) && error == MP_OK && walk.orphans; level++)
         if (may_have_messages(a, level))
             error = adopt_described(v, a, level);
     if (error == MP_OK)

@@ -1,4 +1,4 @@
-/* The arena of a queue: segments of shared memory, each cut into pieces of one size.
+/* Pieces of a queue's arena: large messages, and the chunks of the spill.
  *
  * A piece is claimed by one compare-and-swap on its word, {state, slot, sequence}, and freed by one store; no lock is needed.
  * The first free piece is taken, of large ones the first that has memory: a queue in a steady state uses the same, warm pieces
@@ -20,283 +20,25 @@
  *   POSTED: recovery cannot tell whether it was posted, that is, whether anything leads to it. It takes the slot out of the word
  *     and has the lock's next owner find out, who can (mp_spill_repair).
  *
- * Segments and the directory are made without the lock, too, so that a large message can be sent, and a message posted, while
- * the lock's owner does not run. One is made under a block of the family, and then published by one compare-and-swap from 0; who
- * comes too late takes his down again. Who dies before that leaves one that the queue owns and nobody knows, to be removed with
- * the queue.
- *
- * Nothing that stands in shared memory is believed: a segment is as large as the kernel says, its pieces are as many as fit, and
- * where they are is kept with the address at which it is attached. */
-#include "queue.h"
+ * Nothing that stands in shared memory is believed: see space.h. */
+#include "pieces.h"
 
-#include <stdlib.h>
-#include <string.h>
+#include "space.h"
+
 #include <sys/mman.h>
-#include <time.h>
 
 #define SMALLEST (16ull << 10) /* of those for large messages and for the chunks of the spill */
 #define SMALLEST_POST 256ull
-#define PAGE 4096ull
 #define LARGE (64ull << 10)
-
-struct piece_words {
-    _Atomic uint64_t word;
-    _Atomic int64_t freed_ns; /* when it was last freed; 0: it has no pages */
-};
-
-/* ---- sizes ----------------------------------------------------------------------------------------------------------- */
-
-/* Sizes are powers of two, above 1 MiB with three steps between: few enough that pieces find their likes again. In the directory
- * a size is a code, log2:6 << 2 | eighths less:2. */
-static uint64_t size_of_code(uint32_t code) {
-    uint32_t log = code >> 2, less = code & 3;
-    if (log < 8 || log > 46 || (less != 0 && log <= 20))
-        return 0;
-    return (1ull << log) - less * (1ull << log >> 3);
-}
-
-/* 0: there is no such size. */
-static uint32_t code_of(uint64_t size, uint64_t smallest) {
-    uint64_t least = size > smallest ? size : smallest;
-    uint32_t log = 64 - (uint32_t)__builtin_clzll(least - 1), less = 0;
-    if (least > 1ull << 46)
-        return 0;
-    while (log > 20 && less < 3 && size_of_code(log << 2 | (less + 1)) >= size)
-        less++;
-    return log << 2 | less;
-}
-
-/* With each segment of a size, up to the eighth, the next one is twice as large: `shift`. */
-#define LARGEST_SHIFT 8u
-static uint32_t pieces_of(uint32_t code, uint32_t shift) {
-    uint64_t bytes = 256ull << 10 << shift;
-    uint32_t log = code >> 2, most = log < 14 ? 8192 : 4096;
-    uint64_t pieces = (code & 3) == 0 ? bytes >> log : bytes / size_of_code(code);
-    return pieces < 1 ? 1 : pieces > most ? most : (uint32_t)pieces;
-}
-
-/* Before the first piece are the words of all. */
-static uint64_t offset_of(uint32_t pieces) { return (pieces * sizeof(struct piece_words) + PAGE - 1) / PAGE * PAGE; }
-
-/* An entry of the directory: block + 1 : 19 | code:8 << 19 | shift:4 << 27 | serial:32 << 32; 0: there is none. */
-static uint64_t entry(uint32_t index, uint32_t serial, uint32_t code, uint32_t shift) {
-    return (uint64_t)(index + 1) | (uint64_t)code << 19 | (uint64_t)shift << 27 | (uint64_t)serial << 32;
-}
-static uint32_t entry_block(uint64_t e) { return (uint32_t)(e & 0x7ffff) - 1; }
-static uint32_t entry_code(uint64_t e) { return e >> 19 & 0xff; }
-static uint32_t entry_shift(uint64_t e) { return e >> 27 & 0xf; }
-static uint32_t entry_serial(uint64_t e) { return e >> 32; }
-
-/* A segment as this process has it: the address at which it is attached, which ends with 12 bits 0, and in those code << 4 | shift.
- * So what was checked when it was attached is in one word with the address, and nobody else can change it. */
-struct view {
-    unsigned char *base; /* NULL: it could not be attached */
-    uint64_t size;       /* of a piece */
-    uint32_t pieces;
-};
-static uintptr_t view_word(void *base, uint32_t code, uint32_t shift) { return (uintptr_t)base | code << 4 | shift; }
-static struct view view_of(uintptr_t word) {
-    uint32_t code = word >> 4 & 0xff;
-    return (struct view){(unsigned char *)(word & ~(uintptr_t)0xfff), size_of_code(code), pieces_of(code, word & 0xf)};
-}
-static struct piece_words *words_of(struct view s) { return (struct piece_words *)s.base; }
-static unsigned char *data_of(struct view s, uint32_t number) { return s.base + offset_of(s.pieces) + number * s.size; }
-
-/* ---- segments -------------------------------------------------------------------------------------------------------- */
-
-/* NULL with errno. `size`: what it has to have at least. */
-static void *attach(struct mp_family *f, uint32_t index, uint32_t serial, uint64_t size) {
-    errno = MP_CORRUPT;
-    if (index >= MP_BLOCKS)
-        return NULL;
-    struct mp_block *b = mp_block_at(f, index);
-    uint64_t ready = mp_block_word(MP_BLOCK_READY, -1, serial);
-    struct shmid_ds ds;
-    int id = atomic_load(&b->id);
-    if (atomic_load(&b->word) != ready || b->kind != MP_KIND_SEGMENT)
-        return NULL;
-    if (shmctl(id, IPC_STAT, &ds) < 0) {
-        errno = mp_error(errno);
-        return NULL;
-    }
-    if (ds.shm_segsz < size || ds.shm_perm.__key != b->key || ds.shm_perm.cuid != f->h->uid)
-        return NULL;
-    void *base = shmat(id, NULL, 0);
-    if (base == (void *)-1) {
-        errno = errno == EMFILE ? MP_NO_MEMORY : mp_error(errno);
-        return NULL;
-    }
-    return base;
-}
-
-/* A segment that belongs to the queue and to no process. Returns its block, or -1 with errno: EXFULL if it is the family's table
- * that is full, ENOSPC is for a limit of the system. */
-static int64_t own_segment(struct mp_queue_view *v, uint64_t size) {
-    struct mp_family *f = v->f;
-    atomic_fetch_or(&v->q->token, MP_TOKEN_ARENA);
-    int64_t index = mp_block_new(f, MP_KIND_SEGMENT);
-    if (index < 0) {
-        errno = errno == ENOSPC ? MP_TABLE_FULL : mp_error(errno);
-        return MP_FAILED;
-    }
-    struct mp_block *b = mp_block_at(f, (uint32_t)index);
-    if (mp_block_shmget(f, (uint32_t)index, size, 0600) < 0) {
-        int error = errno == EINVAL ? MP_TOO_LARGE : mp_error(errno); /* no id was given that could be wrong */
-        mp_block_abandon(f, (uint32_t)index);
-        errno = error;
-        return MP_FAILED;
-    }
-    b->extra[2] = mp_queue_name(f, v->index);
-    atomic_store(&b->pinned, 1);
-    mp_block_unhold(f, (uint32_t)index, f->slot);
-    atomic_store(&b->word, mp_block_word(MP_BLOCK_READY, -1, mp_block_serial(atomic_load(&b->word))));
-    return index;
-}
-
-static void disown_segment(struct mp_queue_view *v, uint32_t index) {
-    struct mp_block *b = mp_block_at(v->f, index);
-    uint64_t word = atomic_load(&b->word);
-    if (atomic_compare_exchange_strong(&b->word, &word, mp_block_word(MP_BLOCK_DYING, v->f->slot, mp_block_serial(word))))
-        mp_block_abandon(v->f, index);
-}
-
-/* ---- the directory ------------------------------------------------------------------------------------------------- */
-
-static uint64_t directory_size(struct mp_queue_view *v) {
-    return sizeof(struct mp_arena) + mp_arena_levels(v) * sizeof(struct mp_lane);
-}
-
-/* NULL with errno 0 if there is no arena yet. */
-struct mp_arena *mp_arena_open(struct mp_queue_view *v) {
-    struct mp_arena *a = atomic_load_explicit(&v->arena, memory_order_acquire);
-    if (a != NULL)
-        return a;
-    uint64_t name = atomic_load(&v->q->arena);
-    errno = 0;
-    if (name == 0)
-        return NULL;
-    a = attach(v->f, (uint32_t)name - 1, (uint32_t)(name >> 32), directory_size(v));
-    if (a == NULL)
-        return NULL;
-    struct mp_arena *other = NULL;
-    if (!atomic_compare_exchange_strong(&v->arena, &other, a)) { /* another thread was faster */
-        shmdt(a);
-        return other;
-    }
-    return a;
-}
-
-int mp_arena_make(struct mp_queue_view *v) {
-    if (atomic_load(&v->q->arena) == 0) {
-        int64_t index = own_segment(v, directory_size(v));
-        if (index < 0)
-            return errno;
-        uint64_t none = 0, serial = mp_block_serial(atomic_load(&mp_block_at(v->f, (uint32_t)index)->word));
-        if (!atomic_compare_exchange_strong(&v->q->arena, &none, ((uint64_t)index + 1) | serial << 32))
-            disown_segment(v, (uint32_t)index); /* another was faster */
-    }
-    return mp_arena_open(v) != NULL ? MP_OK : errno;
-}
-
-void mp_arena_close(struct mp_queue_view *v) {
-    for (uint32_t i = 0; v->segments != NULL && i < MP_ARENA_SEGMENTS; i++)
-        if (atomic_load(&v->segments[i]) != 0)
-            shmdt(view_of(atomic_load(&v->segments[i])).base);
-    free(v->segments);
-    v->segments = NULL;
-    struct mp_arena *a = atomic_exchange(&v->arena, NULL);
-    if (a != NULL)
-        shmdt(a);
-}
-
-static uint32_t segments_of(struct mp_arena *a) {
-    uint32_t count = a == NULL ? 0 : atomic_load(&a->segments);
-    return count < MP_ARENA_SEGMENTS ? count : MP_ARENA_SEGMENTS;
-}
-
-/* Where a published segment is in this process; base NULL with errno. */
-static struct view attach_segment(struct mp_queue_view *v, uint32_t segment) {
-    struct mp_arena *a = mp_arena_open(v);
-    if (a == NULL || segment >= MP_ARENA_SEGMENTS) {
-        errno = a == NULL && errno != 0 ? errno : MP_CORRUPT;
-        return (struct view){0};
-    }
-    uint64_t e = atomic_load(&a->segment[segment]);
-    uint32_t code = entry_code(e), shift = entry_shift(e);
-    if (e == 0 || size_of_code(code) == 0 || shift > LARGEST_SHIFT) {
-        errno = MP_CORRUPT;
-        return (struct view){0};
-    }
-    uint32_t pieces = pieces_of(code, shift);
-    void *base = attach(v->f, entry_block(e), entry_serial(e), offset_of(pieces) + pieces * size_of_code(code));
-    if (base == NULL)
-        return (struct view){0};
-    uintptr_t other = 0, word = view_word(base, code, shift);
-    if (!atomic_compare_exchange_strong(&v->segments[segment], &other, word)) {
-        shmdt(base);
-        word = other;
-    }
-    return view_of(word);
-}
-
-static inline struct view segment_at(struct mp_queue_view *v, uint32_t segment) {
-    uintptr_t word = segment < MP_ARENA_SEGMENTS ? atomic_load_explicit(&v->segments[segment], memory_order_acquire) : 0;
-    return word != 0 ? view_of(word) : attach_segment(v, segment);
-}
-
-/* The segment, if there is a piece of that number in it; else base NULL with errno. */
-static struct view piece_at(struct mp_queue_view *v, uint32_t segment, uint32_t number) {
-    struct view s = segment_at(v, segment);
-    if (s.base != NULL && number >= s.pieces) {
-        errno = MP_CORRUPT;
-        s.base = NULL;
-    }
-    return s;
-}
 
 /* Where a piece is in this process: 0, or an error. */
 int mp_piece_find(struct mp_queue_view *v, uint32_t segment, uint32_t number, struct mp_piece_place *place) {
-    struct view s = piece_at(v, segment, number);
+    struct mp_stretch s = mp_piece_at(v, segment, number);
     if (s.base == NULL)
         return errno;
-    *place = (struct mp_piece_place){&words_of(s)[number].word, data_of(s, number), s.size};
+    *place = (struct mp_piece_place){&mp_words_of(s)[number].word, mp_data_of(s, number), s.size};
     return MP_OK;
 }
-
-/* One more segment for a size; MP_OK also if somebody else has added one, of whatever size: then there is something new to be
- * looked at. */
-static int add_segment(struct mp_queue_view *v, uint32_t code, uint32_t number) {
-    int error = mp_arena_make(v);
-    if (error != MP_OK)
-        return error;
-    struct mp_arena *a = atomic_load(&v->arena);
-    if (number >= MP_ARENA_SEGMENTS)
-        return MP_TABLE_FULL;
-    uint64_t e = atomic_load(&a->segment[number]);
-    if (e == 0) {
-        uint32_t shift = 0;
-        for (uint32_t i = 0; i < number; i++)
-            shift += entry_code(atomic_load(&a->segment[i])) == code;
-        shift = shift < LARGEST_SHIFT ? shift : LARGEST_SHIFT;
-        uint32_t pieces = pieces_of(code, shift);
-        int64_t index = own_segment(v, offset_of(pieces) + pieces * size_of_code(code));
-        if (index < 0)
-            return errno;
-        uint32_t serial = mp_block_serial(atomic_load(&mp_block_at(v->f, (uint32_t)index)->word));
-        uint64_t mine = entry((uint32_t)index, serial, code, shift);
-        if (!atomic_compare_exchange_strong(&a->segment[number], &e, mine))
-            disown_segment(v, (uint32_t)index);
-        else
-            e = mine;
-    }
-    uint32_t count = atomic_load(&a->segments); /* who published it may have died, or stands still, before this */
-    while (count <= number && !atomic_compare_exchange_weak(&a->segments, &count, number + 1))
-        ;
-    /* Where there is no room for it in our address space, another process may have it. */
-    return entry_code(e) != code || segment_at(v, number).base != NULL ? MP_OK : errno;
-}
-
-/* ---- pieces -------------------------------------------------------------------------------------------------------- */
 
 /* What a look at all pieces of a size finds beside a free one. */
 struct census {
@@ -316,12 +58,12 @@ static void lower(struct mp_arena *a, uint32_t segment, uint32_t number) {
         ;
 }
 
-static void raise_low(struct mp_arena *a, uint32_t segment, struct view s, uint32_t low, uint32_t number) {
+static void raise_low(struct mp_arena *a, uint32_t segment, struct mp_stretch s, uint32_t low, uint32_t number) {
     uint32_t first = low;
     if (number <= low || !atomic_compare_exchange_strong(&a->low[segment], &low, number))
         return;
     for (uint32_t n = first; n < number; n++)
-        if (mp_piece_state_of(atomic_load(&words_of(s)[n].word)) == MP_PIECE_FREE) {
+        if (mp_piece_state_of(atomic_load(&mp_words_of(s)[n].word)) == MP_PIECE_FREE) {
             lower(a, segment, n);
             return;
         }
@@ -331,17 +73,17 @@ static void raise_low(struct mp_arena *a, uint32_t segment, struct view s, uint3
 static bool claim_from(struct mp_queue_view *v, uint32_t code, bool fresh, bool from_low, struct mp_piece *piece,
                        struct census *census) {
     struct mp_arena *a = mp_arena_open(v);
-    *census = (struct census){.segments = segments_of(a), .error = a == NULL ? errno : MP_OK};
+    *census = (struct census){.segments = mp_segments_of(a), .error = a == NULL ? errno : MP_OK};
     for (uint32_t i = 0; i < census->segments; i++) {
-        if (entry_code(atomic_load_explicit(&a->segment[i], memory_order_relaxed)) != code)
+        if (mp_entry_code(atomic_load_explicit(&a->segment[i], memory_order_relaxed)) != code)
             continue;
-        struct view s = segment_at(v, i);
-        if (s.base == NULL || s.size != size_of_code(code)) {
+        struct mp_stretch s = mp_segment_at(v, i);
+        if (s.base == NULL || s.size != mp_size_of_code(code)) {
             if (s.base == NULL && errno != MP_CORRUPT) /* that one is lost, another can be added */
                 census->error = errno;
             continue;
         }
-        struct piece_words *words = words_of(s);
+        struct mp_piece_words *words = mp_words_of(s);
         uint32_t low = from_low ? atomic_load(&a->low[i]) : 0, n;
         for (n = low; n < s.pieces; n++) {
             uint64_t word = atomic_load_explicit(&words[n].word, memory_order_relaxed);
@@ -372,7 +114,7 @@ static bool claim_from(struct mp_queue_view *v, uint32_t code, bool fresh, bool 
 }
 
 static bool claim_free(struct mp_queue_view *v, uint32_t code, bool fresh, struct mp_piece *piece, struct census *census) {
-    if (size_of_code(code) < LARGE && claim_from(v, code, fresh, true, piece, census))
+    if (mp_size_of_code(code) < LARGE && claim_from(v, code, fresh, true, piece, census))
         return true;
     return claim_from(v, code, fresh, false, piece, census);
 }
@@ -385,11 +127,11 @@ static bool claim_free(struct mp_queue_view *v, uint32_t code, bool fresh, struc
 #define AT_WORK_NS 20000000
 static bool claim_warm(struct mp_queue_view *v, uint32_t code, struct mp_piece *piece) {
     struct census census;
-    if (size_of_code(code) < LARGE)
+    if (mp_size_of_code(code) < LARGE)
         return false;
     if (claim_free(v, code, false, piece, &census))
         return true;
-    int64_t now = mp_now_ns(), moment = (int64_t)(size_of_code(code) >> 10) * FRESH_NS_PER_KIB;
+    int64_t now = mp_now_ns(), moment = (int64_t)(mp_size_of_code(code) >> 10) * FRESH_NS_PER_KIB;
     int64_t end = now + (moment < LONGEST_MOMENT_NS ? moment : LONGEST_MOMENT_NS);
     while (census.busy >= AHEAD && census.last_freed + AT_WORK_NS > now && now < end) {
         nanosleep(&(struct timespec){0, 50000}, NULL);
@@ -402,19 +144,19 @@ static bool claim_warm(struct mp_queue_view *v, uint32_t code, struct mp_piece *
 
 static int claim(struct mp_queue_view *v, uint64_t size, uint64_t smallest, bool warm, struct mp_piece *piece,
                  struct mp_piece_place *place) {
-    uint32_t code = code_of(size, smallest);
+    uint32_t code = mp_code_of(size, smallest);
     struct census census;
     if (code == 0)
         return MP_NO_MEMORY;
     if (!warm || !claim_warm(v, code, piece))
         while (!claim_free(v, code, true, piece, &census)) {
-            int error = census.error != MP_OK ? census.error : add_segment(v, code, census.segments);
+            int error = census.error != MP_OK ? census.error : mp_segment_add(v, code, census.segments);
             if (error != MP_OK)
                 return error;
         }
-    struct view s = segment_at(v, piece->segment);
+    struct mp_stretch s = mp_segment_at(v, piece->segment);
     piece->length = size;
-    *place = (struct mp_piece_place){&words_of(s)[piece->number].word, data_of(s, piece->number), s.size};
+    *place = (struct mp_piece_place){&mp_words_of(s)[piece->number].word, mp_data_of(s, piece->number), s.size};
     return MP_OK;
 }
 
@@ -444,19 +186,19 @@ bool mp_piece_sent(struct mp_queue_view *v, const struct mp_piece *piece) {
 
 /* NULL with errno 0: the message was never sent, its sender died before that. MP_CORRUPT: there can be no such piece. */
 unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *piece) {
-    struct view s = piece_at(v, piece->segment, piece->number);
+    struct mp_stretch s = mp_piece_at(v, piece->segment, piece->number);
     if (s.base == NULL)
         return NULL;
     if (piece->length > s.size || piece->sequence > MP_PIECE_SEQUENCE) {
         errno = MP_CORRUPT;
         return NULL;
     }
-    _Atomic uint64_t *place = &words_of(s)[piece->number].word;
+    _Atomic uint64_t *place = &mp_words_of(s)[piece->number].word;
     uint64_t mine = mp_piece_word_of(MP_PIECE_RECEIVED, v->f->slot, piece->sequence);
     uint64_t word = atomic_load(place);
     while (mp_piece_is_message(mp_piece_state_of(word)) && mp_piece_sequence_of(word) == piece->sequence)
         if (atomic_compare_exchange_weak(place, &word, mine))
-            return data_of(s, piece->number);
+            return mp_data_of(s, piece->number);
     errno = 0;
     return NULL;
 }
@@ -482,16 +224,16 @@ bool mp_piece_is_there(struct mp_queue_view *v, const struct mp_piece *piece) {
 
 /* Of one that was found: `word` is its word. */
 void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence) {
-    struct piece_words *words = (struct piece_words *)word;
+    struct mp_piece_words *words = (struct mp_piece_words *)word;
     atomic_store_explicit(&words->freed_ns, mp_now_ns(), memory_order_relaxed);
     atomic_store(&words->word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
     lower(atomic_load(&v->arena), segment, number);
 }
 
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
-    struct view s = piece_at(v, piece->segment, piece->number);
+    struct mp_stretch s = mp_piece_at(v, piece->segment, piece->number);
     if (s.base != NULL)
-        mp_piece_free_at(v, piece->segment, piece->number, &words_of(s)[piece->number].word, piece->sequence);
+        mp_piece_free_at(v, piece->segment, piece->number, &mp_words_of(s)[piece->number].word, piece->sequence);
 }
 
 /* ---- after a death, and when idle -------------------------------------------------------------------------------------- */
@@ -518,9 +260,9 @@ static enum mp_piece_state after_death(enum mp_piece_state state) {
 bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
     struct mp_arena *a = mp_arena_open(v);
     bool doubtful = false;
-    for (uint32_t i = 0, count = segments_of(a); i < count; i++) {
-        struct view s = segment_at(v, i);
-        struct piece_words *words = words_of(s);
+    for (uint32_t i = 0, count = mp_segments_of(a); i < count; i++) {
+        struct mp_stretch s = mp_segment_at(v, i);
+        struct mp_piece_words *words = mp_words_of(s);
         for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++) {
             uint64_t word = atomic_load(&words[n].word), sequence = mp_piece_sequence_of(word);
             enum mp_piece_state state = mp_piece_state_of(word);
@@ -543,14 +285,15 @@ bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
     return doubtful;
 }
 
-static bool is_idle(struct piece_words *words, uint32_t n, int64_t before) {
+static bool is_idle(struct mp_piece_words *words, uint32_t n, int64_t before) {
     int64_t freed = atomic_load(&words[n].freed_ns);
     return mp_piece_state_of(atomic_load(&words[n].word)) == MP_PIECE_FREE && freed <= before;
 }
 
 /* Gives the pages of `count` pieces from `first` on back, if all of them are free and one has memory: as many as share a page. */
-static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct view s, uint32_t first, uint32_t count, int64_t before) {
-    struct piece_words *words = words_of(s);
+static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct mp_stretch s, uint32_t first, uint32_t count,
+                     int64_t before) {
+    struct mp_piece_words *words = mp_words_of(s);
     bool has_memory = false;
     uint32_t n;
     for (n = first; n < first + count; n++) {
@@ -567,7 +310,7 @@ static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct view s, u
             break;
     }
     uint32_t claimed = n - first;
-    bool returned = claimed == count && madvise(data_of(s, first), count * s.size, MADV_REMOVE) == 0;
+    bool returned = claimed == count && madvise(mp_data_of(s, first), count * s.size, MADV_REMOVE) == 0;
     for (n = first; n < first + claimed; n++) {
         if (returned)
             atomic_store(&words[n].freed_ns, 0);
@@ -581,9 +324,9 @@ static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct view s, u
 int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns) {
     struct mp_arena *a = mp_arena_open(v);
     int64_t before = mp_now_ns() - idle_ns, returned = 0;
-    for (uint32_t i = 0, count = segments_of(a); i < count; i++) {
-        struct view s = segment_at(v, i);
-        uint32_t together = s.base != NULL && s.size < PAGE ? (uint32_t)(PAGE / s.size) : 1;
+    for (uint32_t i = 0, count = mp_segments_of(a); i < count; i++) {
+        struct mp_stretch s = mp_segment_at(v, i);
+        uint32_t together = s.base != NULL && s.size < MP_PAGE ? (uint32_t)(MP_PAGE / s.size) : 1;
         for (uint32_t n = 0; s.base != NULL && n + together <= s.pieces; n += together)
             returned += (int64_t)trim(v, i, s, n, together, before);
     }
@@ -593,15 +336,15 @@ int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns) {
 /* Bytes of pieces that have pages, of those in use, and the number of segments. */
 void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, uint64_t *segments) {
     struct mp_arena *a = mp_arena_open(v);
-    uint32_t count = segments_of(a);
+    uint32_t count = mp_segments_of(a);
     *bytes = *in_use = 0;
     *segments = a == NULL ? 0 : count + 1;
     for (uint32_t i = 0; i < count; i++) {
-        struct view s = segment_at(v, i);
+        struct mp_stretch s = mp_segment_at(v, i);
         for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++) {
-            bool used = mp_piece_state_of(atomic_load(&words_of(s)[n].word)) != MP_PIECE_FREE;
+            bool used = mp_piece_state_of(atomic_load(&mp_words_of(s)[n].word)) != MP_PIECE_FREE;
             *in_use += used ? s.size : 0;
-            *bytes += used || atomic_load(&words_of(s)[n].freed_ns) != 0 ? s.size : 0;
+            *bytes += used || atomic_load(&mp_words_of(s)[n].freed_ns) != 0 ? s.size : 0;
         }
     }
 }
@@ -609,12 +352,12 @@ void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, 
 /* Calls `visit` for each piece. MP_OK, or the error that kept it from looking at some. */
 int mp_arena_each(struct mp_queue_view *v, mp_piece_visitor *visit, void *context) {
     int error = MP_OK;
-    for (uint32_t i = 0, count = segments_of(mp_arena_open(v)); i < count; i++) {
-        struct view s = segment_at(v, i);
+    for (uint32_t i = 0, count = mp_segments_of(mp_arena_open(v)); i < count; i++) {
+        struct mp_stretch s = mp_segment_at(v, i);
         if (s.base == NULL && errno != MP_CORRUPT) /* nothing is in that one */
             error = errno;
         for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++)
-            visit(v, i, n, &(struct mp_piece_place){&words_of(s)[n].word, data_of(s, n), s.size}, context);
+            visit(v, i, n, &(struct mp_piece_place){&mp_words_of(s)[n].word, mp_data_of(s, n), s.size}, context);
     }
     return error;
 }

@@ -1,0 +1,81 @@
+/* Kernel objects that blocks own: made under a key that was written down before (rule R4), and removed. */
+#include "objects.h"
+
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+static key_t new_key(void) {
+    uint32_t value = 0;
+    if (getrandom(&value, sizeof value, 0) != sizeof value)
+        value = (uint32_t)mp_now_ns() * 2654435761u;
+    return (key_t)(MP_KEY_PREFIX | (value & ~MP_KEY_MASK));
+}
+
+/* The key is written down before the object is made (rule R4), and before that the time, by which the object is known. */
+static void have_time_and_key(struct mp_block *b) {
+    b->made_at = time(NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    b->key = new_key();
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+int mp_block_msgget(struct mp_family *f, uint32_t index, int mode) {
+    struct mp_block *b = mp_block_at(f, index);
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        have_time_and_key(b);
+        int id = msgget(b->key, IPC_CREAT | IPC_EXCL | mode);
+        if (id >= 0) {
+            atomic_store(&b->id, id);
+            return id;
+        }
+        if (errno != EEXIST)
+            break;
+    }
+    b->key = 0;
+    return MP_FAILED;
+}
+
+int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flags) {
+    struct mp_block *b = mp_block_at(f, index);
+    b->size = size;
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        have_time_and_key(b);
+        int id = shmget(b->key, size, IPC_CREAT | IPC_EXCL | flags);
+        if (id >= 0) {
+            atomic_store(&b->id, id);
+            return id;
+        }
+        if (errno != EEXIST)
+            break;
+    }
+    b->key = 0;
+    return MP_FAILED;
+}
+
+void mp_remove_queue(struct mp_block *b) {
+    int id = atomic_load(&b->id);
+    struct msqid_ds ds;
+    bool found_by_key = id < 0;
+    if (found_by_key)
+        id = msgget(b->key, 0);
+    if (id < 0 || msgctl(id, IPC_STAT, &ds) < 0 || ds.msg_perm.__key != b->key || ds.msg_perm.cuid != geteuid())
+        return;
+    if (found_by_key && (ds.msg_ctime < b->made_at || ds.msg_lspid != 0))
+        return; /* somebody else's, in whose way our msgget was when its process died */
+    msgctl(id, IPC_RMID, NULL);
+}
+
+void mp_remove_segment(struct mp_block *b) {
+    int id = atomic_load(&b->id);
+    struct shmid_ds ds;
+    bool found_by_key = id < 0;
+    if (found_by_key)
+        id = shmget(b->key, 0, 0);
+    if (id < 0 || shmctl(id, IPC_STAT, &ds) < 0 || ds.shm_perm.__key != b->key || ds.shm_perm.cuid != geteuid())
+        return;
+    if (found_by_key && (ds.shm_ctime < b->made_at || ds.shm_nattch != 0 || ds.shm_segsz != b->size))
+        return;
+    shmctl(id, IPC_RMID, NULL);
+}

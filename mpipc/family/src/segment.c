@@ -1,0 +1,130 @@
+/* The family's segment: founding a family, attaching to one. */
+#include "segment.h"
+
+#include "processes.h"
+#include "sets.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+static uint64_t random_u64(void) {
+    uint64_t value;
+    if (getrandom(&value, sizeof value, 0) != sizeof value)
+        value = mp_mix((uint64_t)mp_now_ns() ^ (uint64_t)getpid() << 32);
+    return value;
+}
+
+static int local_tables(struct mp_family *f) {
+    size_t size = MP_BLOCKS * sizeof(uint32_t);
+    f->local_refs = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    f->local_record = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return f->local_refs == MAP_FAILED || f->local_record == MAP_FAILED ? MP_FAILED : MP_OK;
+}
+
+static void unattached(struct mp_family *f, mp_tick_function *tick) {
+    memset(f, 0, sizeof *f);
+    f->tick = tick;
+    f->shmid = f->semid = f->slot = f->fork_slot = f->start_slot = -1;
+    f->pid = getpid();
+    f->pid_ns = mp_pid_namespace();
+}
+
+static int local_setup(struct mp_family *f) {
+    f->h = &f->seg->header;
+    f->set_size = f->h->set_size;
+    f->semid = mp_own_set(f, &f->h->semid, MP_SET_OWN, MP_SEM_COUNT);
+    if (f->semid < 0 || local_tables(f) != MP_OK) {
+        int error = errno;
+        mp_family_detach(f);
+        errno = error;
+        return MP_FAILED;
+    }
+    return MP_OK;
+}
+
+/* A creator killed before the magic is written leaves a segment without one, attached by nobody: the sweep knows it by its
+ * key and size (sweep.c). */
+int mp_family_create(struct mp_family *f, const char *program, mp_tick_function *tick) {
+    uint32_t set_size = mp_choose_set_size();
+    unattached(f, tick);
+    if (set_size == 0) {
+        errno = MP_SETS_SMALL;
+        return MP_FAILED;
+    }
+    for (int attempt = 0; f->shmid < 0; attempt++) {
+        f->nonce = random_u64() | 1;
+        /* Everybody sees the key, and nobody should see the nonce. */
+        key_t key = (key_t)(MP_KEY_PREFIX | (mp_mix(~f->nonce) & ~MP_KEY_MASK));
+        f->shmid = shmget(key, sizeof(struct mp_segment), IPC_CREAT | IPC_EXCL | SHM_NORESERVE | 0600);
+        if (f->shmid < 0 && (errno != EEXIST || attempt == 100))
+            return MP_FAILED;
+    }
+    f->seg = shmat(f->shmid, NULL, 0);
+    if (f->seg == (void *)-1) {
+        int error = errno;
+        shmctl(f->shmid, IPC_RMID, NULL);
+        errno = error;
+        return MP_FAILED;
+    }
+    struct mp_header *h = &f->seg->header;
+    h->version = MP_VERSION;
+    h->nonce = f->nonce;
+    h->uid = geteuid();
+    h->creator = getpid();
+    h->set_size = set_size;
+    h->pid_ns = f->pid_ns;
+    snprintf(h->program, sizeof h->program, "%s", program);
+    atomic_store(&h->state, MP_OPEN);
+    atomic_store(&h->magic, MP_MAGIC);
+    if (local_setup(f) == MP_OK)
+        return MP_OK;
+    int error = errno;
+    shmctl(f->shmid, IPC_RMID, NULL); /* nobody can have joined: the set is missing */
+    errno = error;
+    return MP_FAILED;
+}
+
+/* nonce 0: whichever family has this segment (the sweep, the reaper's first look). */
+int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, mp_tick_function *tick) {
+    unattached(f, tick);
+    struct shmid_ds ds;
+    if (shmctl(shmid, IPC_STAT, &ds) < 0)
+        return MP_FAILED;
+    if (ds.shm_segsz != sizeof(struct mp_segment)) {
+        errno = MP_GONE;
+        return MP_FAILED;
+    }
+    /* Root can attach to anybody's, and must not trust it. Who made it (cuid) cannot be forged. */
+    if (ds.shm_perm.cuid != geteuid() || ds.shm_perm.uid != geteuid() || (ds.shm_perm.mode & 077) != 0) {
+        errno = MP_DENIED;
+        return MP_FAILED;
+    }
+    f->shmid = shmid;
+    f->seg = shmat(shmid, NULL, 0);
+    if (f->seg == (void *)-1)
+        return MP_FAILED;
+    struct mp_header *h = &f->seg->header;
+    if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce) ||
+        h->uid != ds.shm_perm.cuid || h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
+        shmdt(f->seg);
+        errno = MP_GONE;
+        return MP_FAILED;
+    }
+    f->nonce = h->nonce;
+    return local_setup(f);
+}
+
+void mp_family_detach(struct mp_family *f) {
+    if (f->seg != NULL && f->seg != (void *)-1)
+        shmdt(f->seg);
+    if (f->local_refs != NULL && f->local_refs != MAP_FAILED)
+        munmap(f->local_refs, MP_BLOCKS * sizeof(uint32_t));
+    if (f->local_record != NULL && f->local_record != MAP_FAILED)
+        munmap(f->local_record, MP_BLOCKS * sizeof(uint32_t));
+    f->seg = NULL;
+    f->local_refs = f->local_record = NULL;
+}

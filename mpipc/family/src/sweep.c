@@ -1,0 +1,95 @@
+/* The end of a family, and the sweep, which ends those that have died with their reaper. */
+#include "sweep.h"
+
+#include "kinds.h"
+#include "liveness.h"
+#include "processes.h"
+#include "recovery.h"
+#include "segment.h"
+#include "sets.h"
+
+#include <stdio.h>
+#include <sys/ipc.h>
+#include <unistd.h>
+
+/* The end. The caller has set the state to CLOSING and then found nobody: who joins looks at the state after it has
+ * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. */
+void mp_family_destroy(struct mp_family *f) {
+    uint32_t high = mp_block_high(f);
+    for (uint32_t i = 0; i < high; i++)
+        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
+            mp_kind_remove(mp_block_at(f, i));
+    mp_remove_sets(f);
+    shmctl(f->shmid, IPC_RMID, NULL);
+}
+
+/* Seen by an outsider. The name of a reaper may be of another pid namespace, but it has the segment attached. */
+static bool has_reaper(struct mp_family *f) {
+    struct shmid_ds ds;
+    if (mp_undo(f) == MP_UNDO_WORKS)
+        return mp_reaper_present(f);
+    return shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1;
+}
+
+static bool sweep_family(int shmid, pid_t creator) {
+    struct mp_family f;
+    if (mp_family_attach(&f, shmid, 0, NULL) != MP_OK) {
+        /* Without a header: its creator died before it had written one, or is about to write it. */
+        struct shmid_ds ds;
+        if (errno == ESTALE && creator > 0 && mp_process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 &&
+            ds.shm_nattch == 0)
+            return shmctl(shmid, IPC_RMID, NULL) == 0;
+        return false;
+    }
+    bool swept = false;
+    f.outsider = true;
+    if (semctl(f.semid, MP_SEM_MARK, GETVAL) < 0 && (errno == EINVAL || errno == EIDRM)) {
+        /* Whoever destroyed it died before the end, or somebody used ipcrm: nobody can join without the set. */
+        struct shmid_ds ds;
+        swept = shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1;
+        if (swept)
+            mp_family_destroy(&f);
+        mp_family_detach(&f);
+        return swept;
+    }
+    mp_recover(&f);
+    if (!mp_slots_in_use(&f) && !has_reaper(&f) && mp_recovery_lock(&f)) {
+        atomic_store(&f.h->state, MP_CLOSING);
+        for (int attempt = 0; attempt < 20 && !swept; attempt++) {
+            if (!mp_family_populated(&f)) { /* another sweep may be attached for a moment */
+                mp_family_destroy(&f);
+                swept = true;
+            } else {
+                usleep(1000);
+            }
+        }
+        if (!swept) {
+            atomic_store(&f.h->state, MP_OPEN);
+            mp_recovery_unlock(&f);
+        }
+    }
+    mp_family_detach(&f);
+    return swept;
+}
+
+/* Removes the dead families of this user: a segment with our key prefix and size that nobody is attached to. Returns how
+ * many there were. */
+int mp_sweep(void) {
+    FILE *list = fopen("/proc/sysvipc/shm", "re");
+    if (list == NULL)
+        return 0;
+    char line[512];
+    int swept = 0;
+    while (fgets(line, sizeof line, list) != NULL) {
+        int key, shmid, cpid;
+        unsigned long size, nattch;
+        unsigned uid;
+        if (sscanf(line, " %d %d %*o %lu %d %*d %lu %u", &key, &shmid, &size, &cpid, &nattch, &uid) != 6)
+            continue;
+        if (((uint32_t)key & MP_KEY_MASK) == MP_KEY_PREFIX && size == sizeof(struct mp_segment) && nattch == 0 &&
+            uid == geteuid())
+            swept += sweep_family(shmid, cpid);
+    }
+    fclose(list);
+    return swept;
+}

@@ -1,0 +1,10 @@
+/* The end of families. */
+#ifndef MPIPC_SWEEP_H
+#define MPIPC_SWEEP_H
+
+#include "family.h"
+
+void mp_family_destroy(struct mp_family *f);
+int mp_sweep(void);
+
+#endif
