@@ -182,10 +182,10 @@ $(SANITIZED)/.built: $(SOURCES) $(VENV)/.build-tools
 		2>&1 | grep -v byte-compiling || true
 	@touch $@
 
-$(SANITIZED)/races: tests/native/races.c $(wildcard mpipc/family/src/*.[ch])
+$(SANITIZED)/races: tests/native/races.c $(wildcard mpipc/_core/src/*.[ch])
 	@mkdir -p $(SANITIZED)
-	@$(CC) -g -O1 -std=gnu11 -fsanitize=thread -iquote mpipc/family/src -o $@ $< \
-		$(filter-out %/mpipc-reaper.c,$(wildcard mpipc/family/src/*.c)) -lpthread
+	@$(CC) -g -O1 -std=gnu11 -fsanitize=thread -iquote mpipc/_core/src -o $@ $< \
+		$(filter-out %/mpipc-reaper.c,$(wildcard mpipc/_core/src/*.c)) -lpthread
 
 sanitize sanitize-quick: $(SANITIZED)/.built $(SANITIZED)/races $(VENV)/.test-tools
 	@unshare -i true 2>/dev/null && wrapper='unshare -i' || wrapper=; \
@@ -199,7 +199,7 @@ soak: $(VENV)/.built $(VENV)/.test-tools
 	@cd tests && ../$(BIN)/python -m soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
-C_FILES := $(wildcard mpipc/family/src/*.[ch] tests/native/*.[ch] benchmarks/floor/*.c)
+C_FILES := $(wildcard mpipc/_core/src/*.[ch] tests/native/*.[ch] benchmarks/floor/*.c)
 
 lint: $(VENV)/.dev-tools
 	@status=0; \
@@ -215,7 +215,7 @@ clean:
 	if test -d build; then find build -mindepth 1 -maxdepth 1 ! -name pythons -exec rm -rf {} +; fi
 	rm -rf dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv-*/.built
 	find mpipc -name '*.so' -delete
-	rm -f mpipc/family/mpipc-reaper
+	rm -f mpipc/_core/mpipc-reaper
 	find mpipc -name '*.pyx' | while read -r source; do rm -f "$${source%.pyx}.c"; done
 	find mpipc tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

@@ -16,11 +16,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 
-CORE = Path("mpipc/family/src")
-CORE_MODULE = "mpipc.family._core"
+CORE = Path("mpipc/_core/src")
+CORE_MODULE = "mpipc._core.family"
 CORE_LIBRARY = "mpipc_core"
 REAPER = "mpipc-reaper"
-COMPILE_ARGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function", "-Werror=implicit-function-declaration", "-fvisibility=hidden"]
+COMPILE_ARGS = ["-O2", "-std=gnu11", "-fvisibility=hidden"]
+COMPILE_ARGS += ["-Wall", "-Wno-unused-function", "-Werror=implicit-function-declaration"]
 COMPILE_ARGS += ["-iquote", str(CORE)]  # not -I: the core has a semaphore.h, and so has the C library
 LINK_ARGS: list[str] = []
 

@@ -34,8 +34,8 @@ import multiprocessing
 from mpipc import context
 from mpipc import process as process
 from mpipc import reduction as reduction
-from mpipc._install import install as install
-from mpipc._install import uninstall as uninstall
+from mpipc._stdlib.install import install as install
+from mpipc._stdlib.install import uninstall as uninstall
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError

@@ -22,8 +22,8 @@ from mpipc import sharedctypes as sharedctypes
 from mpipc import spawn as spawn
 from mpipc import synchronize as synchronize
 from mpipc import util as util
-from mpipc._install import install as install
-from mpipc._install import uninstall as uninstall
+from mpipc._stdlib.install import install as install
+from mpipc._stdlib.install import uninstall as uninstall
 from mpipc.context import AuthenticationError as AuthenticationError
 from mpipc.context import BufferTooShort as BufferTooShort
 from mpipc.context import Process as Process

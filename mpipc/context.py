@@ -23,6 +23,9 @@ from multiprocessing.context import assert_spawning as assert_spawning
 from multiprocessing.context import get_spawning_popen as get_spawning_popen
 from multiprocessing.context import set_spawning_popen as set_spawning_popen
 
+from mpipc._stdlib import start_method
+from mpipc._stdlib.start_method import INHERITED_METHOD
+
 TYPE_CHECKING = False  # as type checkers understand it; typing itself takes a third of the time of multiprocessing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
     from mpipc import managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
 
 __all__ = ()
-
-# Looked for on the current process of a child that is importing its `__main__`; see mpipc.popen_spawn_posix.
-INHERITED_METHOD = "_mpipc_start_method"
 
 
 class BaseContext(_base.BaseContext):
@@ -187,33 +187,14 @@ class BaseContext(_base.BaseContext):
         return context
 
 
-def is_fork(context: _base.BaseContext | None) -> bool:
-    """Whether a context, by default the settled one, starts processes by fork."""
-    return (context or _default_context.get_context()).get_start_method() == "fork"
-
-
-def assert_shareable(obj: Any) -> None:
-    """RuntimeError unless `obj` is being pickled for a child, and was not made by a context of fork (`_is_fork_ctx`).
-
-    mpipc could pass it on all the same; multiprocessing cannot, and CPython's tests hold it to the error.
-    """
-    assert_spawning(obj)
-    if obj._is_fork_ctx:
-        raise RuntimeError(
-            "A SemLock created in a fork context is being shared with a process in a spawn context. This is not"
-            f" supported, as in multiprocessing: make the {type(obj).__name__} with get_context('spawn') or"
-            " get_context('forkserver'), and it can be shared with processes of every start method."
-        )
-
-
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
 class _FamilyProcess(process.BaseProcess):
     """What the process classes below do in the child beyond multiprocessing's.
 
-    mpipc.family counts a process that returns, raises or calls sys.exit() as having ended normally, one that ends by a
-    signal or by os._exit() as dead. A process that has not loaded mpipc.family has no mpipc object.
+    mpipc._core counts a process that returns, raises or calls sys.exit() as having ended normally, one that ends by a
+    signal or by os._exit() as dead. A process that has not loaded mpipc._core has no mpipc object.
     """
 
     _start_method: Any  # str | None, given a value by the other base class
@@ -231,8 +212,8 @@ class _FamilyProcess(process.BaseProcess):
             _force_start_method(self._start_method)
             # BaseProcess._bootstrap() would now force the standard library's default context to the same method.
             self._start_method = None
-        if "mpipc.family" in sys.modules:
-            sys.modules["mpipc.family"].arrived()
+        if "mpipc._core" in sys.modules:
+            sys.modules["mpipc._core"].arrived()
         try:
             return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
         finally:
@@ -246,10 +227,10 @@ class _FamilyProcess(process.BaseProcess):
 
 
 def _leave() -> None:
-    if "mpipc._queues" in sys.modules:
-        sys.modules["mpipc._queues"].await_hearing()
-    if "mpipc.family" in sys.modules:
-        sys.modules["mpipc.family"].leaving()
+    if "mpipc._queue.message_queue" in sys.modules:
+        sys.modules["mpipc._queue.message_queue"].await_hearing()
+    if "mpipc._core" in sys.modules:
+        sys.modules["mpipc._core"].leaving()
 
 
 class Process(_FamilyProcess, _base.Process):
@@ -269,7 +250,7 @@ class ForkProcess(_FamilyProcess, _base.ForkProcess):
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:
-        family = sys.modules.get("mpipc.family")
+        family = sys.modules.get("mpipc._core")
         if family is None:
             return _base.ForkProcess._Popen(process_obj)
         family.reserve_for_child()
@@ -348,6 +329,7 @@ _concrete_contexts: dict[str, Any] = {
 }
 _standard: Any = _base._default_context
 _default_context = DefaultContext(_concrete_contexts[_standard._default_context._name])
+start_method.default = _default_context
 
 
 def _force_start_method(method: str) -> None:

@@ -30,11 +30,12 @@ from multiprocessing import pool as _base_pool
 from multiprocessing import util
 from typing import Any
 
-from mpipc._pool_engine import Engine
-from mpipc._pool_hot import APPLY, CALL, STAR_CHUNK, Task
-from mpipc._pool_results import Cache
-from mpipc._pool_statistics import PoolStatistics, gather
-from mpipc._pool_tasks import Function
+from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
+from mpipc._pool.engine import Engine
+from mpipc._pool.results import Cache
+from mpipc._pool.statistics import PoolStatistics, gather
+from mpipc._pool.tasks import Function
+from mpipc._stdlib.start_method import default_context
 from mpipc.exceptions import BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
@@ -153,9 +154,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                 raise ValueError("max_tasks_per_child must be >= 1")
         check_retries(retries)
         if mp_context is None:
-            from mpipc.context import _default_context
-
-            mp_context = _default_context.get_context()
+            mp_context = default_context()
         self._mp_context = mp_context
         self._max_workers: int = max_workers
         self._initializer: Any = initializer

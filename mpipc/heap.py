@@ -1,7 +1,7 @@
 """Shared memory for objects that child processes inherit: a heap on System V segments.
 
 Memory is freed when no process uses it any more. (multiprocessing's heap frees it when its creator drops it, while a
-child that was sent it may still read and write there.) How it works is said in `_heap.pyx`.
+child that was sent it may still read and write there.) How it works is said in `_memory/heap.pyx`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-from mpipc._heap import Arena, Heap, Piece
+from mpipc._memory.heap import Arena, Heap, Piece
 
 __all__ = ["Arena", "BufferWrapper", "Heap"]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing.managers
 import threading
 from collections.abc import Iterable
+from multiprocessing.context import BaseContext
 from multiprocessing.managers import BaseProxy as BaseProxy
 from multiprocessing.managers import Namespace as Namespace
 from multiprocessing.managers import RemoteError as RemoteError
@@ -22,11 +23,11 @@ from multiprocessing.managers import ValueProxy as ValueProxy
 from typing import Any
 
 from mpipc import pool, shared_memory
-from mpipc._proxies import AcquirerProxy as AcquirerProxy
-from mpipc._proxies import DictProxy as DictProxy
-from mpipc._proxies import ListProxy as ListProxy
-from mpipc._proxies import SetProxy as SetProxy
-from mpipc.context import BaseContext, _default_context
+from mpipc._stdlib.proxies import AcquirerProxy as AcquirerProxy
+from mpipc._stdlib.proxies import DictProxy as DictProxy
+from mpipc._stdlib.proxies import ListProxy as ListProxy
+from mpipc._stdlib.proxies import SetProxy as SetProxy
+from mpipc._stdlib.start_method import default_context
 
 _base: Any = multiprocessing.managers  # its private names are unknown to type checkers
 
@@ -58,7 +59,7 @@ class BaseManager(multiprocessing.managers.BaseManager):
             address,
             authkey,
             serializer,
-            ctx or _default_context.get_context(),
+            ctx or default_context(),
             shutdown_timeout=shutdown_timeout,
         )
 

@@ -10,7 +10,7 @@
 * tasks can have a `timeout`, maps a progress bar, and `statistics()` tells what the workers do.
 
 A chunk of a map is one task, as in multiprocessing: if one of its items fails, or its worker dies, the chunk has no
-results. How it works stands in _pool_engine.py.
+results. How it works stands in _pool/engine.py.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from multiprocessing.pool import MaybeEncodingError as MaybeEncodingError  # typ
 from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any
 
-from mpipc._pool_engine import Engine
-from mpipc._pool_hot import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
-from mpipc._pool_results import (
+from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
+from mpipc._pool.engine import Engine
+from mpipc._pool.results import (
     ApplyResult,
     AsyncResult,
     IMapIterator,
@@ -45,11 +45,12 @@ from mpipc._pool_results import (
     MapResult,
     Progress,
 )
-from mpipc._pool_statistics import PoolStatistics as PoolStatistics
-from mpipc._pool_statistics import WorkerStatistics as WorkerStatistics
-from mpipc._pool_statistics import gather
-from mpipc._pool_tasks import Feed, Function, function_name
-from mpipc._subclasses import own_reducers, settle_pool
+from mpipc._pool.statistics import PoolStatistics as PoolStatistics
+from mpipc._pool.statistics import WorkerStatistics as WorkerStatistics
+from mpipc._pool.statistics import gather
+from mpipc._pool.tasks import Feed, Function, function_name
+from mpipc._stdlib.start_method import default_context
+from mpipc._stdlib.subclasses import own_reducers, settle_pool
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
@@ -87,7 +88,7 @@ class Pool(_base.Pool):
         # First what __del__() looks at.
         self._state: str = INIT
         self._pool: list[Any] = []
-        self._ctx = context or _default_context()
+        self._ctx = context or default_context()
         if processes is None:
             processes = default_processes()
         if processes < 1:
@@ -411,12 +412,6 @@ def checked_timeout(timeout: float | None) -> float | None:
     if not seconds > 0:
         raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
     return None if seconds == math.inf else seconds
-
-
-def _default_context() -> Any:
-    from mpipc.context import _default_context as default
-
-    return default.get_context()
 
 
 def _items_before_error(iterable: Iterable[Any]) -> tuple[tuple[Any, ...], Exception | None]:

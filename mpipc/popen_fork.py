@@ -1,4 +1,4 @@
-"""multiprocessing.popen_fork itself: a forked child needs no help from us; mpipc.family hooks into os.fork().
+"""multiprocessing.popen_fork itself: a forked child needs no help from us; mpipc._core hooks into os.fork().
 
 Under either name this is one and the same module object, so its state is one, whichever way it is read or assigned.
 """

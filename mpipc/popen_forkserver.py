@@ -7,8 +7,8 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from mpipc._install import child_source, installed
-from mpipc.popen_spawn_posix import spawning
+from mpipc._stdlib.parcel import child_source, spawning
+from mpipc._stdlib.standard import installed
 
 __all__ = ["Popen"]
 
@@ -40,8 +40,8 @@ class _Preload(list[str]):
     def __repr__(self) -> str:
         modules = super().__repr__()
         if _on_error != "ignore":
-            source = child_source(None, "mpipc._preload")
-            make = f"scope['mpipc']._preload.Modules({modules}, {_on_error!r})"
+            source = child_source(None, "mpipc._stdlib.preload")
+            make = f"scope['mpipc']._stdlib.preload.Modules({modules}, {_on_error!r})"
             modules = f"(lambda scope: (exec({source!r}, scope), {make})[1])({{}})"
         if installed():
             modules = f"(exec({child_source('serve')!r}, {{}}), {modules})[1]"

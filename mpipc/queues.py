@@ -16,14 +16,15 @@ import threading
 import traceback
 import weakref
 from collections.abc import Iterable
+from multiprocessing.context import BaseContext
 from multiprocessing.util import debug
 from queue import Empty, Full
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from mpipc import context as _context
-from mpipc._queues import LEVELS, MessageQueue, Watch
-from mpipc._subclasses import settle_queue
+from mpipc._queue.message_queue import LEVELS, MessageQueue, Watch
+from mpipc._stdlib.start_method import assert_shareable, is_fork
+from mpipc._stdlib.subclasses import settle_queue
 from mpipc.sysv import IPC_STAT, msgctl
 
 __all__ = ["Empty", "Full", "JoinableQueue", "PriorityQueue", "Queue", "SimpleQueue"]
@@ -232,9 +233,9 @@ class Queue(_Base, Generic[T]):
         settle_queue(cls, "Queue", Queue)
 
     def __init__(
-        self, maxsize: int = 0, *, ctx: _context.BaseContext | None = None, raise_on_pickle_error: bool = False
+        self, maxsize: int = 0, *, ctx: BaseContext | None = None, raise_on_pickle_error: bool = False
     ) -> None:
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
         self._raise_on_pickle_error = raise_on_pickle_error
         self._ignore_epipe = False  # concurrent.futures sets it
         self._reset(self._make(max(maxsize, 0)))
@@ -249,7 +250,7 @@ class Queue(_Base, Generic[T]):
         self._has_put = False
 
     def __getstate__(self) -> Any:
-        _context.assert_shareable(self)
+        assert_shareable(self)
         return (self._ignore_epipe, self._raise_on_pickle_error, self._messages.block)
 
     def __setstate__(self, state: Any) -> None:
@@ -425,12 +426,12 @@ class SimpleQueue(_Base, Generic[T]):
         super().__init_subclass__(**options)
         settle_queue(cls, "SimpleQueue", SimpleQueue)
 
-    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
-        self._is_fork_ctx = _context.is_fork(ctx)
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
+        self._is_fork_ctx = is_fork(ctx)
         self._open(MessageQueue())
 
     def __getstate__(self) -> Any:
-        _context.assert_shareable(self)
+        assert_shareable(self)
         return self._messages.block
 
     def __setstate__(self, state: Any) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from mpipc import _named
+from mpipc._memory import named as _named
 from mpipc.sysv import IPC_STAT, SHM_HUGETLB, shmctl, shmid_ds
 
 _base: Any = multiprocessing.shared_memory  # its private names are unknown to type checkers

@@ -15,8 +15,8 @@ from multiprocessing.context import assert_spawning
 from typing import Any
 
 from mpipc import heap
-from mpipc._sharedctypes import Guarded
-from mpipc.context import _default_context
+from mpipc._stdlib.start_method import default_context
+from mpipc._sync.guarded import Guarded
 from mpipc.synchronize import RLock
 
 _base: Any = multiprocessing.sharedctypes  # its private names are unknown to type checkers
@@ -90,7 +90,7 @@ def _wrapped(obj: Any, lock: Any, ctx: Any) -> Any:
     if lock is False:
         return obj
     if lock is True or lock is None:
-        ctx = ctx or _default_context.get_context()
+        ctx = ctx or default_context()
         lock = ctx.RLock()
     if not hasattr(lock, "acquire"):
         raise AttributeError(f"{lock!r} has no method 'acquire': lock must be True, False or a lock")
@@ -131,7 +131,7 @@ class SynchronizedBase(_base.SynchronizedBase):  # type: ignore[misc]
     """A ctypes object with a lock; also a context manager that holds the lock."""
 
     def __init__(self, obj: Any, lock: Any = None, ctx: Any = None) -> None:
-        super().__init__(obj, lock or (ctx or _default_context.get_context()).RLock())
+        super().__init__(obj, lock or (ctx or default_context()).RLock())
 
     def __reduce__(self) -> tuple[Any, ...]:
         assert_spawning(self)

@@ -12,11 +12,12 @@ The classes have the names, signatures, errors and reprs of multiprocessing.sync
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from mpipc import context as _context
-from mpipc._synchronize import BarrierState, EventBase, LockBase, SemaphoreBase, Waiters
+from mpipc._stdlib.start_method import assert_shareable, is_fork
+from mpipc._sync.primitives import BarrierState, EventBase, LockBase, SemaphoreBase, Waiters
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 
@@ -41,9 +42,9 @@ class Lock(LockBase):
     It may be released by a process or thread other than the one that acquired it.
     """
 
-    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
         super().__init__(False)
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
 
     @property
     def _semlock(self) -> "Lock":
@@ -63,9 +64,9 @@ class Lock(LockBase):
 class RLock(LockBase):
     """A recursive lock between processes (multiprocessing.RLock), which survives the death of its owner."""
 
-    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
         super().__init__(True)
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
 
     @property
     def _semlock(self) -> "RLock":
@@ -101,9 +102,9 @@ class Semaphore(SemaphoreBase):
     a process hold their units together; a forked child holds none.
     """
 
-    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None) -> None:
+    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: BaseContext | None = None) -> None:
         super().__init__(value, returns=returns)
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
 
     @property
     def _semlock(self) -> "Semaphore":
@@ -126,9 +127,9 @@ class BoundedSemaphore(Semaphore):
     `returns` is Semaphore's. A release that pays for a unit which has come back from a killed process is not too many.
     """
 
-    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: _context.BaseContext | None = None) -> None:
+    def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: BaseContext | None = None) -> None:
         SemaphoreBase.__init__(self, value, value, returns=returns)
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._maximum})>"
@@ -141,10 +142,10 @@ class Condition:
     was on its way to it goes to the next.
     """
 
-    def __init__(self, lock: Lock | RLock | None = None, *, ctx: _context.BaseContext | None = None) -> None:
+    def __init__(self, lock: Lock | RLock | None = None, *, ctx: BaseContext | None = None) -> None:
         self._lock = RLock(ctx=ctx) if lock is None else lock
         self._waiters = Waiters()
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
         self._make_methods()
 
     def _make_methods(self) -> None:
@@ -152,7 +153,7 @@ class Condition:
         self.release = self._lock.release
 
     def __getstate__(self) -> tuple[Any, ...]:
-        _context.assert_shareable(self)
+        assert_shareable(self)
         return self._lock, self._waiters.block
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -245,9 +246,9 @@ class Event(EventBase):
     set() never blocks, whoever was killed while waiting.
     """
 
-    def __init__(self, *, ctx: _context.BaseContext | None = None) -> None:
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
         super().__init__()
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
@@ -273,17 +274,17 @@ class Barrier(threading.Barrier):
         action: Callable[[], Any] | None = None,
         timeout: float | None = None,
         *,
-        ctx: _context.BaseContext | None = None,
+        ctx: BaseContext | None = None,
     ) -> None:
         if parties < 1:  # threading.Barrier checks this from 3.13 on
             raise ValueError(f"parties must be at least 1, got {parties}")
         self._shared = BarrierState(parties)
-        self._is_fork_ctx = _context.is_fork(ctx)
+        self._is_fork_ctx = is_fork(ctx)
         self._action = action
         self._timeout = timeout
 
     def __getstate__(self) -> tuple[Any, ...]:
-        _context.assert_shareable(self)
+        assert_shareable(self)
         return self._shared.block, self._action, self._timeout
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -380,7 +381,7 @@ def _owner(lock: LockBase) -> str:
 
 
 def _reduce(primitive: Any) -> tuple[Any, ...]:
-    _context.assert_shareable(primitive)
+    assert_shareable(primitive)
     return _rebuild, (type(primitive), primitive.block, primitive.__dict__)
 
 

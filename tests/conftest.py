@@ -170,7 +170,7 @@ def _stale_modules() -> list[str]:
     for source in sorted((ROOT / "mpipc").rglob("*.pyx")):
         inputs = [source, *source.parent.glob("*.pxd")]
         if source.parent.name != "sysv":
-            inputs += (ROOT / "mpipc/family/src").glob("*.[ch]")
+            inputs += (ROOT / "mpipc/_core/src").glob("*.[ch]")
         built = (package / source.relative_to(ROOT / "mpipc")).with_name(source.stem + suffix)
         if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in inputs):
             stale.append(".".join(source.relative_to(ROOT).with_suffix("").parts))
@@ -222,7 +222,7 @@ class _Snapshot:
 def _infrastructure() -> dict[str, set[int]]:
     """Kernel objects of the families that this process is a member of."""
     try:
-        from mpipc.family import infrastructure
+        from mpipc._core import infrastructure
     except ImportError:
         return {}
     return infrastructure()

@@ -15,7 +15,7 @@ import pytest
 __all__ = ["CORE", "NATIVE", "compile_with_core", "run_scenario", "stepping"]
 
 NATIVE = Path(__file__).with_name("native")
-CORE = Path(__file__).resolve().parent.parent / "mpipc/family/src"
+CORE = Path(__file__).resolve().parent.parent / "mpipc/_core/src"
 
 stepping = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="atomics of other processors cannot be single-stepped"),

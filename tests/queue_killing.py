@@ -28,7 +28,7 @@ from typing import Any
 
 from helpers import dump_stacks
 
-from mpipc.family import current
+from mpipc._core import current
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue
 
 PRODUCERS = 3

@@ -179,7 +179,7 @@ def test_limits() -> None:
 
 PROGRAM = """
     import mpipc, os, signal
-    from mpipc import family
+    from mpipc import _core as family
     from helpers import wait_until
     from test_family import wait_for_reaper
     lock = mpipc.Lock()

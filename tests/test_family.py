@@ -31,7 +31,7 @@ from helpers import (
 )
 
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 
 
 def members() -> list[int]:
@@ -126,7 +126,7 @@ def test_fork_fails() -> None:
             """
         import os, resource
         import mpipc
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import become, wait_until
         become(54321)
         lock = mpipc.Lock()
@@ -248,7 +248,7 @@ def test_a_lock_held_across_exec_comes_back() -> None:
 def test_looking_at_families_does_not_keep_them() -> None:
     before = kernel_objects()
     with start_script(
-        "import mpipc, sys; from mpipc import family; print(family.current().ticket, flush=True); sys.stdin.read()",
+        "import sys; from mpipc import _core as family; print(family.current().ticket, flush=True); sys.stdin.read()",
         env={family.ENVIRONMENT: ""},
     ) as script:
         assert script.stdout is not None
@@ -271,7 +271,7 @@ def test_threads_that_fork_while_others_make_and_drop() -> None:
         """
         import os, threading
         import mpipc
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import wait_until
         kept = mpipc.Lock()
         stop = False
@@ -416,7 +416,7 @@ def test_launching_a_reaper_reaps_no_child_of_the_program() -> None:
         """
         import ctypes, os, signal
         import mpipc
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import processes, wait_until
         libc = ctypes.CDLL(None, use_errno=True)
         PR_SET_CHILD_SUBREAPER, SYS_clone, WCLONE = 36, 56, -0x80000000
@@ -477,7 +477,7 @@ signals = []
 signal.signal(signal.SIGCHLD, lambda *_: signals.append(1))
 {before}
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 from helpers import wait_until
 lock = mpipc.Lock()
 wait_until(lambda: family.current().has_reaper())
@@ -618,7 +618,7 @@ def test_who_polls_replaces_a_killed_reaper(how: str) -> None:
 EVERYTHING = """
 import os, signal, sys
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 locks = [mpipc.Lock() for _ in range(50)]
 queues = [family.new_queue() for _ in range(5)]
 segment = family.new_segment(1 << 20)
@@ -675,7 +675,7 @@ def test_two_programs_that_start_at_once() -> None:
         sys.stdin.readline()
         for _ in range(20):
             assert mpipc.Lock().acquire(False)
-        from mpipc import family
+        from mpipc import _core as family
         print(family.current().shmid, flush=True)
         sys.stdin.readline()
     """
@@ -714,7 +714,7 @@ def test_another_user_cannot_join() -> None:
     result = run_script(
         """
         import sys
-        from mpipc.family import _core
+        from mpipc._core import _core
         shmid, _, nonce = sys.argv[1].partition(":")
         try:
             _core._attach(int(shmid), int(nonce, 16))
@@ -730,12 +730,12 @@ def test_another_user_cannot_join() -> None:
 @pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
 def test_root_does_not_join_the_family_of_another_user() -> None:
     with start_script(
-        "import mpipc, sys; from mpipc import family; print(family.current().ticket, flush=True); sys.stdin.read()",
+        "import sys; from mpipc import _core as family; print(family.current().ticket, flush=True); sys.stdin.read()",
         user=NOBODY,
     ) as script:
         assert script.stdout is not None
         shmid, _, nonce = script.stdout.readline().strip().partition(":")
-        from mpipc.family import _core
+        from mpipc._core import _core
 
         with pytest.raises(PermissionError):
             _core._attach(int(shmid), int(nonce, 16))  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from helpers import SANITIZED, kernel_objects, kill_process, processes, run_script, start_script, sysctl, wait_until
 
-from mpipc.family import current, infrastructure
+from mpipc._core import current, infrastructure
 from mpipc.heap import BufferWrapper, Heap
 from mpipc.sysv import LimitError
 
@@ -427,7 +427,7 @@ def test_memory_outlives_its_killed_creator(start_method: str) -> None:
 
 TREE = """
     import signal, sys
-    import mpipc, mpipc.family
+    import mpipc, mpipc._core
     from mpipc.heap import BufferWrapper
 
     def child(wrappers, started):
@@ -444,7 +444,7 @@ TREE = """
             process.start()
         for process in children:
             started.acquire()
-        print("ready", mpipc.family.current().shmid, flush=True)
+        print("ready", mpipc._core.current().shmid, flush=True)
         signal.pause()
 """
 
@@ -564,7 +564,7 @@ def test_without_address_space(heap: Heap) -> None:
         """
         import resource
         from mpipc.heap import BufferWrapper
-        from mpipc.family import current
+        from mpipc._core import current
         BufferWrapper(1000)
         before = current().blocks()
         size = 1 << 30

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from helpers import NOBODY, Script, can_become, kernel_objects, processes, run_script, start_script, wait_until
 
-from mpipc.family import infrastructure
+from mpipc._core import infrastructure
 
 VICTIM = 65533
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 VICTIM_BEGINS = """
 import os, sys, time
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 print(family.current().ticket, flush=True)
 sys.stdin.readline()
 """

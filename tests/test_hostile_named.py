@@ -126,7 +126,7 @@ def test_signal_handlers_run_while_another_user_is_waited_for() -> None:
     """And what they raise, comes out; nothing is left behind."""
     source = """
         import signal, sys
-        from mpipc.family import families_of_this_process
+        from mpipc._core import families_of_this_process
         from mpipc.shared_memory import SharedMemory
 
         class Alarm(Exception): pass
@@ -200,7 +200,7 @@ def test_ones_own_is_found_before_anothers() -> None:
 @pytest.mark.parametrize("who", [pytest.param(ATTACKER, marks=needs_users), None], ids=["another user", "ourselves"])
 def test_unlinking_a_forged_segment_takes_down_no_block(ctx: Any, who: int | None) -> None:
     """Not even if it names the family, the block and its serial: a queue's, or another named segment's."""
-    from mpipc.family import current
+    from mpipc._core import current
 
     source = """
         import sys

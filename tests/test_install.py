@@ -124,7 +124,8 @@ def test_uninstall_leaves_everything_as_it_was() -> None:
             """
             import importlib, sys, types
             import mpipc
-            from mpipc._install import _load, installed
+            from mpipc._stdlib.install import _load
+            from mpipc._stdlib.standard import installed
             names = [name for name, _, _ in _load()]
             import multiprocessing
             from multiprocessing import Lock
@@ -133,7 +134,7 @@ def test_uninstall_leaves_everything_as_it_was() -> None:
             def state():
                 found = {"class": type(multiprocessing.context._default_context)}
                 for name, module in sys.modules.items():
-                    if name.partition(".")[0] in ("multiprocessing", "mpipc") and "mpipc._install" != name:
+                    if name.partition(".")[0] in ("multiprocessing", "mpipc") and "mpipc._stdlib.install" != name:
                         found[name] = module
                         found.update({(name, key): value for key, value in vars(module).items()})
                 return found
@@ -215,7 +216,7 @@ FAMILY_TREE = """
     at_import = type(multiprocessing.Lock.__self__).__module__
 
     def describe(queue, depth):
-        from mpipc._install import installed
+        from mpipc._stdlib.standard import installed
         queue.put((depth, at_import, type(queue).__module__, installed(), get_start_method()))
         if depth < 2:
             child = multiprocessing.Process(target=describe, args=(queue, depth + 1))

@@ -169,7 +169,7 @@ if __name__ == "__main__":
     lock, event = ctx.Lock(), ctx.Event()
     children = [ctx.Process(target=work, args=(lock, event)) for _ in range(2)]
     for child in children: child.start()
-    from mpipc import family
+    from mpipc import _core as family
     while event.statistics().waiters < 2 or not family.current().has_reaper():
         time.sleep(0.01)
     print("READY", flush=True)

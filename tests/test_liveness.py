@@ -16,7 +16,7 @@ import pytest
 from helpers import package_folder, run_script, wait_until
 
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 
 TESTS = Path(__file__).resolve().parent
 WITHOUT_UNDO = TESTS.parent / ".ci" / "without-undo"
@@ -70,7 +70,7 @@ def hold(lock: Any, semaphore: Any, ready: Any) -> None:
 ELSEWHERE = """
 import ctypes
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 from helpers import wait_until
 from test_liveness import CLONE_NEWPID, hold
 
@@ -107,7 +107,7 @@ def test_a_process_of_another_pid_namespace(method: str) -> None:
 SLOW = """
 import ctypes, os, signal
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 from helpers import wait_until
 from test_liveness import CLONE_NEWPID
 
@@ -164,7 +164,7 @@ def test_a_child_of_another_pid_namespace_that_is_slow_to_come() -> None:
 def test_a_lock_is_taken_over_without_undo(method: str) -> None:
     script = f"""
         import mpipc
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import wait_until
         from test_liveness import hold
         context = mpipc.get_context({method!r})
@@ -191,7 +191,7 @@ def test_the_reaper_has_it_too_and_is_replaced() -> None:
     """It watches the members; when it is killed, a waiter finds that out by its pid and start time."""
     script = """
         import mpipc, os, signal
-        from mpipc import family
+        from mpipc import _core as family
         from pathlib import Path
         from helpers import wait_until
         from test_family import reaper_pid, wait_for_reaper
@@ -223,7 +223,7 @@ def test_without_descriptors_it_looks_at_pids() -> None:
     """A hard limit of descriptors below the number of members."""
     script = """
         import mpipc, os, resource, signal
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import wait_until
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
         lock = mpipc.Lock()
@@ -249,7 +249,7 @@ def test_the_recovery_lock_of_a_killed_recoverer() -> None:
     """The reaper is killed in the middle of its work, often."""
     script = """
         import mpipc, os, signal
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import wait_until
         from test_family import reaper_pid
         lock = mpipc.Lock()
@@ -275,7 +275,7 @@ def test_the_recovery_lock_of_a_killed_recoverer() -> None:
 
 PROGRAM = """
 import mpipc, os, signal, sys
-from mpipc import family
+from mpipc import _core as family
 from helpers import wait_until
 from test_family import wait_for_reaper
 locks, queue = [mpipc.Lock() for _ in range(10)], mpipc.Queue()
@@ -293,7 +293,7 @@ signal.pause()
 def test_nothing_is_left_without_undo(killed: str) -> None:
     script = f"""
         import subprocess, sys
-        from mpipc import family
+        from mpipc import _core as family
         from pathlib import Path
         from helpers import wait_until
         from test_liveness import PROGRAM
@@ -317,7 +317,7 @@ def test_another_pid_namespace_is_refused_without_undo() -> None:
     script = """
         import ctypes, os
         import mpipc
-        from mpipc import family
+        from mpipc import _core as family
         from helpers import wait_until
         from test_liveness import CLONE_NEWPID
         lock = mpipc.Lock()

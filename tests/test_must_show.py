@@ -29,7 +29,7 @@ from helpers import (
 )
 
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 
 READ_ONLY = """
 import ctypes, os
@@ -50,7 +50,7 @@ else:
 EVERYTHING = """
 import os, signal, sys
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 from helpers import wait_until
 from mpipc.shared_memory import SharedMemory
 
@@ -177,7 +177,7 @@ def test_the_reaper_killed_first_then_the_next_program(start_method: str, surrou
 QUEUES = """
 import mpipc, sys
 from helpers import kernel_objects
-from mpipc import family
+from mpipc import _core as family
 first = mpipc.Queue(); first.put(1); first.get()
 before = kernel_objects().count
 for size in (0, 10, 300):

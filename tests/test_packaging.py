@@ -109,7 +109,7 @@ def test_wheel_has_what_runs_and_what_describes_it(wheel: Path) -> None:
     assert names >= sources(".py", ".pxd", ".pyi", "py.typed")
     extensions = {name.partition(".")[0] for name in names if name.endswith(".so")}
     assert extensions == {name.removesuffix(".pyx") for name in sources(".pyx")}
-    assert modes["mpipc/family/mpipc-reaper"] & stat.S_IXUSR
+    assert modes["mpipc/_core/mpipc-reaper"] & stat.S_IXUSR
     assert not [name for name in names if name.endswith((".c", ".h", ".pyx"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"mpipc"}, "nothing but the package"
@@ -118,7 +118,7 @@ def test_wheel_has_what_runs_and_what_describes_it(wheel: Path) -> None:
 def test_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     pip("install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel, cwd=tmp_path)
-    assert os.access(target / "mpipc/family/mpipc-reaper", os.X_OK)
+    assert os.access(target / "mpipc/_core/mpipc-reaper", os.X_OK)
     program = (
         f"import sys; sys.path.insert(0, {str(target)!r}); import mpipc\n"
         f"assert mpipc.__file__.startswith({str(target)!r})\n"
@@ -143,15 +143,15 @@ def test_inplace_build_rebuilds_what_changed(wheel: Path, unpacked: Path) -> Non
 
     first = build()
     assert len(first) == len(sources(".pyx")) + 1
-    reaper = unpacked / "mpipc/family/mpipc-reaper"
+    reaper = unpacked / "mpipc/_core/mpipc-reaper"
     assert os.access(reaper, os.X_OK)
-    assert build().get("mpipc/family/mpipc-reaper") == first["mpipc/family/mpipc-reaper"], "nothing changed"
+    assert build().get("mpipc/_core/mpipc-reaper") == first["mpipc/_core/mpipc-reaper"], "nothing changed"
 
-    with (unpacked / "mpipc/family/src/reaper.c").open("a") as source:
+    with (unpacked / "mpipc/_core/src/reaper.c").open("a") as source:
         source.write('const char mpipc_test_marker[] = "built again by the test";\n')
     second = build()
     assert b"built again by the test" in reaper.read_bytes()
-    assert second["mpipc/family/mpipc-reaper"] > first["mpipc/family/mpipc-reaper"]
+    assert second["mpipc/_core/mpipc-reaper"] > first["mpipc/_core/mpipc-reaper"]
 
 
 def test_editable_install_works(unpacked: Path, wheel: Path, tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_editable_install_works(unpacked: Path, wheel: Path, tmp_path: Path) -> 
     )
     assert set(built(tree)) == {
         *(name.removesuffix(".pyx") + importlib.machinery.EXTENSION_SUFFIXES[0] for name in sources(".pyx")),
-        "mpipc/family/mpipc-reaper",
+        "mpipc/_core/mpipc-reaper",
     }
-    assert os.access(tree / "mpipc/family/mpipc-reaper", os.X_OK)
+    assert os.access(tree / "mpipc/_core/mpipc-reaper", os.X_OK)
     program = f"import site; site.addsitedir({str(target)!r}); import mpipc; mpipc.Lock(); print(mpipc.__file__)"
     # -S: an mpipc installed beside this Python would come first.
     assert run(sys.executable, "-I", "-S", "-c", program, cwd=tmp_path) == f"{tree}/mpipc/__init__.py\n"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpipc
-from mpipc._plain import decode, encode
+from mpipc._queue.plain import decode, encode
 
 LEAVES = (
     st.none()

@@ -118,7 +118,7 @@ def test_a_function_is_pickled_once_a_map(pool: Any) -> None:
 
 
 def test_more_functions_than_a_worker_remembers(pool: Any) -> None:
-    from mpipc._pool_worker import FUNCTIONS
+    from mpipc._pool.worker import FUNCTIONS
 
     maps = [pool.imap(tasks.square, range(6)) for _ in range(FUNCTIONS + 20)]
     for _ in range(6):

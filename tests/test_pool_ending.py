@@ -25,9 +25,9 @@ from pool_tasks import square
 from privileges import can_become
 
 import mpipc
-from mpipc import _pool_supervisor
+from mpipc._core import families_of_this_process
+from mpipc._pool import supervisor
 from mpipc.exceptions import BrokenPoolError
-from mpipc.family import families_of_this_process
 from mpipc.pool import Pool, ThreadPool
 from mpipc.sysv import IPC_RMID, msgctl
 
@@ -302,8 +302,8 @@ def test_a_feeder_that_waits_for_its_iterable_is_not_waited_for(ctx: Any) -> Non
 @pytest.mark.parametrize("how", ["default", "ignore", "handle", "block"])
 def test_idle_workers_leave_whatever_they_do_about_sigterm(ctx: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them has to be killed."""
-    monkeypatch.setattr(_pool_supervisor, "DEAF", LONG)
-    monkeypatch.setattr(_pool_supervisor, "GRACE", LONG)
+    monkeypatch.setattr(supervisor, "DEAF", LONG)
+    monkeypatch.setattr(supervisor, "GRACE", LONG)
     running = ctx.Semaphore(0)
     with ctx.Pool(2, tasks.defy_sigterm, (how, running)) as pool:
         assert running.acquire(True, LONG)
@@ -317,7 +317,7 @@ def test_idle_workers_leave_whatever_they_do_about_sigterm(ctx: Any, how: str, m
 def test_workers_with_tasks_are_killed_if_sigterm_does_not_end_them(
     ctx: Any, how: str, task: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_pool_supervisor, "GRACE", 0.2 if how == "handle" else LONG)
+    monkeypatch.setattr(supervisor, "GRACE", 0.2 if how == "handle" else LONG)
     running = ctx.Semaphore(0)
     pool = ctx.Pool(1, tasks.defy_sigterm, (how, running))
     result = pool.apply_async(task, (1,))
@@ -331,7 +331,7 @@ def test_workers_with_tasks_are_killed_if_sigterm_does_not_end_them(
 
 @pytest.mark.parametrize("how", ["default", "handle"])
 def test_a_stopped_worker_is_killed(ctx: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pool_supervisor, "GRACE", LONG)
+    monkeypatch.setattr(supervisor, "GRACE", LONG)
     running = ctx.Semaphore(0)
     pool = ctx.Pool(2, tasks.defy_sigterm, (how, running))
     assert running.acquire(True, LONG)
@@ -354,7 +354,7 @@ def test_what_handles_sigterm_has_time_for_its_finally_clauses(ctx: Any) -> None
 
 
 def test_sigterm_blocked_in_the_parent(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pool_supervisor, "GRACE", LONG)
+    monkeypatch.setattr(supervisor, "GRACE", LONG)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         with ctx.Pool(2) as pool:
@@ -364,7 +364,7 @@ def test_sigterm_blocked_in_the_parent(ctx: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_executor_with_a_task_that_ignores_sigterm(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pool_supervisor, "GRACE", LONG)
+    monkeypatch.setattr(supervisor, "GRACE", LONG)
     running = ctx.Semaphore(0)
     executor = mpipc.ProcessPoolExecutor(
         1, mp_context=ctx, initializer=tasks.defy_sigterm, initargs=("ignore", running)
@@ -419,9 +419,9 @@ def test_join_when_the_result_thread_cannot_be_told(
 
 def test_join_when_the_result_thread_cannot_be_woken(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when this process has lost its rights: the queue can neither be sent to nor removed."""
-    from mpipc import _pool_engine
+    from mpipc._pool import engine
 
-    monkeypatch.setattr(_pool_engine, "GRACE", 0.05)
+    monkeypatch.setattr(engine, "GRACE", 0.05)
     pool = ctx.Pool(2)
     results = pool._engine.results
     messages = results._messages

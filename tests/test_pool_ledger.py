@@ -1,4 +1,4 @@
-"""mpipc._pool_ledger: each task is run by the worker or taken back by the parent, whoever is faster, and never both."""
+"""mpipc._pool.ledger: each task is run by the worker or taken back by the parent, whoever is faster, and never both."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from helpers import wait_until
 
 import mpipc
-from mpipc._pool_ledger import Ledger
-from mpipc.family import payload
+from mpipc._core import payload
+from mpipc._pool.ledger import Ledger
 
 
 def test_what_is_claimed_is_not_taken_back() -> None:

@@ -1,4 +1,4 @@
-"""mpipc._pool_schedule without processes: the tests do what workers do, or leave it undone, step by step.
+"""mpipc._pool.schedule without processes: the tests do what workers do, or leave it undone, step by step.
 
 The tasks of workers that do nothing, as they are stopped or do not get the processor, go to others, but not in circles.
 """
@@ -15,11 +15,11 @@ import pool_tasks
 import pytest
 
 import mpipc
-from mpipc._pool_engine import DIED, Engine
-from mpipc._pool_hot import ITEM, Task
-from mpipc._pool_member import Member
-from mpipc._pool_tasks import DEEP, HORIZON, Function, Pace
-from mpipc._pool_worker import BATCH, READY, RETURNED, UNKNOWN_FUNCTION, Envelope, Worker
+from mpipc._pool.codec import ITEM, Task
+from mpipc._pool.engine import DIED, Engine
+from mpipc._pool.tasks import DEEP, HORIZON, Function, Pace
+from mpipc._pool.worker import BATCH, READY, RETURNED, UNKNOWN_FUNCTION, Envelope, Worker
+from mpipc._pool.worker_handle import Member
 
 ENOUGH = 10_000
 """Steps of dispatch() after which it is taken to go on for ever."""
@@ -280,7 +280,7 @@ def test_a_function_is_known_if_the_task_it_came_with_was_taken_back() -> None:
 @pytest.mark.parametrize("quota", [None, 9])
 def test_workers_that_stop_and_die_at_random(quota: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever workers do, are kept from doing, or have forgotten: dispatch() ends, and each task is run once."""
-    monkeypatch.setattr(mpipc._pool_worker, "FUNCTIONS", 2)
+    monkeypatch.setattr(mpipc._pool.worker, "FUNCTIONS", 2)
     seed = random.randrange(1 << 30)
     print("seed", seed)
     choose = random.Random(seed)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import mpipc
-import mpipc.family
+import mpipc._core
 import mpipc.process
 
 # --- what a Process is ------------------------------------------------------------------------------------------------
@@ -223,13 +223,13 @@ def test_children_of_children(ctx: Any, daemon: bool) -> None:
 
 
 class _FakeFamily(types.ModuleType):
-    """In the place of mpipc.family: writes down, in a file, what the process classes tell it."""
+    """In the place of mpipc._core: writes down, in a file, what the process classes tell it."""
 
-    ENVIRONMENT = mpipc.family.ENVIRONMENT
-    current = staticmethod(mpipc.family.current)
+    ENVIRONMENT = mpipc._core.ENVIRONMENT
+    current = staticmethod(mpipc._core.current)
 
     def __init__(self, path: Path) -> None:
-        super().__init__("mpipc.family")
+        super().__init__("mpipc._core")
         self.path = path
         self.reservations: list[str] = []  # of the parent's: in no file
 
@@ -267,12 +267,12 @@ class _Installs:
 
 
 def _install(path: Path) -> _Installs:
-    sys.modules["mpipc.family"] = _FakeFamily(path)
+    sys.modules["mpipc._core"] = _FakeFamily(path)
     return _Installs(path)
 
 
 def _end(installed: _Installs, how: str) -> None:
-    family: Any = sys.modules["mpipc.family"]
+    family: Any = sys.modules["mpipc._core"]
     util.Finalize(None, family.note, args=("finalizer",), exitpriority=-100)
     family.note("running")
     if how == "raise":
@@ -294,7 +294,7 @@ def test_family_is_told_of_normal_exits_only(
     """`leaving` comes after everything that the child's finalizers do, `arrived` before its target runs."""
     path = tmp_path / "notes"
     if start_method == "fork":
-        monkeypatch.setitem(sys.modules, "mpipc.family", _FakeFamily(path))
+        monkeypatch.setitem(sys.modules, "mpipc._core", _FakeFamily(path))
     process = ctx.Process(target=_end, args=(_Installs(path), how))
     process.start()
     process.join()
@@ -328,7 +328,7 @@ def test_transit_is_recorded_or_cancelled(
 ) -> None:
     path = tmp_path / "notes"
     fake = _FakeFamily(path)
-    monkeypatch.setitem(sys.modules, "mpipc.family", fake)
+    monkeypatch.setitem(sys.modules, "mpipc._core", fake)
     if start_method == "fork":
         process = ctx.Process(target=_nothing, args=(_Transported(), _Unpicklable()))
         process.start()

@@ -21,8 +21,8 @@ import pytest
 from helpers import SANITIZED, kernel_objects, kernel_rows, run_script, sysctl, wait_until
 
 import mpipc
-from mpipc._queues import INLINE
-from mpipc.family import current
+from mpipc._core import current
+from mpipc._queue.message_queue import INLINE
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue, SimpleQueue
 from mpipc.sysv import LimitError
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import run_script, sysctl
 
-from mpipc._plain import decode, encode
+from mpipc._queue.plain import decode, encode
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue
 from mpipc.sysv import IPC_SET, msgctl
 
@@ -133,8 +133,8 @@ FUZZ = """
 import ctypes, faulthandler, os, pickle, queue as q, random, signal, sys, time, traceback
 import mpipc
 from mpipc import queues
-from mpipc.family import current
-from mpipc.family._core import extra, payload
+from mpipc._core import current
+from mpipc._core.family import extra, payload
 
 faulthandler.enable()
 source = random.Random(int(sys.argv[1]))

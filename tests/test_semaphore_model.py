@@ -1,7 +1,7 @@
 """Semaphore and BoundedSemaphore against a model: processes acquire, release, fork, end and are killed in an order that
 hypothesis chooses, and after each step the semaphore's value, its debt and whether units come back are the model's.
 
-What must come out is said at the head of family/src/semaphore.c; here it stands once more, as a few lines of Python.
+What must come out is said at the head of _core/src/semaphore.c; here it stands once more, as a few lines of Python.
 What happens when a process dies in the middle of an operation is the subject of native/semaphore_scenarios.h; the
 storms at the end of this file kill in the middle, too, and check what can be known then.
 """
@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 from mpipc.synchronize import SEM_VALUE_MAX
 
 AGENTS = 3

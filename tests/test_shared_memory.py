@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from helpers import NOBODY, can_become, kernel_objects, kernel_rows, run_script, start_script, sysctl, wait_until
 
-from mpipc import _named, shared_memory
-from mpipc.family import current, infrastructure
+from mpipc import shared_memory
+from mpipc._core import current, infrastructure
+from mpipc._memory import named as _named
 from mpipc.shared_memory import ShareableList, SharedMemory
 from mpipc.sysv import IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_SET, LimitError, RemovedError, shmat, shmctl, shmget
 
@@ -436,7 +437,7 @@ def test_what_a_child_creates_lives_as_long_as_the_program(method: str) -> None:
         import multiprocessing
         import sys
         import mpipc
-        from mpipc.family import current
+        from mpipc._core import current
         from mpipc.shared_memory import SharedMemory
 
         def create(pipe):
@@ -502,7 +503,7 @@ CREATE = """
     from mpipc.shared_memory import SharedMemory
     segment = SharedMemory(sys.argv[1], create=True, size=100, track=sys.argv[2] == "True")
     segment.buf[0] = 5
-    from mpipc.family import current
+    from mpipc._core import current
     while not current().has_reaper():  # or the reaper, a moment old, is killed as one of the program's processes
         pass
     print("created", flush=True)
@@ -672,7 +673,7 @@ def test_too_many_collisions(one_hash: int, make: Any) -> None:
     make("one more")
 
 
-CANDIDATE = struct.Struct("=IIQQQQIII")  # struct mp_named, in family/src/named.h
+CANDIDATE = struct.Struct("=IIQQQQIII")  # struct mp_named, in _core/src/named.h
 
 
 def plant(hash: int, position: int, name: str, state: int) -> int:

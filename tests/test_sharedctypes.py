@@ -14,7 +14,7 @@ from helpers import kernel_objects, run_script, wait_until
 
 import mpipc
 from mpipc import sharedctypes
-from mpipc.family import current
+from mpipc._core import current
 
 MIB = 1 << 20
 

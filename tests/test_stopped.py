@@ -20,7 +20,7 @@ import pytest
 from helpers import run_script, sysctl, wait_until
 
 import mpipc
-from mpipc._queues import MessageQueue
+from mpipc._queue.message_queue import MessageQueue
 from mpipc.queues import PriorityQueue
 from mpipc.sysv import LimitError
 
@@ -271,7 +271,7 @@ def test_the_dead_owner_is_found_by_those_who_wait_less_than_a_tick() -> None:
     script = """
     import os, queue, signal, sys, time
     import mpipc
-    from mpipc.family import current
+    from mpipc._core import current
     from helpers import ipc_namespace, processes, wait_until
 
     def hold(q):

@@ -18,7 +18,8 @@ import pytest
 from helpers import wait_until
 
 import mpipc
-from mpipc import family, synchronize
+from mpipc import _core as family
+from mpipc import synchronize
 
 NAMES = ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier")
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"Barrier": (2,), "Semaphore": (2,), "BoundedSemaphore": (2,)}

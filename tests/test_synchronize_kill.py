@@ -20,7 +20,7 @@ import pytest
 from helpers import wait_until
 
 import mpipc
-from mpipc import family
+from mpipc import _core as family
 
 KILL_ROUNDS = int(os.environ.get("MPIPC_KILL_ROUNDS", "100"))
 

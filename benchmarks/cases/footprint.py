@@ -53,7 +53,7 @@ def tracker():
 
 def reaper():
     # Its arguments name its family's segment.
-    from mpipc import family
+    from mpipc import _core as family
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:

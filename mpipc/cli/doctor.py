@@ -228,7 +228,7 @@ def _undo() -> Finding:
 
 
 def _limits() -> Iterator[Finding]:
-    from mpipc.family import segment_size
+    from mpipc._core import segment_size
     from mpipc.sysv._explain import KERNEL, kernel_limit, shares, who_has_them
     from mpipc.sysv.limits import limits
 
@@ -356,7 +356,7 @@ def _dev_shm() -> Finding:
 
 
 def _leftovers() -> Finding:
-    from mpipc.family import dead_families, sweep
+    from mpipc._core import dead_families, sweep
 
     dead = dead_families()
     sweep()  # as the first use of mpipc does, and so the measurements below

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _command(_options: argparse.Namespace) -> int:
-    from mpipc.family import dead_families, sweep
+    from mpipc._core import dead_families, sweep
 
     before = dead_families()
     sweep()

@@ -5,7 +5,7 @@
  * of the operation. A long operation (a recovery, say) is first walked through once to find the steps that changed the
  * shared memory or what the kernel knows; between two of them a kill can make no difference, so only those are tried.
  *
- * Linked with the C core itself (../../mpipc/family/src), compiled with MP_TICK_NS so large that nothing is put right by a
+ * Linked with the C core itself (../../mpipc/_core/src), compiled with MP_TICK_NS so large that nothing is put right by a
  * waiter's periodic look: what is not repaired by recovery shows as a hang. To be run in an IPC namespace of its own.
  *
  *   kill_every_step            runs all scenarios, prints one line each
@@ -217,7 +217,7 @@ static bool sem_try(void) {
     bool taken = mp_sem_try(f, block, &error);
     return taken && error == 0;
 }
-static int semaphore_wait(void) { /* the loop of _synchronize.pyx */
+static int semaphore_wait(void) { /* the loop of _sync/primitives.pyx */
     int error;
     if (mp_sem_try(f, block, &error))
         return 0;

@@ -55,7 +55,7 @@ static unsigned pick(unsigned below) { /* xorshift */
     return (unsigned)(state >> 33) % below;
 }
 
-/* As _named.pyx does it. */
+/* As _memory/named.pyx does it. */
 static int create(const struct mp_name *name, bool tracked, int *shmid) {
     struct mp_named_patience patience = {0};
     for (;;) {

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from helpers import KernelObjects, dump_stacks, kernel_objects
 
-from mpipc import family
+from mpipc import _core as family
 from mpipc.heap import BufferWrapper
 from soak import memory, pools, queues, sync
 from soak.crew import INTERRUPTION, STACKS

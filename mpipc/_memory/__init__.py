@@ -1,0 +1,1 @@
+"""Shared memory: carved up for Value and Array, and by name for SharedMemory."""

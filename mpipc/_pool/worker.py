@@ -1,0 +1,302 @@
+"""The worker process of a pool."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from multiprocessing import pool as _base
+from multiprocessing import util
+from typing import Any
+
+from mpipc._pool.channel import Channel, Envelope, OwnReducers
+from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, pack, unpack
+from mpipc._pool.ledger import Ledger, exit_with_parent
+
+__all__ = [
+    "BATCH",
+    "FAILED",
+    "FUNCTIONS",
+    "INITIALIZER_FAILED",
+    "PASSING",
+    "PAUSE",
+    "QUIT",
+    "READY",
+    "RETURNED",
+    "UNKNOWN_FUNCTION",
+    "Quoted",
+    "work",
+]
+
+_base_private: Any = _base
+
+# A message to a worker, besides the kinds of tasks.
+QUIT = 10  # there is nothing more to do
+BATCH = 11  # body: envelopes of tasks
+
+# Kinds of messages from a worker.
+READY = 20  # the initializer has returned
+RETURNED = 21  # result
+FAILED = 22  # exception
+UNKNOWN_FUNCTION = 23  # the task was not begun: the function it names is not known here
+INITIALIZER_FAILED = 24  # exception
+
+PASSING = (BlockingIOError, InterruptedError, MemoryError)
+"""What a queue may raise that need not be so the next time."""
+PAUSE = 0.01
+"""Seconds until then."""
+
+LONGEST_REPR = 4096
+
+FUNCTIONS = 64
+"""How many functions a worker remembers."""
+
+
+def work(
+    tag: int,
+    tasks: Channel,
+    results: Channel,
+    ledger: Ledger,
+    parent: tuple[int, int, int],
+    initializer: Callable[..., object] | None,
+    initargs: Iterable[Any],
+    limit: int | None,
+    interruptible: bool,
+    own_reducers: OwnReducers | None,
+) -> None:
+    """Run in the worker: the initializer, then tasks until told to quit, or until `limit` tasks are done.
+
+    SIGINT is blocked up to here, and is to be unblocked if `interruptible`.
+    """
+    # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
+    threading.Thread(target=exit_with_parent, args=(*parent, ledger), name="mpipc-parent-watch", daemon=True).start()
+    worker = Worker(tag, tasks, results, ledger, own_reducers)
+    try:
+        if interruptible:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        worker.initialize(initializer, initargs)
+        worker.run(limit)
+    except KeyboardInterrupt:
+        # Ctrl-C in a terminal is sent to all its processes. What it means is for the parent to say.
+        sys.exit(128 + signal.SIGINT)
+    except (EOFError, BrokenPipeError):
+        util.debug("a queue of the pool was removed -- exiting")
+
+
+class Pickled:
+    """A function that has come and was not used."""
+
+    __slots__ = ("pickle",)
+
+    def __init__(self, pickle: bytes) -> None:
+        self.pickle = pickle
+
+
+class Worker:
+    """State of the worker process; used by its main thread only."""
+
+    def __init__(
+        self, tag: int, tasks: Channel, results: Channel, ledger: Ledger, own_reducers: OwnReducers | None
+    ) -> None:
+        self._tag = tag
+        self._tasks = tasks
+        self._results = results
+        self._ledger = ledger
+        self._own_reducers = own_reducers
+        self._pid = os.getpid()
+        self._functions: dict[int, Any] = {}
+        """Those that have come last, by number; `Pickled` until they are used."""
+
+    def initialize(self, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+        """Run the pool's initializer. If it raises, tell the parent why, and go down with it."""
+        self._ledger.arrive()
+        if self._ledger.ending:
+            return
+        if initializer is not None:
+            try:
+                initializer(*initargs)
+            except Exception as error:
+                self._send(INITIALIZER_FAILED, 0, *_failure(error))
+                raise
+        self._ledger.ready()
+        self._send(READY, 0, None, None)
+
+    def run(self, limit: int | None) -> None:
+        """Run tasks."""
+        done = 0
+        receive = self._tasks.receive
+        ledger = self._ledger
+        while (limit is None or done < limit) and not ledger.ending:
+            try:
+                message = receive()
+            except PASSING:
+                time.sleep(PAUSE)
+                continue
+            if message[0] == QUIT:
+                util.debug("worker got QUIT -- exiting")
+                break
+            if message[0] == BATCH:
+                tasks = message[5]
+                tasks.reverse()
+                while tasks:
+                    done += self._perform(Envelope._make(tasks.pop()))
+            else:
+                done += self._perform(Envelope._make(message))
+            del message
+        util.debug("worker exiting after %d tasks", done)
+
+    def _perform(self, message: Envelope) -> bool:
+        """Run a task and send its result; False if it was not begun."""
+        number = message.number
+        if message.function is None:
+            if message.function_id not in self._functions:
+                self._send(UNKNOWN_FUNCTION, number, None, None)
+                return False
+        elif message.function_id:
+            # Whatever becomes of this task: those behind it are sent without the function.
+            self._remember(message.function_id, Pickled(message.function))
+        if not self._ledger.start(number):
+            return False  # another worker has it now
+        contents: tuple[Any, Any, str | None]
+        try:
+            value = self._call(message)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # asyncio.CancelledError, for one, is no Exception
+            if os.getpid() != self._pid:
+                os._exit(1)
+            kind = FAILED
+            contents = _failure(error)
+        else:
+            if os.getpid() != self._pid:
+                os._exit(0)  # the function has forked, and its child returned from it too: the task is not the child's
+            kind = RETURNED
+            try:
+                contents = *pack(value, self._own_reducers), None
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever the user's methods raise
+                kind = FAILED
+                contents = _unsendable(error, value)
+        self._ledger.finish(number)
+        try:
+            self._send(kind, number, *contents)
+        except (OSError, MemoryError) as error:  # no memory for it
+            self._send(FAILED, number, *_failure(error))
+        return True
+
+    def _call(self, message: Envelope) -> Any:
+        function: Any
+        if message.function_id:
+            function = self._functions[message.function_id]
+            if type(function) is Pickled:
+                function = pickle.loads(function.pickle)
+                self._functions[message.function_id] = function
+        else:
+            assert message.function is not None
+            function = pickle.loads(message.function)
+        payload = unpack(message.body, message.buffers)
+        kind = message.kind
+        if kind == ITEM:
+            return function(payload)
+        if kind == APPLY:
+            return function(*payload)
+        if kind == CALL:
+            arguments, keywords = payload
+            return function(*arguments, **keywords)
+        results = []
+        note = self._ledger.item
+        if kind == CHUNK:
+            for index, item in enumerate(payload):
+                note(index)
+                results.append(function(item))
+        else:
+            assert kind == STAR_CHUNK
+            for index, item in enumerate(payload):
+                note(index)
+                results.append(function(*item))
+        return results
+
+    def _remember(self, id: int, function: Pickled) -> None:
+        self._functions.pop(id, None)
+        self._functions[id] = function
+        if len(self._functions) > FUNCTIONS:
+            del self._functions[next(iter(self._functions))]
+
+    def _send(self, kind: int, number: int, body: Any, buffers: Any, summary: str | None = None) -> None:
+        self._results.send((kind, self._tag, number, summary, 0, body, buffers))
+
+
+# --- exceptions -------------------------------------------------------------------------------------------------------
+#
+# An exception is an object of the user, whose methods may raise anything. In this process nobody but the one who waits
+# for the task is to suffer from that.
+
+
+class Quoted:
+    """An object for MaybeEncodingError, which asks for the repr(): a string is taken as it is, what has no repr() is
+    named by its class, and none is longer than anybody wants to read."""
+
+    def __init__(self, what: object) -> None:
+        self._what = what
+
+    def __repr__(self) -> str:
+        text = self._what
+        if not isinstance(text, str):
+            try:
+                text = repr(text)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                text = f"<{type(self._what).__qualname__} object, whose repr() raises {type(error).__qualname__}>"
+        return text if len(text) <= LONGEST_REPR else f"{text[:LONGEST_REPR]}... ({len(text)} characters)"
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback as text, as far as it can be had."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as reason:
+        try:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+        except Exception:
+            frames = ""
+        return f"{frames}{Quoted(error)!r}\n(formatting the exception raised {type(reason).__qualname__})\n"
+
+
+def _failure(error: BaseException) -> tuple[Any, Any, str]:
+    """An exception with its traceback as text, as multiprocessing sends it, and what it is called if it cannot be
+    unpickled by whoever receives it."""
+    text = _traceback(error)
+    summary = repr(Quoted(error))
+    try:
+        contents = pack(_with_traceback(error, text))
+        # Many exceptions can be pickled but not unpickled (their __init__ wants other arguments than they pass on).
+        unpack(*contents)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as reason:
+        substitute = _base_private.MaybeEncodingError(Quoted(reason), Quoted(summary))
+        return *pack(_with_traceback(substitute, text)), summary
+    return *contents, summary
+
+
+def _with_traceback(error: BaseException, text: str) -> Any:
+    cls = _base_private.ExceptionWithTraceback
+    wrapped = cls.__new__(cls)  # its constructor would do the formatting
+    wrapped.exc = error
+    wrapped.tb = f'\n"""\n{text}"""'
+    return wrapped
+
+
+def _unsendable(reason: BaseException, value: Any) -> tuple[Any, Any, str]:
+    """The error for a result that cannot be pickled."""
+    error = _base_private.MaybeEncodingError(Quoted(reason), Quoted(value))
+    return *pack(error), str(error)

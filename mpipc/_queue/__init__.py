@@ -1,0 +1,1 @@
+"""Objects in and out of a message queue."""

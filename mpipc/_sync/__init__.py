@@ -1,0 +1,1 @@
+"""Locks, semaphores, events, conditions, barriers; and the properties of a Value."""
