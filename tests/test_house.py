@@ -121,6 +121,7 @@ def imports_of_cython(path: Path) -> set[str]:
 def graph() -> dict[str, set[str]]:
     """Which modules of the package each one imports, by names without `mpipc.`; what is for type checkers is not."""
     known = modules()
+    names = {name.removesuffix(".pxd"): name for name in known}  # a .pxd alone, else what it belongs to
     found: dict[str, set[str]] = {}
     for name, path in known.items():
         targets = set()
@@ -128,9 +129,9 @@ def graph() -> dict[str, set[str]]:
             parts = target.split(".")
             if parts[0] != "mpipc":
                 continue
-            while len(parts) > 1 and ".".join(parts[1:]) not in known:
+            while len(parts) > 1 and ".".join(parts[1:]) not in names:
                 parts.pop()
-            targets.add(".".join(parts[1:]) or "__init__")
+            targets.add(names.get(".".join(parts[1:]), "__init__"))
         found[name] = targets - {name}
     return found
 
