@@ -20,7 +20,8 @@ CORE = Path("mpipc/family/src")
 CORE_MODULE = "mpipc.family._core"
 CORE_LIBRARY = "mpipc_core"
 REAPER = "mpipc-reaper"
-COMPILE_ARGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function", "-Werror=implicit-function-declaration", "-fvisibility=hidden"]
+COMPILE_ARGS = ["-O2", "-std=gnu11", "-fvisibility=hidden"]
+COMPILE_ARGS += ["-Wall", "-Wno-unused-function", "-Werror=implicit-function-declaration"]
 COMPILE_ARGS += ["-iquote", str(CORE)]  # not -I: the core has a semaphore.h, and so has the C library
 LINK_ARGS: list[str] = []
 
