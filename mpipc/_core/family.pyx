@@ -141,7 +141,7 @@ cdef int64_t deadline_if(object block, object timeout) except -2:
 
 
 cdef class Family:
-    """The processes that share mpipc objects, and the segment that says who holds what. See docs/protocols/family.md."""
+    """The processes that share mpipc objects, and the segment that says who holds what: docs/protocols/family.md."""
 
     def __cinit__(self):
         self.f = <mp_family *> PyMem_Malloc(sizeof(mp_family))

@@ -22,7 +22,6 @@ from mpipc._core.family cimport (
     mp_block_high,
     mp_family,
     new_block,
-    seal,
 )
 
 from mpipc._core.family import ENVIRONMENT, current, families_of_this_process

@@ -77,7 +77,6 @@ from mpipc._core.family cimport (
     mp_sem_units,
     mp_sem_value,
     mp_sem_withdraw,
-    mp_slot_lives,
     mp_slot_pid,
     mp_this_thread,
     new_block,
@@ -543,8 +542,10 @@ cdef class Waiters(Shared):
 
 @cython.final
 cdef class BarrierState(LockBase):
-    """The shared state of a Barrier, guarded by a lock of its own, which is recursive as multiprocessing's is. How a cycle
-    ends stands in _core/src/barrier.c."""
+    """The shared state of a Barrier, guarded by a lock of its own, which is recursive as multiprocessing's is.
+
+    How a cycle ends stands in _core/src/barrier.c.
+    """
 
     def __init__(self, uint32_t parties, Block block=None):
         cdef Block handle
