@@ -231,3 +231,24 @@ LONGEST = {
     "mpipc/_sync/primitives.pyx": 640,
 }
 """Those that want to be two, and are not yet."""
+
+
+def functions_of_python(path: Path) -> dict[str, int]:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, functions)]
+    return {f"{path.relative_to(ROOT)}: {node.name}": (node.end_lineno or 0) - node.lineno + 1 for node in found}
+
+
+def functions_of_c(path: Path) -> dict[str, int]:
+    found = re.finditer(r"^\w[^\n;]*\) \{\n.*?^\}", path.read_text(), re.MULTILINE | re.DOTALL)
+    return {f"{path.relative_to(ROOT)}: {each.group(0).partition('(')[0]}": each.group(0).count("\n") for each in found}
+
+
+def test_no_function_is_too_long() -> None:
+    lengths: dict[str, int] = {}
+    for path in PACKAGE.rglob("*.py"):
+        lengths |= functions_of_python(path)
+    for path in CORE.glob("*.c"):
+        lengths |= functions_of_c(path)
+    assert len(lengths) > 500
+    assert {name: lines for name, lines in lengths.items() if lines > 80} == {}
