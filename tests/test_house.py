@@ -44,7 +44,7 @@ CORE_LAYERS = """
     queue_view.h
     space
     pieces
-    spill
+    spill trim
     queue.h queue_inside.h
     queue send receive
     watch kinds

@@ -60,13 +60,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import pool as _base
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any
 
 from mpipc._pool.channel import DRAUGHT, Channel, Envelope, OwnReducers
 from mpipc._pool.codec import Source, Task, unpack
-from mpipc._pool.results import Cache, Last
+from mpipc._pool.results import Cache, Last, opened
 from mpipc._pool.schedule import LOOK, Schedule
 from mpipc._pool.supervisor import GRACE, Supervisor
 from mpipc._pool.tasks import Feed, function_name
@@ -78,14 +77,11 @@ from mpipc._pool.worker import (
     READY,
     RETURNED,
     UNKNOWN_FUNCTION,
-    Quoted,
 )
 from mpipc._pool.worker_handle import Member
 from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
 
 __all__ = ["Engine"]
-
-MaybeEncodingError: Any = _base.MaybeEncodingError  # type: ignore[attr-defined]
 
 # Kinds of messages to the result thread from this process, besides LOOK.
 DIED = 30  # body: the exit code
@@ -94,24 +90,6 @@ STOP = 32
 NAP = 0.0001
 """Seconds that the result thread sleeps while fast tasks are under way, if there are at least so many for a worker:"""
 NAP_DEPTH = 8
-
-
-def opened(message: tuple[Any, ...], task: Task, caught: type[BaseException] = Exception) -> tuple[bool, Any]:
-    """Whether a task has succeeded, and its result or exception. What cannot be unpickled is one that has not."""
-    returned = message[0] == RETURNED
-    try:
-        return returned, unpack(message[5], message[6])
-    except caught as error:
-        if returned and isinstance(error, Exception):
-            error.add_note(f"mpipc: this was raised while {_what(task)!r} was unpickled")
-            return False, error
-        substitute = MaybeEncodingError(Quoted(error), _what(task) if returned else Quoted(message[3]))
-        substitute.__cause__ = error
-        return False, substitute
-
-
-def _what(task: Task) -> Quoted:
-    return Quoted(f"what {function_name(task.function.call)} has returned")
 
 
 class Engine(Schedule):

@@ -13,7 +13,40 @@ from collections.abc import Callable
 from multiprocessing import pool as _base
 from typing import Any
 
-__all__ = ["ApplyResult", "AsyncResult", "Cache", "IMapIterator", "IMapUnorderedIterator", "Last", "MapResult"]
+from mpipc._pool.codec import Task, unpack
+from mpipc._pool.tasks import function_name
+from mpipc._pool.worker import RETURNED, Quoted
+
+__all__ = [
+    "ApplyResult",
+    "AsyncResult",
+    "Cache",
+    "IMapIterator",
+    "IMapUnorderedIterator",
+    "Last",
+    "MapResult",
+    "opened",
+]
+
+MaybeEncodingError: Any = _base.MaybeEncodingError  # type: ignore[attr-defined]
+
+
+def opened(message: tuple[Any, ...], task: Task, caught: type[BaseException] = Exception) -> tuple[bool, Any]:
+    """Whether a task has succeeded, and its result or exception. What cannot be unpickled is one that has not."""
+    returned = message[0] == RETURNED
+    try:
+        return returned, unpack(message[5], message[6])
+    except caught as error:
+        if returned and isinstance(error, Exception):
+            error.add_note(f"mpipc: this was raised while {_what(task)!r} was unpickled")
+            return False, error
+        substitute = MaybeEncodingError(Quoted(error), _what(task) if returned else Quoted(message[3]))
+        substitute.__cause__ = error
+        return False, substitute
+
+
+def _what(task: Task) -> Quoted:
+    return Quoted(f"what {function_name(task.function.call)} has returned")
 
 
 def _nothing() -> None:

@@ -29,6 +29,7 @@
 #include "spill.h"
 #include "sweep.h"
 #include "tick.h"
+#include "trim.h"
 #include "watch.h"
 
 #endif

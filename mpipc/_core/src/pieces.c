@@ -25,8 +25,6 @@
 
 #include "space.h"
 
-#include <sys/mman.h>
-
 #define SMALLEST (16ull << 10) /* of those for large messages and for the chunks of the spill */
 #define SMALLEST_POST 256ull
 #define LARGE (64ull << 10)
@@ -52,7 +50,7 @@ struct census {
  * Whoever frees a piece lowers it, after that; whoever finds no free piece before another raises it to that, and then looks
  * again whether one was freed meanwhile. So one of the two sees the other. If a process dies in between, some free pieces are
  * not found from there: hence the second look, from the first piece, before a segment is added. */
-static void lower(struct mp_arena *a, uint32_t segment, uint32_t number) {
+void mp_piece_lower(struct mp_arena *a, uint32_t segment, uint32_t number) {
     uint32_t low = atomic_load(&a->low[segment]);
     while (number < low && !atomic_compare_exchange_weak(&a->low[segment], &low, number))
         ;
@@ -64,7 +62,7 @@ static void raise_low(struct mp_arena *a, uint32_t segment, struct mp_stretch s,
         return;
     for (uint32_t n = first; n < number; n++)
         if (mp_piece_state_of(atomic_load(&mp_words_of(s)[n].word)) == MP_PIECE_FREE) {
-            lower(a, segment, n);
+            mp_piece_lower(a, segment, n);
             return;
         }
 }
@@ -104,7 +102,7 @@ static bool claim_from(struct mp_queue_view *v, uint32_t code, bool fresh, bool 
             if (from_low)
                 raise_low(a, i, s, low, n + 1);
             else
-                lower(a, i, n + 1);
+                mp_piece_lower(a, i, n + 1);
             return true;
         }
         if (from_low)
@@ -227,7 +225,7 @@ void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number
     struct mp_piece_words *words = (struct mp_piece_words *)word;
     atomic_store_explicit(&words->freed_ns, mp_now_ns(), memory_order_relaxed);
     atomic_store(&words->word, mp_piece_word_of(MP_PIECE_FREE, -1, sequence));
-    lower(atomic_load(&v->arena), segment, number);
+    mp_piece_lower(atomic_load(&v->arena), segment, number);
 }
 
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
@@ -236,7 +234,7 @@ void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
         mp_piece_free_at(v, piece->segment, piece->number, &mp_words_of(s)[piece->number].word, piece->sequence);
 }
 
-/* ---- after a death, and when idle -------------------------------------------------------------------------------------- */
+/* ---- after a death -------------------------------------------------------------------------------------- */
 
 static bool is_dead(const uint64_t *dead, int slot) {
     return slot >= 0 && slot < (int)MP_SLOTS && (dead[slot / 64] >> slot % 64 & 1);
@@ -277,76 +275,12 @@ bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
                 atomic_store(&words[n].freed_ns, mp_now_ns());
             bool changed = atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(next, -1, sequence));
             if (next == MP_PIECE_FREE)
-                lower(a, i, n);
+                mp_piece_lower(a, i, n);
             else
                 doubtful |= changed;
         }
     }
     return doubtful;
-}
-
-static bool is_idle(struct mp_piece_words *words, uint32_t n, int64_t before) {
-    int64_t freed = atomic_load(&words[n].freed_ns);
-    return mp_piece_state_of(atomic_load(&words[n].word)) == MP_PIECE_FREE && freed <= before;
-}
-
-/* Gives the pages of `count` pieces from `first` on back, if all of them are free and one has memory: as many as share a page. */
-static uint64_t trim(struct mp_queue_view *v, uint32_t segment, struct mp_stretch s, uint32_t first, uint32_t count,
-                     int64_t before) {
-    struct mp_piece_words *words = mp_words_of(s);
-    bool has_memory = false;
-    uint32_t n;
-    for (n = first; n < first + count; n++) {
-        if (!is_idle(words, n, before))
-            return 0;
-        has_memory |= atomic_load(&words[n].freed_ns) != 0;
-    }
-    if (!has_memory)
-        return 0;
-    for (n = first; n < first + count; n++) {
-        uint64_t word = atomic_load(&words[n].word), sequence = (mp_piece_sequence_of(word) + 1) & MP_PIECE_SEQUENCE;
-        if (!is_idle(words, n, before) ||
-            !atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
-            break;
-    }
-    uint32_t claimed = n - first;
-    bool returned = claimed == count && madvise(mp_data_of(s, first), count * s.size, MADV_REMOVE) == 0;
-    for (n = first; n < first + claimed; n++) {
-        if (returned)
-            atomic_store(&words[n].freed_ns, 0);
-        atomic_store(&words[n].word, mp_piece_word_of(MP_PIECE_FREE, -1, mp_piece_sequence_of(atomic_load(&words[n].word))));
-    }
-    lower(atomic_load(&v->arena), segment, first);
-    return returned ? count * s.size : 0;
-}
-
-/* Gives the pages of pieces back that have been free for `idle_ns`. Returns the number of bytes. */
-int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns) {
-    struct mp_arena *a = mp_arena_open(v);
-    int64_t before = mp_now_ns() - idle_ns, returned = 0;
-    for (uint32_t i = 0, count = mp_segments_of(a); i < count; i++) {
-        struct mp_stretch s = mp_segment_at(v, i);
-        uint32_t together = s.base != NULL && s.size < MP_PAGE ? (uint32_t)(MP_PAGE / s.size) : 1;
-        for (uint32_t n = 0; s.base != NULL && n + together <= s.pieces; n += together)
-            returned += (int64_t)trim(v, i, s, n, together, before);
-    }
-    return returned;
-}
-
-/* Bytes of pieces that have pages, of those in use, and the number of segments. */
-void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, uint64_t *segments) {
-    struct mp_arena *a = mp_arena_open(v);
-    uint32_t count = mp_segments_of(a);
-    *bytes = *in_use = 0;
-    *segments = a == NULL ? 0 : count + 1;
-    for (uint32_t i = 0; i < count; i++) {
-        struct mp_stretch s = mp_segment_at(v, i);
-        for (uint32_t n = 0; s.base != NULL && n < s.pieces; n++) {
-            bool used = mp_piece_state_of(atomic_load(&mp_words_of(s)[n].word)) != MP_PIECE_FREE;
-            *in_use += used ? s.size : 0;
-            *bytes += used || atomic_load(&mp_words_of(s)[n].freed_ns) != 0 ? s.size : 0;
-        }
-    }
 }
 
 /* Calls `visit` for each piece. MP_OK, or the error that kept it from looking at some. */

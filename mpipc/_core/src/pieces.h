@@ -45,7 +45,6 @@ unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *
 void mp_piece_free_at(struct mp_queue_view *v, uint32_t segment, uint32_t number, _Atomic uint64_t *word, uint64_t sequence);
 void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece);
 bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead);
-int64_t mp_arena_trim(struct mp_queue_view *v, int64_t idle_ns);
-void mp_arena_usage(struct mp_queue_view *v, uint64_t *bytes, uint64_t *in_use, uint64_t *segments);
+void mp_piece_lower(struct mp_arena *a, uint32_t segment, uint32_t number);
 
 #endif

@@ -61,6 +61,7 @@
 #include "rooms.h"
 #include "space.h"
 #include "spill.h"
+#include "trim.h"
 
 #include <limits.h>
 #include <stdlib.h>
