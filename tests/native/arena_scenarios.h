@@ -36,8 +36,9 @@ static void free_one_and_child_goes_on(void) {
     run_child_to_its_end();
 }
 
-/* All pieces can be had, before a segment is added. */
+/* All pieces can be had, before a segment is added. What the dead child was filling can when somebody has had the lock. */
 static void all_pieces_can_be_had(uint32_t taken) {
+    check_equal(mp_queue_size(&queue), 0);
     uint32_t segments = atomic_load(&arena()->segments);
     for (uint32_t i = taken; i < PIECES; i++)
         pieces[i] = claim_one();
@@ -50,6 +51,7 @@ static void check_claimed_and_freed(bool finished) { all_pieces_can_be_had(3); }
 /* The mark is not above a free piece, though it was raised while that was freed. (The child's piece is free by recovery.) */
 static void check_mark(bool finished) {
     uint32_t segment = segment_of_pieces();
+    check_equal(mp_queue_size(&queue), 0);
     check(atomic_load(&arena()->low[segment]) <= 1);
     struct mp_piece again = claim_one();
     check_equal(again.number, 1);
