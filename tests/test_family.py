@@ -714,7 +714,7 @@ def test_another_user_cannot_join() -> None:
     result = run_script(
         """
         import sys
-        from mpipc._core import _core
+        from mpipc._core import family as _core
         shmid, _, nonce = sys.argv[1].partition(":")
         try:
             _core._attach(int(shmid), int(nonce, 16))
@@ -735,7 +735,7 @@ def test_root_does_not_join_the_family_of_another_user() -> None:
     ) as script:
         assert script.stdout is not None
         shmid, _, nonce = script.stdout.readline().strip().partition(":")
-        from mpipc._core import _core
+        from mpipc._core import family as _core
 
         with pytest.raises(PermissionError):
             _core._attach(int(shmid), int(nonce, 16))  # type: ignore[attr-defined]

@@ -265,8 +265,8 @@ def test_units_handed_to_a_forked_child_are_foreign_to_it() -> None:
 def wait_once(condition: Any, shared: Shared) -> None:
     with condition:
         assert condition.wait(60)
-        shared[1] += 1
         shared[2] += condition._lock.owner_died
+        shared[1] += 1  # last: it is what the test waits for
 
 
 def notify_and_sit(condition: Any, number: int, shared: Shared) -> None:
