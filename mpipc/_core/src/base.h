@@ -5,7 +5,9 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+
 #include "outcome.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -20,6 +20,7 @@
 #define MPIPC_LAYOUT_H
 
 #include "base.h"
+
 #include <sys/sem.h>
 #include <sys/shm.h>
 

@@ -3,6 +3,7 @@
 #define MPIPC_WATCH_H
 
 #include "queue_view.h"
+
 #include <semaphore.h>
 
 /* A thread that makes `fd` readable when the queue is not empty. */
