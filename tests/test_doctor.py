@@ -97,14 +97,14 @@ def test_without_undo() -> None:
 
 
 @pytest.mark.parametrize(
-    ("echo", "words"),
+    ("echo", "patience", "words"),
     [
-        ("os._exit(3)", "its other process ended with exit code 3"),
-        ("os.kill(os.getppid(), signal.SIGKILL); signal.pause()", "killed (Killed)"),
-        ("os.kill(os.getpid(), signal.SIGSTOP)", "no answer in 3 s"),
+        ("os._exit(3)", 60.0, "its other process ended with exit code 3"),
+        ("os.kill(os.getppid(), signal.SIGKILL); signal.pause()", 60.0, "killed (Killed)"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", 3.0, "no answer in 3 s"),
     ],
 )
-def test_a_program_that_does_not_run(echo: str, words: str) -> None:
+def test_a_program_that_does_not_run(echo: str, patience: float, words: str) -> None:
     """That is an answer, too. The doctor's programs end with it."""
     script = f"""
         import os, signal, sys
@@ -112,7 +112,7 @@ def test_a_program_that_does_not_run(echo: str, words: str) -> None:
         def echo(there, back):
             {echo}
         doctor._echo = echo
-        doctor.PATIENCE_S = 3.0
+        doctor.PATIENCE_S = {patience}
         sys.exit(main(["doctor", "--json"]))
         """
     found = examined(run_script(script, check=False))

@@ -35,9 +35,7 @@ static int wait_in_room(void) { /* the loop of MessageQueue.wait_and_take() */
     uint32_t epoch = mp_room_enter(&queue.q->getters);
     int outcome;
     for (;;) {
-        outcome = mp_queue_try_take(&queue, &item);
-        if (outcome == MP_BUSY)
-            outcome = mp_queue_take(&queue, &item, -1);
+        outcome = take_item(&item);
         if (outcome != MP_EMPTY)
             break;
         if ((outcome = mp_room_wait(f, &queue.q->getters, -1)) != MP_OK)
@@ -100,8 +98,7 @@ static void setup_bounded_with_1_of_2(void) {
 static int send_if_room(uint32_t number) {
     struct mp_message m = {.kind = MP_BODY_INLINE};
     memcpy(m.data, &number, sizeof number);
-    int outcome = mp_queue_try_send(&queue, &m, sizeof number, 0);
-    return outcome == MP_BUSY ? mp_queue_send(&queue, &m, sizeof number, 0, -1) : outcome;
+    return send_message(&m, sizeof number);
 }
 static void op_send_bounded(void) {
     check_equal(send_if_room(100), MP_OK);

@@ -725,22 +725,25 @@ static void setup_dead_family(void) {
 static struct mp_queue_view queue;
 static uint32_t last_taken;
 
+static int send_message(struct mp_message *m, uint32_t length) {
+    int outcome = mp_queue_try_send(&queue, m, length, 0);
+    return outcome == MP_BUSY ? mp_queue_send(&queue, m, length, 0, -1) : outcome;
+}
+static int take_item(struct mp_item *item) {
+    int outcome = mp_queue_try_take(&queue, item);
+    return outcome == MP_BUSY ? mp_queue_take(&queue, item, -1) : outcome;
+}
+
 static void send_number(uint32_t number) {
-    struct mp_message m;
-    m.kind = MP_BODY_INLINE;
+    struct mp_message m = {.kind = MP_BODY_INLINE};
     memcpy(m.data, &number, sizeof number);
-    int error = mp_queue_try_send(&queue, &m, sizeof number, 0);
-    if (error == MP_BUSY)
-        error = mp_queue_send(&queue, &m, sizeof number, 0, -1);
-    check_equal(error, MP_OK);
+    check_equal(send_message(&m, sizeof number), MP_OK);
 }
 /* 0: there is none */
 static uint32_t take_number(void) {
     struct mp_item item;
     uint32_t number;
-    int error = mp_queue_try_take(&queue, &item);
-    if (error == MP_BUSY)
-        error = mp_queue_take(&queue, &item, -1);
+    int error = take_item(&item);
     if (error == MP_EMPTY)
         return 0;
     check_equal(error, MP_OK);

@@ -11,10 +11,7 @@ static void send_large(uint32_t number) {
     for (uint32_t i = 0; i < LARGE; i += sizeof number)
         memcpy(data + i, &number, sizeof number);
     memcpy(m.data, &piece, sizeof piece);
-    int error = mp_queue_try_send(&queue, &m, sizeof piece, 0);
-    if (error == MP_BUSY)
-        error = mp_queue_send(&queue, &m, sizeof piece, 0, -1);
-    check_equal(error, MP_OK);
+    check_equal(send_message(&m, sizeof piece), MP_OK);
     mp_piece_sent(&queue, &piece);
 }
 
@@ -22,9 +19,7 @@ static void send_large(uint32_t number) {
 static uint32_t take_large(void) {
     struct mp_item item;
     uint32_t number = 0, other;
-    int error = mp_queue_try_take(&queue, &item);
-    if (error == MP_BUSY)
-        error = mp_queue_take(&queue, &item, -1);
+    int error = take_item(&item);
     if (error == MP_EMPTY)
         return 0;
     check_equal(error, MP_OK);

@@ -223,12 +223,12 @@ void mp_block_give(struct mp_family *f, uint32_t index, uint32_t owner) {
     atomic_store(&b->word, mp_block_word(MP_BLOCK_READY, -1, mp_block_serial(atomic_load(&b->word))));
 }
 
-/* By the owner, if it is one: what it owns is taken down before itself. Can be done again from the start. */
-void mp_block_take_down_owned(struct mp_family *f, uint32_t index, uint32_t owner) {
+/* By the owner of that name, if it is one: what it owns is taken down before itself. Can be done again from the start. */
+void mp_block_take_down_owned(struct mp_family *f, uint32_t index, uint64_t owner) {
     struct mp_block *b = mp_block_at(f, index);
     uint64_t word = atomic_load(&b->word);
-    if (mp_block_state_of(word) != MP_BLOCK_READY || b->more.owned.owner != mp_owner_word(f, owner) ||
-        !atomic_load(&b->pinned) || (b->kind != MP_KIND_DATA && b->kind != MP_KIND_SEGMENT))
+    if (mp_block_state_of(word) != MP_BLOCK_READY || b->more.owned.owner != owner || !atomic_load(&b->pinned) ||
+        (b->kind != MP_KIND_DATA && b->kind != MP_KIND_SEGMENT))
         return;
     if (atomic_compare_exchange_strong(&b->word, &word, mp_block_word(MP_BLOCK_DYING, f->slot, mp_block_serial(word))))
         mp_block_abandon(f, index);

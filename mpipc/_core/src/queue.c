@@ -329,15 +329,16 @@ int mp_queue_task_done(struct mp_queue_view *v, int64_t deadline_ns) {
 void mp_queue_take_down(struct mp_family *f, uint32_t index) {
     struct mp_block *b = mp_block_at(f, index);
     struct mp_queue *q = mp_queue_of(b);
+    uint64_t owner = mp_owner_word(f, index);
     uint32_t bells[] = {atomic_load(&q->getters.bell), atomic_load(&q->putters.bell), atomic_load(&mp_joiners(b)->bell)};
     for (size_t i = 0; i < sizeof bells / sizeof *bells; i++)
         if (bells[i] != 0 && bells[i] <= MP_BLOCKS)
-            mp_block_take_down_owned(f, bells[i] - 1, index);
+            mp_block_take_down_owned(f, bells[i] - 1, owner);
     if (!(atomic_load(&q->token) & MP_TOKEN_ARENA))
         return;
     uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
-        mp_block_take_down_owned(f, i, index);
+        mp_block_take_down_owned(f, i, owner);
 }
 
 /* Recovery, before the slots are free for others: pieces that the dead had in their hands. */

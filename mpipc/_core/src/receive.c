@@ -10,6 +10,7 @@
 #include <sys/ipc.h>
 #include <sys/msg.h>
 
+/* See MP_SHORTEST_STREAK. */
 #define LONGEST_STREAK 4096u
 #define WORTHWHILE_STREAK 64u
 
