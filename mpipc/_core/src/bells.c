@@ -86,8 +86,7 @@ int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_n
     int error = mp_bell_wait(f, bell, op, deadline_ns);
     switch (error) {
     case EAGAIN:
-        if (f->tick != NULL)
-            f->tick(f);
+        mp_look_after_now(f);
         return MP_TICK;
     case EINTR:
         return MP_INTERRUPTED;

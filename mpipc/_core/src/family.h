@@ -49,7 +49,14 @@ static inline bool mp_tick_is_due(struct mp_family *f) {
     return f->slot >= 0 && f->tick != NULL &&
            mp_coarse_ns() - atomic_load_explicit(&f->looked, memory_order_relaxed) >= MP_TICK_NS;
 }
-static inline int mp_look_after(struct mp_family *f) { return mp_tick_is_due(f) ? f->tick(f) : MP_OK; }
+static inline void mp_look_after_now(struct mp_family *f) {
+    if (f->tick != NULL)
+        f->tick(f);
+}
+static inline void mp_look_after(struct mp_family *f) {
+    if (mp_tick_is_due(f))
+        f->tick(f);
+}
 
 /* How far the tables have been used. What stands in shared memory, a process may have written that has run wild: it is never
  * believed beyond the end of a table. */

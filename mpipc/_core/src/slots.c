@@ -113,8 +113,7 @@ int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state) {
     int slot = take_free_slot(f, state), semid;
     unsigned short num;
     if (slot < 0) {
-        if (f->tick != NULL)
-            f->tick(f);
+        mp_look_after_now(f);
         slot = take_free_slot(f, state);
     }
     if (slot < 0) {
