@@ -22,6 +22,7 @@
  */
 #include "core.h"
 #include "ledger.h"
+#include "queue_inside.h"
 
 #include <poll.h>
 #include <sched.h>

@@ -441,6 +441,63 @@ static void stop_3_posted_priority(void) {
     post_three(2);
 }
 
+/* ---- how many ----------------------------------------------------------------------------------------------------------------------- */
+
+/* Three messages fill a bounded queue, and neither put nor taken is any: however the tokens are made suspect and exact again
+ * meanwhile, and whoever stands still in the middle, there are three. */
+static void put_3(void) {
+    for (uint32_t number = 1; number <= 3; number++)
+        check_equal(put_until(number, -1), MP_OK);
+}
+static void stop_full_in_spill(void) {
+    have_queue(3, 0);
+    atomic_fetch_or(&queue.q->token, MP_TOKEN_OUT); /* as end_streak() does */
+    check_equal(mp_queue_send_token(&queue), MP_OK);
+    put_3();
+    check_equal(atomic_load(&queue.q->spilled), 3);
+}
+static void stop_full_in_kernel(void) {
+    have_queue(3, 0);
+    put_3();
+    check_equal(atomic_load(&queue.q->spilled), 0);
+    atomic_fetch_or(&queue.q->token, MP_TOKEN_OUT);
+    check_equal(mp_queue_send_token(&queue), MP_OK);
+}
+static void stop_full_and_suspect(void) {
+    stop_full_in_spill();
+    mp_queue_heal(f, block);
+}
+static void stop_full_in_kernel_and_suspect(void) {
+    stop_full_in_kernel();
+    mp_queue_heal(f, block);
+}
+static void child_heals(void) { mp_queue_heal(f, block); }
+static void child_finds_it_full(void) {
+    struct mp_message m = {.kind = MP_BODY_INLINE};
+    check_equal(mp_queue_send(&queue, &m, 4, 0, -1), MP_FULL);
+}
+static void child_counts(void) { check_equal(mp_queue_size(&queue), 3); }
+static void others_count(void) {
+    check_equal(mp_queue_size(&queue), 3);
+    check_equal(mp_queue_room(&queue), 0);
+}
+/* Next to messages in the kernel queue a token may be counted, or not, while the lock's owner stands among the tokens. */
+static void others_count_about(void) {
+    int64_t size = mp_queue_size(&queue);
+    check(size == 3 || (size == 2 && lock_word() & MP_LOCK_OWNER));
+}
+static void others_mend_tokens(void) {
+    mp_queue_heal(f, block);
+    int64_t deadline = after_ticks();
+    check(!done_or_late(put_until(201, deadline), MP_FULL, deadline)); /* having made them exact, if it can have the lock */
+    others_count();
+}
+static void others_make_tokens_suspect(void) { mp_queue_heal(f, block); }
+static void check_whole_after_count(bool finished) {
+    check_equal(mp_queue_size(&queue), 3); /* who counts makes the tokens exact, if they are suspect */
+    check_whole_queue(finished);
+}
+
 /* ---- large messages --------------------------------------------------------------------------------------------------------------- */
 
 #define LARGE_MESSAGE 70000
@@ -711,6 +768,13 @@ static const struct scenario stop_scenarios[] = {
     {"get-counted", stop_counted, NULL, child_gets, NULL, others_use_counted_queue, check_whole_counted_queue},
     {"get-asleep", stop_with_token, NULL, child_awaits, wake_child, others_use_queue_and_feed_child, check_whole_queue},
     {"task-done", stop_counted, NULL, child_finishes_task, NULL, others_use_counted_queue, check_whole_counted_queue},
+    {"heal", stop_full_in_spill, NULL, child_heals, NULL, others_count, check_whole_after_count},
+    {"heal-in-kernel", stop_full_in_kernel, NULL, child_heals, NULL, others_count, check_whole_after_count},
+    {"mend", stop_full_and_suspect, NULL, child_finds_it_full, NULL, others_count, check_whole_queue},
+    {"mend-in-kernel", stop_full_in_kernel_and_suspect, NULL, child_finds_it_full, NULL, others_count_about, check_whole_queue},
+    {"count", stop_full_in_spill, NULL, child_counts, NULL, others_mend_tokens, check_whole_queue},
+    {"count-in-kernel", stop_full_in_kernel, NULL, child_counts, NULL, others_mend_tokens, check_whole_queue},
+    {"count-suspect", stop_full_in_kernel, NULL, child_counts, NULL, others_make_tokens_suspect, check_whole_queue},
     {"large-put", stop_large, NULL, child_puts_large, NULL, others_use_large, check_whole_large},
     {"large-get", stop_large, NULL, child_gets_large, NULL, others_use_large, check_whole_large},
     {"lock", setup_lock, NULL, child_locks_and_releases, NULL, others_lock, check_whole_lock},

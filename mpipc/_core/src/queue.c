@@ -145,17 +145,21 @@ int mp_queue_send_token(struct mp_queue_view *v) {
 #define REPAIRS 8 /* in a row, of what is found damaged again by each of them; recovery may ask for one, too */
 
 /* MP_OK; MP_CORRUPT: it was repaired, and something was lost; or an error, and the doubts stay. They are cleared first, since
- * they may come up again meanwhile; if we die, the lock says so. */
+ * they may come up again meanwhile; if we die, the lock says so. MENDING tells those who count without the lock. */
 static int repair(struct mp_queue_view *v) {
     int result = MP_OK;
     for (int i = 0; i < REPAIRS; i++) {
-        uint32_t token = atomic_fetch_and(&v->q->token, ~(uint32_t)MP_DOUBTS), next;
+        uint32_t token = atomic_load(&v->q->token), next;
+        while (token & MP_DOUBTS &&
+               !atomic_compare_exchange_weak(&v->q->token, &token, (token & ~(uint32_t)MP_DOUBTS) | MP_TOKEN_MENDING))
+            ;
         if (!(token & MP_DOUBTS))
             break;
         if (token & MP_TOKEN_REPAIR && atomic_load(&v->q->arena) != 0) {
             int error = mp_spill_repair(v);
             if (error != MP_OK && error != MP_CORRUPT) {
                 atomic_fetch_or(&v->q->token, MP_DOUBTS);
+                atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_MENDING);
                 return error;
             }
             result = error != MP_OK ? error : result;
@@ -249,8 +253,8 @@ int64_t mp_queue_soon(void) { return mp_now_ns() + MP_PATIENCE_NS; }
 
 /* ---- how many --------------------------------------------------------------------------------------------------------------- */
 
-/* With the lock, or without it if nothing is suspect. A token in somebody's hand is counted against the kernel's messages,
- * which at that time are, but for a race, none. -1 with errno. */
+/* With the lock, or as mp_queue_size() does. A token in somebody's hand is counted against the kernel's messages, which at that
+ * time are, but for a race, none; where all that the kernel has has no body, it has only tokens, however many. -1 with errno. */
 int64_t mp_queue_count(struct mp_queue_view *v) {
     struct msqid_ds ds;
     uint64_t waiting = atomic_load(mp_posted(v->b)) == 0 ? 0 : mp_spill_posted(v);
@@ -259,23 +263,36 @@ int64_t mp_queue_count(struct mp_queue_view *v) {
         errno = mp_error(errno);
         return MP_FAILED;
     }
+    if (ds.msg_cbytes == 0)
+        return (int64_t)waiting;
     int64_t in_kernel = (int64_t)ds.msg_qnum - (atomic_load(&v->q->token) & MP_TOKEN_OUT);
-    return (in_kernel > 0 ? in_kernel : 0) + (int64_t)waiting;
+    return (in_kernel > 0 ? in_kernel : 1) + (int64_t)waiting;
 }
 
-/* Waits for nobody. If there are doubts and somebody has the lock for long, a token may be taken for a message. */
+/* Waits for nobody. Without the lock the kernel's number and the token's flag may be of different times, between which somebody
+ * mended the tokens or put one out; so the flags have to be the same before and after. If they never are, or there are doubts and
+ * somebody has the lock for long, tokens may be taken for messages next to which they stand, but a queue that has messages is never
+ * said to have none, nor a bounded one to have more than fit. */
 int64_t mp_queue_size(struct mp_queue_view *v) {
-    for (int spins = 0; spins < 64 && atomic_load(&v->q->token) & MP_DOUBTS; spins++) {
-        if (mp_lock_try(v->f, v->b, 0)) {
+    const uint32_t unsure = MP_DOUBTS | MP_TOKEN_MENDING, passing = MP_TOKEN_ARENA | MP_TOKEN_DRY | MP_TOKEN_GONE;
+    for (int spins = 0; spins < 64; spins++) {
+        uint32_t before = atomic_load(&v->q->token);
+        if (!(before & unsure)) {
+            int64_t size = mp_queue_count(v);
+            if (size < 0 || ((atomic_load(&v->q->token) ^ before) & ~passing) == 0)
+                return size;
+        } else if (mp_lock_try(v->f, v->b, 0)) {
             if (mp_queue_entered(v) != MP_OK)
                 break;
             int64_t size = mp_queue_count(v);
             mp_queue_unlock(v);
             return size;
+        } else {
+            mp_pause();
         }
-        mp_pause();
     }
-    return mp_queue_count(v);
+    int64_t size = mp_queue_count(v);
+    return size >= 0 && v->b->size != 0 && (uint64_t)size > v->b->size ? (int64_t)v->b->size : size;
 }
 
 /* For how many more messages there is room, at least; 0: none, as far as can be known without the lock. -1 with errno. */

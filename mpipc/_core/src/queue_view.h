@@ -24,7 +24,8 @@ enum {
     MP_TOKEN_REPAIR = 4,  /* the spill was being changed by a process that died */
     MP_TOKEN_ARENA = 8,   /* the queue owns segments, or its maker died making one */
     MP_TOKEN_DRY = 16,    /* the kernel queue has only tokens, but for what comes from senders who clear this */
-    MP_TOKEN_GONE = 32    /* the kernel queue was removed */
+    MP_TOKEN_GONE = 32,   /* the kernel queue was removed */
+    MP_TOKEN_MENDING = 64 /* the lock's owner is about to make the tokens exact again */
 };
 
 /* Flags of a queue. */
