@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,58 @@ def test_families_and_list() -> None:
             assert [child, "alive"] in [line[:2] for line in words]
             assert ["queue", "msqid", queue, f"{parent},", child] in words
             assert "1 event, 1 lock" in result.stdout
+        assert running.finish("\n").returncode == 0
+
+
+WAITING = """
+import os, sys, threading
+import mpipc
+from mpipc._core import current
+
+def take(lock):
+    with lock:
+        pass
+
+def take_twice(lock, event, queue, items):
+    threads = [threading.Thread(target=take, args=(lock,)), threading.Thread(target=event.wait)]
+    threads += [threading.Thread(target=queue.get), threading.Thread(target=items.put, args=(2,))]
+    threads += [threading.Thread(target=queue.get, kwargs={"timeout": 3600})]
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+context = mpipc.get_context("fork")
+lock, event, queue, items = context.Lock(), context.Event(), context.Queue(), context.Queue(1)
+items.put(1)
+with lock:
+    child = context.Process(target=take_twice, args=(lock, event, queue, items))
+    child.start()
+    while len(current().waits()) < 5:
+        os.sched_yield()
+    print(os.getpid(), threading.get_native_id(), child.pid, current().shmid, flush=True)
+    sys.stdin.readline()
+event.set()
+items.get(), items.get(), queue.put(3), queue.put(4)
+child.join()
+assert current().waits() == []
+"""
+
+
+def test_list_says_who_waits_for_what() -> None:
+    with start_script(WAITING) as running:
+        assert running.stdout is not None
+        parent, thread, child, family = running.stdout.readline().split()
+        output = command("list", family).stdout
+        lines = output[output.index("WAITING") :].splitlines()
+        assert lines[0].split() == ["WAITING", "THREAD", "FOR", "SECONDS", "HAS", "IT"]
+        waits = [line.split() for line in lines[1:]]
+        assert {wait[0] for wait in waits} == {child}
+        assert len({wait[1] for wait in waits}) == 5, "each thread has its number"
+        found = sorted(re.sub(r"[^a-z ]", "", " ".join(wait[2:])).strip() for wait in waits)
+        assert found == ["a message of queue"] * 2 + ["event", "lock    thread", "room of queue"], output
+        assert next(wait for wait in waits if wait[2] == "lock")[-3:] == [f"{parent},", "thread", thread]
         assert running.finish("\n").returncode == 0
 
 

@@ -32,7 +32,8 @@ before."""
 
 CORE_LAYERS = """
     outcome.h base.h layout.h family.h ledger.h
-    processes sets
+    threads
+    processes sets waits
     liveness
     holders slots.h
     slots

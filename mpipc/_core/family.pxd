@@ -76,7 +76,11 @@ cdef extern from "core.h" nogil:
         uint64_t offset
         uint64_t size
 
+    cdef struct mp_more_lock "lock":
+        uint32_t thread
+
     cdef union mp_more:
+        mp_more_lock lock
         mp_more_heap heap
 
     cdef struct mp_block:
@@ -97,7 +101,6 @@ cdef extern from "core.h" nogil:
         uint64_t ticket
         uint64_t generation
         uint32_t index
-        uint32_t tid
 
     cdef struct mp_header:
         uint32_t state
@@ -190,8 +193,8 @@ cdef extern from "core.h" nogil:
     int mp_bell_await(mp_family *f, uint32_t bell, int op, int64_t deadline_ns)
 
     bint mp_lock_try(mp_family *f, mp_block *b, uint64_t contended)
-    void mp_lock_set_thread(mp_block *b, uint64_t thread)
-    uint64_t mp_this_thread()
+    void mp_lock_set_thread(mp_block *b, uint32_t thread)
+    uint32_t mp_this_thread()
     bint mp_lock_mine(mp_family *f, mp_block *b)
     int mp_lock_wait(mp_family *f, uint32_t index, int64_t deadline_ns)
     int mp_lock_release(mp_family *f, uint32_t index)
@@ -239,6 +242,19 @@ cdef extern from "core.h" nogil:
         MP_UNDO_IGNORED
     mp_undo_verdict mp_undo(mp_family *f)
     int64_t mp_now_ns()
+
+    cdef struct mp_waiting:
+        int slot
+        pid_t tid
+        uint32_t where
+        int64_t since_ns
+    uint32_t mp_wait_high(mp_family *f)
+    void mp_wait_over()
+    bint mp_wait_read(mp_family *f, uint32_t index, mp_waiting *waiting)
+    int64_t mp_wait_object(mp_family *f, const mp_waiting *waiting, const char **purpose)
+    cdef struct mp_kind_row:
+        bint has_lock
+    const mp_kind_row *mp_kind_of(const mp_block *b)
 
 
 cdef class Family:

@@ -90,7 +90,9 @@ cdef extern from "core.h" nogil:
     int mp_room_wait(mp_family *f, mp_room *room, int64_t deadline_ns)
     uint32_t mp_room_count(mp_room *room)
     void mp_queue_await_hearing(mp_queue_view *v, int64_t deadline_ns)
-    uint32_t mp_sleepers(mp_family *f, uint32_t queue)
+    enum:
+        MP_WAIT_MESSAGE
+    uint32_t mp_waits_count(mp_family *f, int kind, uint32_t where)
     void mp_room_ring(mp_family *f, mp_room *room, bint all)
 
     int mp_watch_start(mp_queue_view *v, mp_watch *w, int fd)

@@ -807,7 +807,7 @@ cdef class MessageQueue:
         mp_arena_usage(&self.v, &nbytes, &in_use, &segments)
         return (
             self.v.q.spilled, nbytes, in_use, segments,
-            mp_room_count(&self.v.q.getters) + mp_sleepers(self.v.f, self.v.index),
+            mp_room_count(&self.v.q.getters) + mp_waits_count(self.v.f, MP_WAIT_MESSAGE, self.v.index),
             mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)
 
     # ---- the end of the process

@@ -67,6 +67,19 @@ def _describe(family: Any) -> Iterator[str]:
             rows.append((kind, f"{KERNEL_OBJECTS[kind]} {number}", ", ".join(map(str, holders)) or "nobody"))
     if len(rows) > 1:
         yield from lines(rows, "  ")
+    waits = family.waits()
+    if waits:
+        yield from lines(list(_waits(family, waits, {index: kind for index, kind, _, _ in blocks})), "  ")
+
+
+def _waits(family: Any, waits: list[tuple[int, int, int, str, float]], kinds: dict[int, str]) -> Iterator[Any]:
+    """A line for each thread that sleeps: whose it is, for what it waits and how long, and who has that."""
+    yield ("WAITING", "THREAD", "FOR", "SECONDS", "HAS IT")
+    for pid, thread, index, purpose, seconds in sorted(waits):
+        what = f"{kinds.get(index, 'object')} {index}"
+        owner = family.owner_of(index) if not purpose or purpose == "its lock" else None
+        owners = "" if owner is None else f"{owner[0]}, thread {owner[1]}" if owner[1] else str(owner[0])
+        yield (str(pid), str(thread), f"{purpose} of {what}" if purpose else what, f"{seconds:.1f}", owners)
 
 
 def _command_line(pid: int) -> str:

@@ -112,7 +112,7 @@ static void send_and_take(void) {
     if (outcome == MP_BUSY)
         mp_queue_take(&queue, &item, mp_now_ns() + 1000000);
     mp_queue_size(&queue);
-    mp_sleepers(f, blocks[6]);
+    mp_waits_count(f, MP_WAIT_MESSAGE, blocks[6]);
 }
 
 static void use_everything(void) {

@@ -928,6 +928,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "bulk_scenarios.h"
 #include "family_scenarios.h"
 #include "sync_scenarios.h"
+#include "wait_scenarios.h"
 
 static const struct scenario scenarios[] = {
     {"semaphore-acquire", setup_semaphore_3, NULL, op_acquire, NULL, NULL, check_3},
@@ -1102,6 +1103,9 @@ static const struct scenario scenarios[] = {
     {"recover", setup_victim, NULL, op_recover, NULL, NULL, check_recovered},
     {"found", setup_nothing, NULL, op_found, NULL, NULL, check_swept, .founds = true},
     {"sweep", setup_dead_family, NULL, op_sweep, NULL, NULL, check_swept},
+    {"wait-record", setup_nothing, NULL, op_note_wait, NULL, NULL, check_no_wait},
+    {"wait-record-makes-room", setup_full_waits, NULL, op_note_wait, NULL, NULL, check_more_waits},
+    {"wait-record-recover", setup_dead_waiter, NULL, op_mp_recover, NULL, NULL, check_no_wait},
 };
 
 /* ---- the machine ---------------------------------------------------------------------------------------------------------------------- */

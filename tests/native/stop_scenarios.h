@@ -743,6 +743,58 @@ static void child_finishes_tasks(void) {
         }
 }
 
+/* ---- wait records ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* A record that is being written is not read, and one that is, is one wait's: not where one was, and since when another is. */
+static struct mp_wait *parents;
+static void setup_waits(void) {
+    count_objects();
+    parents = NULL;
+}
+static void setup_parents_wait(void) {
+    setup_waits();
+    parents = mp_wait_enter(f, MP_WAIT_RING, 100);
+}
+static void child_waits_twice(void) {
+    mp_wait_leave(mp_wait_enter(f, MP_WAIT_RING, 100), false);
+    mp_wait_leave(mp_wait_enter(f, MP_WAIT_ZERO, 200), false);
+}
+static void others_read_it(void) {
+    struct mp_waiting waiting;
+    int n = waits_now(&waiting);
+    check(n <= 1);
+    if (n == 0)
+        return;
+    check_equal(waiting.tid, child_pid);
+    check(waiting.slot != f->slot && mp_slot_lives(f, waiting.slot));
+    check(waiting.since_ns > mp_now_ns() - PATIENCE_NS && waiting.since_ns <= mp_now_ns());
+    check(waiting.where == (waiting.kind == MP_WAIT_RING ? 100u : 200u));
+}
+static void child_reads_it(void) {
+    struct mp_waiting waiting;
+    bool read = mp_wait_read(f, (uint32_t)(parents - f->seg->waits), &waiting);
+    int64_t parents_second = atomic_load((_Atomic int64_t *)&record->put); /* when it began, if it has begun */
+    if (!read)
+        return;
+    check(waiting.kind == MP_WAIT_RING && (waiting.where == 100 || waiting.where == 200));
+    if (parents_second != 0)
+        check((waiting.where == 200) == (waiting.since_ns >= parents_second));
+}
+static void others_wait_again(void) {
+    mp_wait_leave(parents, false);
+    atomic_store((_Atomic int64_t *)&record->put, mp_now_ns());
+    struct mp_wait *again = mp_wait_enter(f, MP_WAIT_RING, 200);
+    check(again == parents);
+}
+static void setup_parents_first_wait(void) {
+    setup_parents_wait();
+    atomic_store((_Atomic int64_t *)&record->put, 0);
+}
+static void check_whole_waits(bool finished) {
+    mp_wait_leave(parents, false);
+    no_record_is_left();
+}
+
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------- */
 
 static const struct scenario stop_scenarios[] = {
@@ -784,6 +836,8 @@ static const struct scenario stop_scenarios[] = {
     {"cell-notify", setup_condition, NULL, child_notifies, NULL, others_use_cells, check_no_cells},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, others_use_ledger, check_each_has_one},
     {"ledger-finish", setup_ledger, NULL, child_finishes_tasks, NULL, others_use_ledger, check_each_has_one},
+    {"wait-record", setup_waits, NULL, child_waits_twice, NULL, others_read_it, check_whole_waits},
+    {"wait-record-read", setup_parents_first_wait, NULL, child_reads_it, NULL, others_wait_again, check_whole_waits},
 };
 
 /* A short operation is stopped at each step, a long one where something has changed and at some of the steps between. While the

@@ -1,4 +1,4 @@
-/* What every file of the core needs: the outcomes, clocks, and a thread's number. */
+/* What every file of the core needs: the outcomes, and clocks. */
 #ifndef MPIPC_BASE_H
 #define MPIPC_BASE_H
 
@@ -9,7 +9,6 @@
 #include "outcome.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -39,19 +38,5 @@ static inline void mp_pause(void) {
 
 /* Of what stands in shared memory nothing is believed beyond the end of a table. */
 static inline uint32_t mp_at_most(uint32_t value, uint32_t most) { return value < most ? value : most; }
-
-#ifndef __has_builtin
-#define __has_builtin(name) 0
-#endif
-
-/* A number that no other living thread of the process has. The thread pointer, where the compiler knows it, is a register;
- * pthread_self(3) of glibc returns the same by a call. */
-static inline uint64_t mp_this_thread(void) {
-#if __has_builtin(__builtin_thread_pointer)
-    return (uint64_t)__builtin_thread_pointer();
-#else
-    return (uint64_t)pthread_self();
-#endif
-}
 
 #endif

@@ -2,6 +2,7 @@
 #include "bells.h"
 
 #include "sets.h"
+#include "waits.h"
 
 union semun {
     int val;
@@ -80,10 +81,12 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
     return errno == EAGAIN && last ? ETIMEDOUT : errno;
 }
 
-/* As mp_bell_wait(), with an outcome for a result. Who has waited in vain looks after the family: at each
+/* As mp_bell_wait(), with an outcome for a result, and a record of it. Who has waited in vain looks after the family: at each
  * tick, and if it is not for so long, as often. */
 int mp_bell_await(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns) {
+    struct mp_wait *wait = mp_wait_enter(f, op == 0 ? MP_WAIT_ZERO : MP_WAIT_RING, bell);
     int error = mp_bell_wait(f, bell, op, deadline_ns);
+    mp_wait_leave(wait, error == EAGAIN || error == EINTR);
     switch (error) {
     case EAGAIN:
         mp_look_after_now(f);

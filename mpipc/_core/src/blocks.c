@@ -213,6 +213,13 @@ uint64_t mp_owner_word(struct mp_family *f, uint32_t owner) {
     return (uint64_t)mp_block_serial(atomic_load(&mp_block_at(f, owner)->word)) << 32 | TAG << 3 | owner;
 }
 
+/* The block that it belongs to; -1: to none that is there. */
+int64_t mp_block_owner(struct mp_family *f, uint32_t index) {
+    uint64_t word = mp_block_at(f, index)->more.owned.owner;
+    uint32_t owner = (uint32_t)word & (MP_BLOCKS - 1);
+    return mp_owner_word(f, owner) == word ? (int64_t)owner : -1;
+}
+
 /* Of a block in MAKING: from now on it is READY, and goes with its owner, which has to look for what it owns when it is taken down.
  * Who dies before the last store leaves it in MAKING. */
 void mp_block_give(struct mp_family *f, uint32_t index, uint32_t owner) {

@@ -15,9 +15,6 @@
 #include "bells.h"
 #include "slots.h"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 static uint64_t cell_word(enum mp_cell_state state, int slot, uint32_t index) {
     return (uint64_t)state | (uint64_t)(slot + 1) << 8 | (uint64_t)index << 32;
 }
@@ -41,7 +38,6 @@ int64_t mp_cell_enter(struct mp_family *f, uint32_t index, uint64_t generation, 
         atomic_store(&c->ticket, atomic_fetch_add(&mp_block_at(f, index)->condition.tickets, 1));
         atomic_store(&c->generation, generation);
         atomic_store(&c->index, place);
-        c->tid = (uint32_t)syscall(SYS_gettid);
         atomic_store(&c->word, cell_word(MP_CELL_WAITING, f->slot, index));
         return i;
     }

@@ -29,7 +29,9 @@
 #include "spill.h"
 #include "sweep.h"
 #include "tick.h"
+#include "threads.h"
 #include "trim.h"
+#include "waits.h"
 #include "watch.h"
 
 #endif

@@ -21,7 +21,7 @@ struct mp_family {
     uint64_t me;   /* slot + 1, 0 while this process has not joined */
     int fork_slot; /* reserved for the child of the fork that is under way, -1 if none */
     int start_slot;        /* the same, reserved by Process.start() before that; -1 if none */
-    uint64_t start_thread; /* mp_this_thread() of who reserved it */
+    uint32_t start_thread; /* mp_this_thread() of who reserved it */
     int32_t squatted_key;  /* the last key that was found taken by another user */
     pid_t reaper_child;    /* a reaper that is a direct child of this process, 0 if none */
     uint32_t *local_refs;   /* handles of this process, by block */
@@ -65,6 +65,11 @@ static inline uint32_t mp_block_high(struct mp_family *f) { return mp_at_most(at
 static inline uint32_t mp_chunk_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->chunk_high), MP_CHUNKS); }
 static inline uint32_t mp_record_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->record_high), MP_RECORDS); }
 static inline uint32_t mp_cell_high(struct mp_family *f) { return mp_at_most(atomic_load(&f->h->cell_high), MP_CELLS); }
+
+static inline uint32_t mp_wait_high(struct mp_family *f) {
+    uint32_t high = mp_at_most(atomic_load(&f->h->wait_high), MP_WAITS);
+    return high > MP_WAITS_LEAST ? high : MP_WAITS_LEAST;
+}
 
 static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) { return &f->seg->blocks[index]; }
 

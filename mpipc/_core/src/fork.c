@@ -5,6 +5,7 @@
 #include "processes.h"
 #include "sets.h"
 #include "slots.h"
+#include "threads.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -153,11 +154,11 @@ int mp_transit_claim(struct mp_family *f, int64_t token) {
     int slot = mp_transit_slot(token);
     struct mp_slot *s = &f->seg->slots[slot];
     uint64_t word = atomic_load(&s->word);
-    if (is_transit(word, token) && atomic_load(&f->seg->pid_ns[slot]) != f->pid_ns)
-        atomic_store(&f->seg->pid_ns[slot], 0); /* nobody may take our pid for one of the sender's namespace */
+    if (is_transit(word, token) && atomic_load(&f->seg->slots[slot].pid_ns) != f->pid_ns)
+        atomic_store(&f->seg->slots[slot].pid_ns, 0); /* nobody may take our pid for one of the sender's namespace */
     while (is_transit(word, token))
         if (atomic_compare_exchange_weak(&s->word, &word, mp_slot_word(MP_SLOT_TRANSIT, mp_slot_generation(word), getpid()))) {
-            atomic_store(&f->seg->pid_ns[slot], f->pid_ns);
+            atomic_store(&f->seg->slots[slot].pid_ns, f->pid_ns);
             return MP_OK;
         }
     return ESTALE;

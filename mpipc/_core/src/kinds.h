@@ -3,7 +3,7 @@
 #ifndef MPIPC_KINDS_H
 #define MPIPC_KINDS_H
 
-#include "family.h"
+#include "waits.h"
 
 struct mp_kind_row {
     bool has_lock; /* its payload begins with a struct mp_lock */
@@ -14,10 +14,13 @@ struct mp_kind_row {
     void (*reclaim)(struct mp_family *f, uint32_t index, int by_slot); /* pinned, but is it still wanted? */
     void (*heal)(struct mp_family *f, uint32_t index); /* rings that may have been lost */
     void (*trim)(struct mp_family *f, uint32_t index, int64_t idle_ns); /* memory that was not used for so long */
+    const char *(*purpose)(struct mp_block *b, const struct mp_waiting *waiting); /* what of it is waited for; NULL: itself */
 };
 
 /* Any number may stand in shared memory. */
 const struct mp_kind_row *mp_kind_of(const struct mp_block *b);
+
+int64_t mp_wait_object(struct mp_family *f, const struct mp_waiting *waiting, const char **purpose);
 
 /* The key of the object is compared before it is removed: an id may have been given out again since. */
 static inline void mp_kind_remove(struct mp_block *b) {

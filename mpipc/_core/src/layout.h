@@ -25,14 +25,15 @@
 #include <sys/shm.h>
 
 #define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
-#define MP_VERSION 3u
+#define MP_VERSION 4u
 
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_CHUNKS (1u << 18)  /* lists of holders, for blocks that have more than MP_HOLDERS of them */
 #define MP_RECORDS (1u << 16) /* (process, semaphore) pairs in use */
-#define MP_SLEEPERS 8         /* queues of which a process is known to sleep in msgrcv(2) at a time */
 #define MP_CELLS (1u << 14)   /* threads waiting in a Condition or Barrier */
+#define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
+#define MP_WAITS_LEAST 64u
 #define MP_RECENT 256u
 
 /* Semaphores stand in pooled sets of one size, the first of each set carries the family's mark. The size is what SEMMSL allows at
@@ -76,7 +77,8 @@ struct mp_slot {
     _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
     _Atomic uint32_t suspect;    /* since when (ms, 0: not) scans have found no process behind a reservation */
     _Atomic uint32_t kept;       /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
-    _Atomic uint32_t sleepers[MP_SLEEPERS]; /* block:18 | threads:14 << 18 that sleep in msgrcv(2); see rooms.c */
+    _Atomic uint32_t pid_ns;     /* in which the pid in the word means something; 0: not noted yet */
+    uint8_t pad[28];
 };
 
 enum { MP_KEEP_NOTHING, MP_KEEP_WANTED, MP_KEEP_DONE };
@@ -152,9 +154,8 @@ struct mp_room {
 union mp_more {
     struct {
         uint64_t unused[2];
-        _Atomic uint64_t
-            thread; /* mp_this_thread() of the owner. Written after the word is taken, set to 0 before it is given back,
-                                  * so in the owning process it is never an earlier owner's */
+        _Atomic uint32_t thread; /* mp_this_thread() of the owner. Written after the word is taken, set to 0 before it is given
+                                  * back, so in the owning process it is never an earlier owner's */
     } lock;
     struct {
         struct mp_room joiners; /* of a counted queue */
@@ -247,8 +248,25 @@ struct mp_cell {
     _Atomic uint64_t ticket;     /* order of arrival */
     _Atomic uint64_t generation; /* of the barrier */
     _Atomic uint32_t index;      /* what Barrier.wait() returns */
-    uint32_t tid;
-    uint8_t pad[32];
+    uint8_t pad[36];
+};
+
+/* ---- wait records: threads that sleep --------------------------------------------------------------------------- */
+
+enum mp_wait_kind {
+    MP_WAIT_NONE,
+    MP_WAIT_WRITING, /* the record is being written */
+    MP_WAIT_RING,    /* for a ring of the bell `where` */
+    MP_WAIT_ZERO,    /* for the bell `where` to be 0: of an event */
+    MP_WAIT_MESSAGE  /* in msgrcv(2), for a message in the queue of the block `where` */
+};
+
+/* word = kind:8 | slot + 1:16 << 8 | tid:32 << 32; 0: free. See waits.c */
+struct mp_wait {
+    _Atomic uint64_t word;
+    _Atomic int64_t since_ns; /* CLOCK_MONOTONIC */
+    _Atomic uint32_t where;
+    uint8_t pad[12];
 };
 
 /* ---- the segment ----------------------------------------------------------------------------------------------- */
@@ -264,23 +282,29 @@ struct mp_header {
     int32_t creator;
     uint32_t set_size;     /* semaphores of each pooled set */
     _Atomic int32_t semid; /* the family's own set + 1, 0 while there is none */
-    _Atomic uint32_t block_high; /* blocks at or above were never used */
-    _Atomic uint32_t block_hint;
+    uint32_t pid_ns; /* the founder's pid namespace */
+    char program[256];
+
+    /* Up to where the tables have been used: blocks at or above block_high never were. Read by everybody, seldom written. */
+    _Alignas(64) _Atomic uint32_t block_high;
     _Atomic uint32_t record_high;
-    _Atomic uint32_t record_hint;
     _Atomic uint32_t cell_high;
     _Atomic uint32_t slot_high;
     _Atomic uint32_t chunk_high;
+    _Atomic uint32_t wait_high;
+    _Atomic uint32_t undo; /* MP_UNDO_: does SEM_UNDO work here? See liveness.c */
+
+    /* Written by whoever takes something: in a line that nobody else has to read. */
+    _Alignas(64) _Atomic uint32_t block_hint;
+    _Atomic uint32_t record_hint;
     _Atomic uint32_t chunk_hint;
-    _Atomic uint32_t missing_since; /* when (ms, 0: not) fewer processes were attached than are alive; see recovery.c */
+
+    _Alignas(64) _Atomic uint32_t missing_since; /* when (ms, 0: not) fewer were attached than are alive; see recovery.c */
     _Atomic int64_t reaper_launched_ns;
     _Atomic uint64_t deaths_seen; /* slots recovered so far: statistics */
-    _Atomic uint32_t undo;        /* MP_UNDO_: does SEM_UNDO work here? See liveness.c, also for these: */
-    uint32_t pid_ns;              /* the founder's pid namespace */
-    _Atomic uint64_t reaper;      /* the reaper, by pid and start time; 0: there was none so far */
+    _Atomic uint64_t reaper;      /* the reaper, by pid and start time; 0: there was none so far. See liveness.c */
     _Atomic uint32_t reaper_ns;   /* its pid namespace */
     _Atomic uint64_t recoverer;   /* who has the recovery lock, 0: nobody */
-    char program[256];
 };
 
 struct mp_segment {
@@ -291,8 +315,8 @@ struct mp_segment {
     _Atomic int32_t alive_sets[MP_ALIVE_SETS + -MP_ALIVE_SETS % 16]; /* id + 1, 0 while there is none */
     _Atomic int32_t bell_sets[MP_BELL_SETS + -MP_BELL_SETS % 16];
     struct mp_slot slots[MP_SLOTS];
-    _Atomic uint32_t pid_ns[MP_SLOTS]; /* in which the pid in the slot's word means something; 0: not noted yet */
     struct mp_cell cells[MP_CELLS];
+    struct mp_wait waits[MP_WAITS];
     struct mp_record records[MP_RECORDS];
     struct mp_block blocks[MP_BLOCKS];
     struct mp_chunk chunks[MP_CHUNKS];
@@ -302,7 +326,7 @@ _Static_assert(sizeof(struct mp_header) <= 4096, "the header fits its page");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "what processes share is changed by the processor itself, not under a lock");
 _Static_assert(MP_SLOTS < 0xffff, "slot + 1 fits 16 bits");
 _Static_assert(sizeof(struct mp_slot) == 64 && sizeof(struct mp_cell) == 64 && sizeof(struct mp_chunk) == 64, "a line each");
-_Static_assert(sizeof(struct mp_record) == 32, "two to a cache line");
+_Static_assert(sizeof(struct mp_record) == 32 && sizeof(struct mp_wait) == 32, "two to a cache line");
 _Static_assert(offsetof(struct mp_block, word) == 64, "the payload has a cache line of its own");
 _Static_assert(offsetof(struct mp_block, holders) == 128 && sizeof(struct mp_block) == 192, "three cache lines");
 _Static_assert(offsetof(struct mp_segment, slots) % 64 == 0 && offsetof(struct mp_segment, blocks) % 64 == 0, "aligned");
@@ -325,6 +349,18 @@ static inline uint32_t mp_block_serial(uint64_t word) { return word >> 32; }
 /* Is it there for its holders? */
 static inline bool mp_block_is_live(uint64_t word) {
     return mp_block_state_of(word) == MP_BLOCK_READY || mp_block_state_of(word) == MP_BLOCK_LEAVING;
+}
+
+static inline uint64_t mp_wait_word(enum mp_wait_kind kind, int slot, pid_t tid) {
+    return (uint64_t)kind | (uint64_t)(slot + 1) << 8 | (uint64_t)(uint32_t)tid << 32;
+}
+static inline enum mp_wait_kind mp_wait_kind_of(uint64_t word) { return word & 0xff; }
+static inline int mp_wait_slot(uint64_t word) { return (int)(word >> 8 & 0xffff) - 1; }
+static inline pid_t mp_wait_tid(uint64_t word) { return (pid_t)(word >> 32); }
+
+/* A set of slots, as recovery has of the dead ones. */
+static inline bool mp_slots_have(const uint64_t *slots, int slot) {
+    return slot >= 0 && slot < (int)MP_SLOTS && (slots[slot / 64] >> slot % 64 & 1);
 }
 
 static inline int mp_record_slot(uint64_t owner) { return (int)(owner >> 32 & 0xffff) - 1; }

@@ -16,7 +16,7 @@
  * and the semaphore, and the reaper is there if its semaphore says so and nobody knows better by its name.
  *
  * A pid means a process in the pid namespace of who wrote it down only. Containers may share IPC and not pids (the pods of
- * Kubernetes do), so the namespace stands beside each slot (pid_ns[]), and nobody asks for a pid of another. Where SEM_UNDO works the
+ * Kubernetes do), so the namespace stands beside each slot (mp_slot.pid_ns), and nobody asks for a pid of another. Where SEM_UNDO works the
  * kernel's word is enough for members in any namespace. Where it does not, a family has one namespace.
  *
  * Invariants:

@@ -3,6 +3,7 @@
 #define MPIPC_LOCK_H
 
 #include "family.h"
+#include "threads.h"
 
 /* The fast path of every lock. contended: MP_LOCK_CONTENDED after parking, because others may be parked still; else 0. Needs
  * a joined process: fails else. */
@@ -23,7 +24,7 @@ static inline bool mp_lock_release_now(struct mp_family *f, struct mp_block *b) 
     return word != 0 && atomic_compare_exchange_strong(&b->lock.word, &word, 0);
 }
 
-static inline void mp_lock_set_thread(struct mp_block *b, uint64_t thread) {
+static inline void mp_lock_set_thread(struct mp_block *b, uint32_t thread) {
     atomic_store_explicit(&b->more.lock.thread, thread, memory_order_release);
 }
 

@@ -393,7 +393,7 @@ static bool held_by(struct mp_family *f, uint32_t index, const uint64_t *dead) {
     uint16_t slots[MP_HOLDERS];
     uint32_t count = mp_block_holders(f, index, slots, MP_HOLDERS);
     for (uint32_t i = 0; i < count; i++)
-        if (dead[slots[i] / 64] >> slots[i] % 64 & 1)
+        if (mp_slots_have(dead, slots[i]))
             return true;
     return false;
 }

@@ -236,10 +236,6 @@ void mp_piece_free(struct mp_queue_view *v, const struct mp_piece *piece) {
 
 /* ---- after a death -------------------------------------------------------------------------------------- */
 
-static bool is_dead(const uint64_t *dead, int slot) {
-    return slot >= 0 && slot < (int)MP_SLOTS && (dead[slot / 64] >> slot % 64 & 1);
-}
-
 /* What becomes of a piece whose slot is dead, or was dead when an earlier recovery, which did not end, took it out of the word. */
 static enum mp_piece_state after_death(enum mp_piece_state state) {
     switch (state) {
@@ -268,7 +264,7 @@ bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
             bool trimmed = nobodys && state == MP_PIECE_FILLING; /* by a reaper that died in it */
             if (nobodys && (state == MP_PIECE_POSTED || state == MP_PIECE_ORPHAN))
                 doubtful = true; /* by a recovery that died before it could say so, perhaps */
-            if (!trimmed && !is_dead(dead, mp_piece_slot_of(word)))
+            if (!trimmed && !mp_slots_have(dead, mp_piece_slot_of(word)))
                 continue;
             enum mp_piece_state next = trimmed ? MP_PIECE_FREE : after_death(state);
             if (next == MP_PIECE_FREE)

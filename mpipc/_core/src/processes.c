@@ -58,7 +58,7 @@ uint32_t mp_pid_namespace(void) {
 
 /* May the pid in this slot's word mean another process here? So it is as long as its writer has not noted his namespace. */
 bool mp_slot_is_foreign(struct mp_family *f, int slot) {
-    uint32_t theirs = atomic_load(&f->seg->pid_ns[slot]);
+    uint32_t theirs = atomic_load(&f->seg->slots[slot].pid_ns);
     return theirs != f->pid_ns && theirs != MP_PID_NS_UNKNOWN && f->pid_ns != MP_PID_NS_UNKNOWN;
 }
 

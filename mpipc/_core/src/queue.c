@@ -306,6 +306,15 @@ int64_t mp_queue_room(struct mp_queue_view *v) {
     return size < 0 ? size : (uint64_t)size < v->b->size ? (int64_t)(v->b->size - (uint64_t)size) : 0;
 }
 
+/* What a waiter in a queue waits for. */
+const char *mp_queue_purpose(struct mp_block *b, const struct mp_waiting *waiting) {
+    struct mp_queue *q = mp_queue_of(b);
+    uint32_t bell = waiting->where + 1;
+    if (waiting->kind == MP_WAIT_MESSAGE || bell == atomic_load(&q->getters.bell))
+        return "a message";
+    return bell == atomic_load(&q->putters.bell) ? "room" : bell == atomic_load(&mp_joiners(b)->bell) ? "its tasks" : "its lock";
+}
+
 /* ---- tasks -------------------------------------------------------------------------------------------------------------------- */
 
 /* Of a counted queue: messages in it, and those taken and not yet done. -1 with errno: what mp_queue_lock() says. */

@@ -15,6 +15,7 @@
 #define MPIPC_QUEUE_H
 
 #include "queue_view.h"
+#include "waits.h"
 
 int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_t flags);
 int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index);
@@ -35,6 +36,7 @@ int64_t mp_queue_size(struct mp_queue_view *v);
 int64_t mp_queue_room(struct mp_queue_view *v);
 int mp_queue_task_done(struct mp_queue_view *v, int64_t deadline_ns);
 int64_t mp_queue_unfinished(struct mp_queue_view *v, int64_t deadline_ns);
+const char *mp_queue_purpose(struct mp_block *b, const struct mp_waiting *waiting);
 void mp_queue_take_down(struct mp_family *f, uint32_t index);
 void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead);
 void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns);

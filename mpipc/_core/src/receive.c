@@ -259,10 +259,10 @@ int mp_queue_await(struct mp_queue_view *v, struct mp_item *item) {
     if (RELAXED_LOAD(v->streak) > WORTHWHILE_STREAK)
         RELAXED_STORE(v->patience, MP_SHORTEST_STREAK);
     RELAXED_STORE(v->streak, 0);
-    _Atomic uint32_t *place = mp_sleeper_enter(v->f, v->index);
+    struct mp_wait *wait = mp_wait_enter(v->f, MP_WAIT_MESSAGE, v->index);
     ssize_t n = receive(v, item, v->selector, 0);
     int error = n < 0 ? nothing_received(errno) : MP_OK;
-    mp_sleeper_leave(place);
+    mp_wait_leave(wait, error == MP_INTERRUPTED);
     if (error == MP_OK)
         error = received(v, item, n);
     return error == MP_BUSY ? mp_queue_take(v, item, -1) : error;

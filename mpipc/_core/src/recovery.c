@@ -15,6 +15,7 @@
 #include "semaphore.h"
 #include "sets.h"
 #include "slots.h"
+#include "waits.h"
 
 #include <limits.h>
 #include <string.h>
@@ -23,10 +24,6 @@ struct dead {
     uint64_t bits[MP_SLOTS / 64];
     int count;
 };
-
-static bool is_dead(const struct dead *dead, int slot) {
-    return slot >= 0 && slot < (int)MP_SLOTS && (dead->bits[slot / 64] >> slot % 64 & 1);
-}
 
 #ifndef MP_SUSPICION_MS
 #define MP_SUSPICION_MS 200
@@ -162,11 +159,11 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     case MP_BLOCK_FREE:
         return;
     case MP_BLOCK_MAKING:
-        if (is_dead(dead, mp_block_slot_of(word)))
+        if (mp_slots_have(dead->bits, mp_block_slot_of(word)))
             mp_block_abandon(f, index);
         return;
     case MP_BLOCK_DYING: /* by a dead process, or by a recovery (slot -1) that did not end */
-        if (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word)))
+        if (mp_block_slot_of(word) < 0 || mp_slots_have(dead->bits, mp_block_slot_of(word)))
             mp_block_abandon(f, index);
         return;
     case MP_BLOCK_LEAVING: /* in doubt, and as long as it is, it is used as before */
@@ -176,13 +173,13 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     const struct mp_kind_row *kind = mp_kind_of(b);
     if (kind->has_lock) {
         int owner = (int)(atomic_load(&b->lock.word) & MP_LOCK_OWNER) - 1;
-        if (is_dead(dead, owner))
+        if (mp_slots_have(dead->bits, owner))
             mp_lock_recover(f, index, owner);
     }
     if (kind->recover != NULL)
         kind->recover(f, index, dead->bits);
     mp_block_drop_holders(f, index, dead->bits);
-    if (mp_block_state_of(word) == MP_BLOCK_LEAVING && (mp_block_slot_of(word) < 0 || is_dead(dead, mp_block_slot_of(word))))
+    if (mp_block_state_of(word) == MP_BLOCK_LEAVING && (mp_block_slot_of(word) < 0 || mp_slots_have(dead->bits, mp_block_slot_of(word))))
         mp_block_settle(f, index, -1);
     else if (!mp_block_try_free(f, index, -1) && kind->reclaim != NULL)
         kind->reclaim(f, index, -1);
@@ -213,26 +210,29 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
     high = mp_record_high(f);
     for (uint32_t i = 0; i < high; i++) {
         uint64_t owner = atomic_load(&f->seg->records[i].owner);
-        if (owner != 0 && is_dead(dead, mp_record_slot(owner)))
+        if (owner != 0 && mp_slots_have(dead->bits, mp_record_slot(owner)))
             mp_sem_return_units(f, i);
     }
     high = mp_cell_high(f);
     for (uint32_t i = 0; i < high; i++) {
         uint64_t word = atomic_load(&f->seg->cells[i].word);
-        if (word != 0 && is_dead(dead, mp_cell_slot(word)))
+        if (word != 0 && mp_slots_have(dead->bits, mp_cell_slot(word)))
             mp_cell_recover(f, i, mp_cell_slot(word));
     }
+    high = mp_wait_high(f);
+    for (uint32_t i = 0; i < high; i++)
+        mp_wait_recover(f, i, dead->bits);
     high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         recover_block(f, i, dead);
     heal(f);
     high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++)
-        if (is_dead(dead, (int)i)) {
+        if (mp_slots_have(dead->bits, (int)i)) {
             struct mp_slot *s = &f->seg->slots[i];
             atomic_store(&s->leaving, 0);
             atomic_store(&s->start_time, 0);
-            atomic_store(&f->seg->pid_ns[i], 0);
+            atomic_store(&f->seg->slots[i].pid_ns, 0);
             atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(atomic_load(&s->word)), 0));
             atomic_fetch_add(&f->h->deaths_seen, 1);
         }

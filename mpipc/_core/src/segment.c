@@ -77,6 +77,7 @@ int mp_family_create(struct mp_family *f, const char *program, mp_tick_function 
     h->creator = getpid();
     h->set_size = set_size;
     h->pid_ns = f->pid_ns;
+    atomic_store(&h->wait_high, MP_WAITS_LEAST);
     snprintf(h->program, sizeof h->program, "%s", program);
     atomic_store(&h->state, MP_OPEN);
     atomic_store(&h->magic, MP_MAGIC);

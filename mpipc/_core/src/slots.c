@@ -33,7 +33,7 @@ void mp_slot_count_out(struct mp_family *f) {
 
 void mp_slot_unreserve(struct mp_family *f, int slot) {
     uint64_t word = atomic_load(&f->seg->slots[slot].word);
-    atomic_store(&f->seg->pid_ns[slot], 0);
+    atomic_store(&f->seg->slots[slot].pid_ns, 0);
     atomic_store(&f->seg->slots[slot].word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(word), 0));
 }
 
@@ -51,11 +51,9 @@ int mp_slot_claim(struct mp_family *f, uint64_t *expected, int slot) {
         return MP_FOREIGN;
     if (!atomic_compare_exchange_strong(&s->word, expected, joining))
         return ESTALE;
-    atomic_store(&f->seg->pid_ns[slot], f->pid_ns);
+    atomic_store(&f->seg->slots[slot].pid_ns, f->pid_ns);
     atomic_store(&s->start_time, mp_process_start_time(f->pid));
     atomic_store(&s->leaving, 0);
-    for (uint32_t i = 0; i < MP_SLEEPERS; i++)
-        atomic_store(&s->sleepers[i], 0);
     struct sembuf live = {0, 1, SEM_UNDO};
     int semid, error = mp_alive(f, slot, &semid, &live.sem_num) == MP_OK ? count_in(f) : errno;
     if (error == MP_OK && semop(semid, &live, 1) < 0) {
@@ -97,7 +95,7 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
         raise_high(&f->h->slot_high, i + 1);
         if (!atomic_compare_exchange_strong(&s->word, &word, mp_slot_word(state, mp_slot_generation(word) + 1, f->pid)))
             continue;
-        atomic_store(&f->seg->pid_ns[i], f->pid_ns);
+        atomic_store(&f->seg->slots[i].pid_ns, f->pid_ns);
         atomic_store(&s->parent, (uint32_t)f->me);
         atomic_store(&s->start_time, 0);
         atomic_store(&s->suspect, 0);

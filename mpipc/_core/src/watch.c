@@ -9,6 +9,7 @@
 #include "rooms.h"
 #include "slots.h"
 
+#include <pthread.h>
 #include <sys/eventfd.h>
 
 int mp_watch_start(struct mp_queue_view *v, struct mp_watch *w, int fd) {
