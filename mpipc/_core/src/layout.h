@@ -159,7 +159,7 @@ union mp_more {
     } lock;
     struct {
         struct mp_room joiners; /* of a counted queue */
-        uint64_t flags;         /* MP_QUEUE_; fixed when it is made */
+        uint64_t flags; /* MP_QUEUE_; fixed when it is made */
         _Atomic uint64_t posted; /* chunk name:24 | sequence of its piece:40 << 24; 0: nothing is there. See spill.c */
     } queue;
     struct {
@@ -167,7 +167,7 @@ union mp_more {
         uint64_t owner; /* mp_owner_word() of the block that it belongs to */
     } owned;
     struct {
-        uint64_t token;   /* the segment's, too */
+        uint64_t token; /* the segment's, too */
         uint64_t creator; /* pid */
         uint64_t unused;
     } named;
@@ -189,13 +189,13 @@ struct mp_block {
     _Atomic uint64_t word; /* state:8 | slot + 1:16 << 8 | serial:32 << 32; the serial grows when the block is freed */
     uint32_t kind;
     _Atomic uint32_t pinned; /* lives until the family ends even if nobody holds it (a named segment) */
-    _Atomic int32_t id;      /* of the kernel object, -1 while there is none */
+    _Atomic int32_t id; /* of the kernel object, -1 while there is none */
     int32_t key;
     int64_t made_at; /* time(2) just before the kernel object was made */
     uint64_t size;
     union mp_more more;
     _Atomic uint64_t holders[MP_HOLDER_WORDS]; /* four times slot + 1, 0: vacant; in any order, each slot once */
-    _Atomic uint32_t chunks;                   /* chunk + 1 of the first one, 0: none */
+    _Atomic uint32_t chunks; /* chunk + 1 of the first one, 0: none */
     _Atomic uint32_t watcher; /* of a queue: slot + 1 of who last began to watch for a message and does not tell of one yet */
 };
 
@@ -215,7 +215,7 @@ enum mp_chunk_state {
 struct mp_chunk {
     _Atomic uint64_t word;
     _Atomic uint32_t next; /* chunk + 1, 0: the last one */
-    uint32_t range;        /* bit i of held is slot range * MP_CHUNK_SLOTS + i */
+    uint32_t range; /* bit i of held is slot range * MP_CHUNK_SLOTS + i */
     _Atomic uint64_t held[MP_CHUNK_WORDS];
 };
 
@@ -225,7 +225,7 @@ struct mp_chunk {
 struct mp_record {
     _Atomic uint64_t word;
     _Atomic uint64_t owner; /* block + 1 : 32 | slot + 1 : 16 << 32; 0 while free */
-    _Atomic uint32_t done;  /* changes:16 << 16 | the last sequence known to have been written to one of its words:15 */
+    _Atomic uint32_t done; /* changes:16 << 16 | the last sequence known to have been written to one of its words:15 */
     _Atomic uint32_t waiting;
     _Atomic uint32_t returned; /* recovery: by how many units the return of this record raises, or has raised, the value */
     uint8_t pad[4];
@@ -238,16 +238,16 @@ enum mp_cell_state {
     MP_CELL_CLAIMED,
     MP_CELL_WAITING,
     MP_CELL_NOTIFIED, /* one of n: owed to another waiter if this one dies; or a barrier that has opened */
-    MP_CELL_BROKEN,   /* the barrier broke */
-    MP_CELL_RELEASED  /* notified together with everybody else: nobody is owed it */
+    MP_CELL_BROKEN, /* the barrier broke */
+    MP_CELL_RELEASED /* notified together with everybody else: nobody is owed it */
 };
 
 /* word = state:8 | slot:16 << 8 | block:32 << 32 */
 struct mp_cell {
     _Atomic uint64_t word;
-    _Atomic uint64_t ticket;     /* order of arrival */
+    _Atomic uint64_t ticket; /* order of arrival */
     _Atomic uint64_t generation; /* of the barrier */
-    _Atomic uint32_t index;      /* what Barrier.wait() returns */
+    _Atomic uint32_t index; /* what Barrier.wait() returns */
     uint8_t pad[36];
 };
 
@@ -256,9 +256,9 @@ struct mp_cell {
 enum mp_wait_kind {
     MP_WAIT_NONE,
     MP_WAIT_WRITING, /* the record is being written */
-    MP_WAIT_RING,    /* for a ring of the bell `where` */
-    MP_WAIT_ZERO,    /* for the bell `where` to be 0: of an event */
-    MP_WAIT_MESSAGE  /* in msgrcv(2), for a message in the queue of the block `where` */
+    MP_WAIT_RING, /* for a ring of the bell `where` */
+    MP_WAIT_ZERO, /* for the bell `where` to be 0: of an event */
+    MP_WAIT_MESSAGE /* in msgrcv(2), for a message in the queue of the block `where` */
 };
 
 /* word = kind:8 | slot + 1:16 << 8 | tid:32 << 32; 0: free. See waits.c */
@@ -280,7 +280,7 @@ struct mp_header {
     uint64_t nonce;
     uint32_t uid; /* effective, of the founder: the cuid of everything that the family makes */
     int32_t creator;
-    uint32_t set_size;     /* semaphores of each pooled set */
+    uint32_t set_size; /* semaphores of each pooled set */
     _Atomic int32_t semid; /* the family's own set + 1, 0 while there is none */
     uint32_t pid_ns; /* the founder's pid namespace */
     char program[256];
@@ -302,9 +302,9 @@ struct mp_header {
     _Alignas(64) _Atomic uint32_t missing_since; /* when (ms, 0: not) fewer were attached than are alive; see recovery.c */
     _Atomic int64_t reaper_launched_ns;
     _Atomic uint64_t deaths_seen; /* slots recovered so far: statistics */
-    _Atomic uint64_t reaper;      /* the reaper, by pid and start time; 0: there was none so far. See liveness.c */
-    _Atomic uint32_t reaper_ns;   /* its pid namespace */
-    _Atomic uint64_t recoverer;   /* who has the recovery lock, 0: nobody */
+    _Atomic uint64_t reaper; /* the reaper, by pid and start time; 0: there was none so far. See liveness.c */
+    _Atomic uint32_t reaper_ns; /* its pid namespace */
+    _Atomic uint64_t recoverer; /* who has the recovery lock, 0: nobody */
 };
 
 struct mp_segment {

@@ -312,7 +312,9 @@ const char *mp_queue_purpose(struct mp_block *b, const struct mp_waiting *waitin
     uint32_t bell = waiting->where + 1;
     if (waiting->kind == MP_WAIT_MESSAGE || bell == atomic_load(&q->getters.bell))
         return "a message";
-    return bell == atomic_load(&q->putters.bell) ? "room" : bell == atomic_load(&mp_joiners(b)->bell) ? "its tasks" : "its lock";
+    return bell == atomic_load(&q->putters.bell)       ? "room"
+           : bell == atomic_load(&mp_joiners(b)->bell) ? "its tasks"
+                                                       : "its lock";
 }
 
 /* ---- tasks -------------------------------------------------------------------------------------------------------------------- */

@@ -179,7 +179,8 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     if (kind->recover != NULL)
         kind->recover(f, index, dead->bits);
     mp_block_drop_holders(f, index, dead->bits);
-    if (mp_block_state_of(word) == MP_BLOCK_LEAVING && (mp_block_slot_of(word) < 0 || mp_slots_have(dead->bits, mp_block_slot_of(word))))
+    if (mp_block_state_of(word) == MP_BLOCK_LEAVING &&
+        (mp_block_slot_of(word) < 0 || mp_slots_have(dead->bits, mp_block_slot_of(word))))
         mp_block_settle(f, index, -1);
     else if (!mp_block_try_free(f, index, -1) && kind->reclaim != NULL)
         kind->reclaim(f, index, -1);

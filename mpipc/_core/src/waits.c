@@ -74,8 +74,8 @@ bool mp_wait_read(struct mp_family *f, uint32_t index, struct mp_waiting *waitin
     struct mp_wait *w = at(f, index);
     uint64_t word = atomic_load_explicit(&w->word, memory_order_acquire);
     int64_t since = atomic_load_explicit(&w->since_ns, memory_order_relaxed);
-    *waiting = (struct mp_waiting){
-        mp_wait_kind_of(word), mp_wait_slot(word), mp_wait_tid(word), atomic_load_explicit(&w->where, memory_order_relaxed), since};
+    *waiting = (struct mp_waiting){mp_wait_kind_of(word), mp_wait_slot(word), mp_wait_tid(word),
+                                   atomic_load_explicit(&w->where, memory_order_relaxed), since};
     atomic_thread_fence(memory_order_acquire);
     return (waiting->kind == MP_WAIT_RING || waiting->kind == MP_WAIT_ZERO || waiting->kind == MP_WAIT_MESSAGE) &&
            waiting->slot >= 0 && waiting->slot < (int)MP_SLOTS && /* anybody of the family may have written it */
