@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from helpers import (
+from support import (
+    START_METHODS,
     TEST_ID_VARIABLE,
     KernelObjects,
     ProcessInfo,
@@ -48,9 +49,7 @@ from helpers import (
     package_folder,
     processes,
 )
-from privileges import isolate_ipc
-
-START_METHODS = ("fork", "spawn", "forkserver")
+from support.privileges import isolate_ipc
 
 SETTLE_TIME = 5.0
 """Seconds that asynchronous clean-up may take after a test before what is left counts as left behind."""
