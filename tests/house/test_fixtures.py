@@ -1,6 +1,6 @@
-"""The checks in conftest.py and the helpers do notice what they are there to notice.
+"""The checks in plugins/ and the helpers in support/ do notice what they are there to notice.
 
-Each test runs pytest with this conftest.py on a file of its own, in a process of its own.
+Each test runs pytest with our conftest.py on a file of its own, in a process of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def run_pytest(folder: Path, source: str, *options: str, timeout: float = 60) ->
     (folder / "conftest.py").write_text(
         f"import sys\nsys.path.insert(0, {str(CONFTEST.parent)!r})\n"
         f"exec(compile(open({str(CONFTEST)!r}).read(), {str(CONFTEST)!r}, 'exec'))\n"
-        "SETTLE_TIME = 0.5\n"
+        "def pytest_configure():\n"
+        "    from plugins import leftovers\n"
+        "    leftovers.SETTLE_TIME = 0.5\n"
     )
     (folder / "test_inner.py").write_text(LIBC + source)
     (folder / "pytest.ini").write_text("[pytest]\n")
