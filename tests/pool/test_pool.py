@@ -117,13 +117,17 @@ def test_a_function_is_pickled_once_a_map(pool: Any) -> None:
     assert function.pickles == 2
 
 
-def test_more_functions_than_a_worker_remembers(pool: Any) -> None:
+def test_more_functions_than_a_worker_remembers(ctx: Any) -> None:
+    """One whose turn comes again when more than that many others have had theirs is sent again."""
     from mpipc._pool.worker import FUNCTIONS
 
-    maps = [pool.imap(tasks.square, range(6)) for _ in range(FUNCTIONS + 20)]
-    for _ in range(6):
-        for results in maps:
-            next(results)
+    with mpipc.ProcessPoolExecutor(1, ctx) as executor:  # its map() can wait with the next task until a result is taken
+        functions = map(tasks.CountingLoads, range(FUNCTIONS + 20))
+        maps = [executor.map(function, range(3), buffersize=1) for function in functions]
+        for x in range(3):
+            answers = [next(results) for results in maps]
+            assert [value for value, _ in answers] == [x] * len(maps)
+        assert {loads for _, loads in answers} == {3}, "each was forgotten between its tasks"
 
 
 def test_a_task_need_not_wait_behind_another_one(ctx: Any) -> None:

@@ -205,20 +205,23 @@ def test_a_task_that_forks_returns_once(ctx: Any) -> None:
 
 
 def test_somebody_else_reaps_the_workers() -> None:
-    """os.wait() in the program takes the exit status of a worker."""
+    """os.wait() in the program takes the exit status of a worker, before the supervisor asks for it."""
     with mpipc.get_context("fork").Pool(1) as pool:
-        for _ in range(50):  # until the supervisor is once the slower of the two
-            assert pool.apply(tasks.square, (3,)) == 9
-            pid = pool._pool[0].pid
-            os.kill(pid, signal.SIGKILL)
-            try:
-                os.waitpid(pid, 0)
-                break
-            except ChildProcessError:
-                continue
-        else:
-            pytest.skip("the supervisor was faster 50 times")
         assert pool.apply(tasks.square, (3,)) == 9
+        (worker,) = pool._pool
+        taken = threading.Event()
+        asked = worker._popen.poll
+
+        def ask(*flags: int) -> Any:
+            assert taken.wait(LONG)
+            return asked(*flags)
+
+        worker._popen.poll = ask
+        os.kill(worker.pid, signal.SIGKILL)
+        assert os.waitpid(worker.pid, 0) == (worker.pid, signal.SIGKILL)
+        taken.set()
+        assert pool.apply(tasks.square, (3,)) == 9
+        assert pool.statistics().replaced == 1
 
 
 # --- retries ----------------------------------------------------------------------------------------------------------
@@ -292,16 +295,23 @@ def test_timeout(ctx: Any) -> None:
 
 
 def test_a_task_that_ends_is_not_hit_by_its_timeout() -> None:
-    """Tasks that take about as long as they may: each one is either done or timed out, and none is lost."""
+    """Tasks that take from nothing to twice as long as they may: each one is either done or timed out, and the one that
+    comes after it, which the worker runs next, is never hit in its place."""
+    limit = 0.012
     with mpipc.get_context("fork").Pool(2) as pool:
-        results = [pool.apply_async(time.sleep, (0.01,), timeout=0.012) for _ in range(150)]
+        results, others = [], []
+        for number in range(150):
+            results.append(pool.apply_async(time.sleep, (2 * limit * number / 149,), timeout=limit))
+            others.append(pool.apply_async(tasks.square, (number,), timeout=LONG))
         outcomes = collections.Counter()
         for result in results:
             try:
                 outcomes[result.get(LONG)] += 1
             except mpipc.TimeoutError:
                 outcomes["late"] += 1
+        assert [other.get(LONG) for other in others] == [number**2 for number in range(150)]
         assert outcomes[None] + outcomes["late"] == 150
+        assert outcomes[None] and outcomes["late"], "both happened"
         assert pool.statistics().replaced == outcomes["late"]
 
 

@@ -43,11 +43,44 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+DEEPEST = 16
+"""Containers in one another; what is nested more deeply is for pickle."""
+
+
+def depth(obj: Any) -> int:
+    if isinstance(obj, dict):
+        return 1 + max(map(depth, (*obj, *obj.values())), default=0)
+    return 1 + max(map(depth, obj), default=0) if isinstance(obj, (list, tuple)) else 0
+
+
+def unshared(obj: Any) -> Any:
+    """The same, of containers that are referred to from one place each."""
+    if isinstance(obj, dict):
+        return {unshared(key): unshared(value) for key, value in obj.items()}
+    return type(obj)([unshared(item) for item in obj]) if isinstance(obj, (list, tuple)) else obj
+
+
 @given(OBJECTS)
 def test_what_is_written_is_read(obj: Any) -> None:
-    data = encode(obj, 0xFFFF)
-    if data is not None:  # a container may be in it twice
+    data = encode(unshared(obj), 0xFFFF)
+    if depth(obj) > DEEPEST:
+        assert data is None
+    else:
+        assert data is not None
         assert same(decode(data), obj)
+    data = encode(obj, 0xFFFF)
+    if data is not None:  # a container may be in it twice: see test_identities_are_kept
+        assert same(decode(data), obj)
+
+
+@pytest.mark.parametrize("make", [lambda inner: [inner], lambda inner: (inner,), lambda inner: {"": inner}])
+def test_what_is_nested_too_deeply_is_for_pickle(make: Any) -> None:
+    obj: Any = 1
+    for level in range(1, DEEPEST + 3):
+        obj = make(obj)
+        data = encode(unshared(obj))
+        assert (data is None) == (level > DEEPEST)
+        assert data is None or same(decode(data), obj)
 
 
 ATOMS = [None, True, 0, -128, 127, 128, -129, 2**63 - 1, -(2**63), 0.0, -0.0, math.inf, b"", b"\x00", b"x" * 2045]

@@ -568,7 +568,8 @@ def test_waiting_costs_nothing(fork: Any) -> None:
     with pytest.raises(stdlib_queue.Empty):
         queue.get(timeout=5)
     after = resource.getrusage(thread)
-    assert after.ru_nvcsw - before.ru_nvcsw < 50
+    print("slept", after.ru_nvcsw - before.ru_nvcsw)
+    assert 4 <= after.ru_nvcsw - before.ru_nvcsw <= 12  # five ticks, and what the memory of a busy machine may cost
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.010
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import faulthandler
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 shared: Any = None
 
@@ -266,6 +267,22 @@ class CountingPickles:
     def __getstate__(self) -> Any:
         self.pickles += 1
         return {}
+
+
+class CountingLoads:
+    """A function that tells how many times it was unpickled in the process that calls it."""
+
+    loads: ClassVar[collections.Counter[int]] = collections.Counter()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, x: int) -> tuple[int, int]:
+        return x, self.loads[self.number]
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__dict__.update(state)
+        self.loads[self.number] += 1
 
 
 def append_and_count(values: list[Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import Empty, Full
 from typing import Any
 
 import pytest
@@ -136,22 +136,22 @@ def test_results_and_errors_are_multiprocessings(name: str, situation: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "error", "words"),
     [
-        ("Semaphore", (-1,)),
-        ("Semaphore", (2**31,)),
-        ("Semaphore", ("x",)),
-        ("Semaphore", (1.5,)),
-        ("BoundedSemaphore", (-1,)),
-        ("Barrier", ("x",)),
-        ("Condition", (5,)),
+        ("Semaphore", (-1,), ValueError, f"between 0 and {SEM_VALUE_MAX}, got -1"),
+        ("Semaphore", (2**31,), ValueError, f"between 0 and {SEM_VALUE_MAX}, got {2**31}"),
+        ("Semaphore", ("x",), TypeError, "'str' object cannot be interpreted as an integer"),
+        ("Semaphore", (1.5,), TypeError, "'float' object cannot be interpreted as an integer"),
+        ("BoundedSemaphore", (-1,), ValueError, f"between 0 and {SEM_VALUE_MAX}, got -1"),
+        ("Barrier", ("x",), TypeError, "'str' and 'int'"),
+        ("Condition", (5,), AttributeError, "'int' object has no attribute 'acquire'"),
     ],
 )
-def test_impossible_arguments(name: str, arguments: tuple[Any, ...]) -> None:
+def test_impossible_arguments(name: str, arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:
+    """They are refused when the object is made, not when it is used, and leave nothing behind."""
     blocks = len(family.current().blocks())
-    with pytest.raises((ValueError, TypeError, AttributeError, OverflowError)):
-        condition = getattr(mpipc, name)(*arguments)
-        condition.acquire()
+    with pytest.raises(error, match=words):
+        getattr(mpipc, name)(*arguments)
     wait_until(lambda: len(family.current().blocks()) == blocks)
 
 
@@ -905,16 +905,54 @@ def test_a_failed_start_leaves_nothing(start_method: str) -> None:
 # --- timeouts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Lock", "Semaphore", "Condition", "Event"])
+def refused(error: type[Exception], call: Callable[[], object]) -> bool:
+    """False, which is what calls that do not raise return."""
+    with pytest.raises(error):
+        call()
+    return False
+
+
+def taken(primitive: Any) -> Any:
+    """By another thread, entirely."""
+
+    def take() -> None:
+        while primitive.acquire(False) and not isinstance(primitive, synchronize.RLock):
+            pass
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return primitive
+
+
+def wait_in_condition(timeout: float) -> bool:
+    condition = mpipc.Condition()
+    with condition:
+        return bool(condition.wait(timeout))
+
+
+def put_into_full(timeout: float) -> bool:
+    queue = mpipc.Queue(1)
+    queue.put(1)
+    return refused(Full, lambda: queue.put(2, timeout=timeout))
+
+
+WAITS: dict[str, Callable[[float], bool]] = {
+    "Lock": lambda timeout: taken(mpipc.Lock()).acquire(timeout=timeout),
+    "RLock": lambda timeout: taken(mpipc.RLock()).acquire(timeout=timeout),
+    "Semaphore": lambda timeout: taken(mpipc.Semaphore(2)).acquire(timeout=timeout),
+    "BoundedSemaphore": lambda timeout: taken(mpipc.BoundedSemaphore(2)).acquire(timeout=timeout),
+    "Condition": wait_in_condition,
+    "Event": lambda timeout: mpipc.Event().wait(timeout),
+    "Barrier": lambda timeout: refused(threading.BrokenBarrierError, lambda: mpipc.Barrier(2).wait(timeout)),
+    "Queue.get": lambda timeout: refused(Empty, lambda: mpipc.Queue().get(timeout=timeout)),
+    "Queue.put": put_into_full,
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
 def test_a_wait_does_not_end_before_its_timeout(name: str) -> None:
     """Also across the ticks in between (mpipc looks after the family once a second)."""
-    primitive = make(mpipc, name)
-    with contextlib.ExitStack() as stack:
-        if name == "Condition":
-            stack.enter_context(primitive)
-        while name in ("Lock", "Semaphore") and primitive.acquire(False):
-            pass
-        call = primitive.acquire if name in ("Lock", "Semaphore") else primitive.wait
-        begin = time.monotonic()
-        assert call(timeout=1.2) is False
-        assert time.monotonic() - begin >= 1.2
+    begin = time.monotonic()
+    assert WAITS[name](1.2) is False
+    assert time.monotonic() - begin >= 1.2
