@@ -20,14 +20,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-python test-without-undo test-all nightly smoke compat compat-all \
+.PHONY: help preflight build demo test test-slow test-python test-without-undo test-all nightly smoke compat compat-all \
 	compat-programs bench bench-quick bench-publish sanitize sanitize-quick soak lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
-	@echo 'make test      build, and run all tests (ARGS="-k lock" passes options to pytest)'
-	@echo 'make test-all  make test with each of Python 3.11 to 3.15 that is found'
+	@echo 'make test      build, and run a part of the tests that has all kinds of them, in five minutes (ARGS="-k lock" passes'
+	@echo '               options to pytest); make test-slow: the rest of them'
+	@echo 'make test-all  both, with each of Python 3.11 to 3.15 that is found'
 	@echo 'make test-without-undo  the tests of killed processes on a kernel that ignores SEM_UNDO, as gVisor does (needs root)'
 	@echo 'make nightly   everything with every Python, hours long'
 	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
@@ -105,8 +106,12 @@ demo: $(VENV)/.built
 # (pytest-xdist issues 1323 and 1327).
 DIST := worksteal
 
+# Which tests are slow: tests/plugins/slow.py. The targets below run the slow ones of their files as well.
 test: $(VENV)/.built $(VENV)/.test-tools
-	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.built $(VENV)/.test-tools
+	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) -m slow $(ARGS)
 
 # What depends on the interpreter more than on the C core; for those that do not get the whole of the tests every time.
 PYTHON_TESTS := $(addprefix tests/stdlib/test_,api.py context.py process.py install.py managers.py interrupt.py) \
@@ -129,7 +134,9 @@ nightly:
 
 test-all:
 	@status=0; for python in $$(.ci/interpreters); do \
-		echo "== $$python"; $(MAKE) --no-print-directory test PYTHON=$$python || status=1; \
+		echo "== $$python"; \
+		$(MAKE) --no-print-directory test PYTHON=$$python || status=1; \
+		$(MAKE) --no-print-directory test-slow PYTHON=$$python || status=1; \
 	done; exit $$status
 
 # Build, import and run the example on a small tree; for the interpreters that do not get the whole of the tests.

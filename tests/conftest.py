@@ -6,4 +6,5 @@ pytest_plugins = [
     "plugins.comparing",
     "plugins.leftovers",
     "plugins.hanging",
+    "plugins.slow",
 ]

@@ -24,6 +24,7 @@ def fuzz_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.slow_but("new")
 @pytest.mark.parametrize("first", [0, random.randrange(1 << 60)], ids=["known", "new"])
 def test_wild_contents_of_a_family(fuzz_family: Path, first: int) -> None:
     result = subprocess.run([fuzz_family, str(first), str(FAMILIES)], capture_output=True, text=True, timeout=100)

@@ -47,11 +47,25 @@ def without_undo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", WITHOUT_UNDO)
 def test_killed_after_every_step_without_undo(without_undo: Path, scenario: str) -> None:
     run_scenario(without_undo, scenario)
 
 
+QUICK = """
+    found join arrive fork-prepare recover block-new block-adopt block-drop-with-chunks lock-acquire lock-release
+    lock-release-now lock-release-with-waiter semaphore-new semaphore-acquire semaphore-release-held semaphore-leave
+    semaphore-return semaphore-signal semaphore-pay semaphore-never-release semaphore-always-release
+    cell-enter-and-cancel notify-all event-set event-clear barrier-enter queue-take queue-take-many queue-sleep
+    queue-wait-in-room queue-task-done queue-collect queue-send-bounded queue-send-by-spill spill-post
+    piece-claim-and-free piece-claim-first large-repair named-create named-recover ledger-start
+    ledger-start-while-taken-back ledger-finish-while-condemned
+""".split()  # noqa: SIM905
+"""One or more of everything that is shared."""
+
+
+@pytest.mark.slow_but(*QUICK)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_after_every_step(kill_every_step: Path, scenario: str) -> None:
     run_scenario(kill_every_step, scenario)

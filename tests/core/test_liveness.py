@@ -131,6 +131,7 @@ def test_a_child_of_another_pid_namespace_that_is_slow_to_come() -> None:
 # --- SEM_UNDO is ignored ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but("fork")
 @can_ignore_undo
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_lock_is_taken_over_without_undo(method: str) -> None:

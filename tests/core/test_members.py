@@ -47,6 +47,7 @@ def most_processes() -> float:
     return min(limits)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(most_processes() < 2 * ROOM, reason=f"fewer than {2 * ROOM} processes are permitted here")
 def test_a_family_takes_as_many_as_it_says_and_refuses_one_more(members: Path) -> None:
     output = run(members, "fill").splitlines()

@@ -143,6 +143,7 @@ def reapers(ticket: str) -> list[int]:
     return [process.pid for process in processes().values() if process.is_reaper_of(ticket)]
 
 
+@pytest.mark.slow_with("spawn")
 def test_the_whole_tree_killed_leaves_nothing(start_method: str, surroundings: str) -> None:
     """50 locks, 20 queues with messages, arrays and a named segment."""
     mpipc.Lock()
@@ -155,6 +156,7 @@ def test_the_whole_tree_killed_leaves_nothing(start_method: str, surroundings: s
         print(f"nothing left after {time.monotonic() - begin:.3f} s")
 
 
+@pytest.mark.slow_with("spawn")
 def test_the_reaper_killed_first_then_the_next_program(start_method: str, surroundings: str) -> None:
     mpipc.Lock()
     before = objects_but_ours()
@@ -235,6 +237,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow_with("spawn")
 def test_a_queue_that_its_creator_drops_lives_as_long_as_a_child_uses_it(start_method: str, surroundings: str) -> None:
     source, options = program(DROPPED, surroundings)
     result = run_script(source, arguments=[start_method], **options)
@@ -243,6 +246,7 @@ def test_a_queue_that_its_creator_drops_lives_as_long_as_a_child_uses_it(start_m
     assert result.stdout == "fine\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
 def test_the_primitives_pass_as_an_unprivileged_user(tmp_path: Path) -> None:
     """A part of the tests of the primitives, by another pytest in a child that has become that user."""

@@ -32,6 +32,14 @@ def test_all_scenarios_are_run_here(stop_every_step: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == SCENARIOS
 
 
+QUICK = """
+    count count-in-kernel heal lock task-done get get-bounded get-from-spill mend ledger-start cell-notify semaphore
+    event put
+""".split()  # noqa: SIM905
+"""One or more of everything that is shared."""
+
+
+@pytest.mark.slow_but(*QUICK)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_stopped_after_every_step(stop_every_step: Path, scenario: str) -> None:
     run_scenario(stop_every_step, "--stop", scenario)

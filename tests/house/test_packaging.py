@@ -102,6 +102,7 @@ def test_sdist_has_all_sources_and_no_products(sdist: Path) -> None:
     assert not [name for name in in_package if name.endswith((".so", "mpipc-reaper", ".pyc"))]
 
 
+@pytest.mark.slow
 def test_wheel_has_what_runs_and_what_describes_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -115,6 +116,7 @@ def test_wheel_has_what_runs_and_what_describes_it(wheel: Path) -> None:
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"mpipc"}, "nothing but the package"
 
 
+@pytest.mark.slow
 def test_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     pip("install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel, cwd=tmp_path)
@@ -136,6 +138,7 @@ def built(tree: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_inplace_build_rebuilds_what_changed(wheel: Path, unpacked: Path) -> None:
     def build() -> dict[str, int]:
         run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=unpacked)
@@ -154,6 +157,7 @@ def test_inplace_build_rebuilds_what_changed(wheel: Path, unpacked: Path) -> Non
     assert second["mpipc/_core/mpipc-reaper"] > first["mpipc/_core/mpipc-reaper"]
 
 
+@pytest.mark.slow
 def test_editable_install_works(unpacked: Path, wheel: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(unpacked, tree, ignore=PRODUCTS)

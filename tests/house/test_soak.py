@@ -15,6 +15,12 @@ from support import TESTS, package_folder
 SEED = 20
 
 FAULTS = [f"{scenario.__name__}:{fault}" for scenario in SCENARIOS for fault in scenario.faults]
+QUICK = (
+    "Limit:takes without asking",
+    "Queues:tears one",
+    "Locks:enters without the lock",
+    "Names:writes into a stranger's",
+)
 
 
 def soak(*options: str, patience: float = 15.0) -> subprocess.CompletedProcess[str]:
@@ -41,6 +47,7 @@ def test_a_few_rounds() -> None:
     assert "nothing is left" in result.stdout
 
 
+@pytest.mark.slow_but(*QUICK)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_broken_on_purpose_is_found(fault: str) -> None:
     result = soak("--round", "5", "--fault", fault)

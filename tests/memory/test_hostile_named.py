@@ -95,6 +95,7 @@ def attacking(attack: str, seed: int) -> Iterator[None]:
         assert attacker.wait(60) == 0, attacker.stderr.read()
 
 
+@pytest.mark.slow_but("flips", "candidate", "removed")
 @needs_users
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_calls_end_whatever_another_user_does(attack: str) -> None:

@@ -805,6 +805,7 @@ def test_one_winner(one_hash: int) -> None:
         os.close(descriptor)
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("track", [True, False])
 def test_killed_at_any_moment_of_creating(one_hash: int, track: bool) -> None:
     """Nothing is left that nobody can name, and the name is never blocked."""
@@ -921,6 +922,7 @@ def _change(items: ShareableList[Any]) -> None:
     items[0] = items[1] * 2
 
 
+@pytest.mark.slow_with("forkserver")
 def test_shareable_list_in_children(shareable: Any, ctx: Any) -> None:
     items = shareable([0, 21])
     process = ctx.Process(target=_change, args=(items,))

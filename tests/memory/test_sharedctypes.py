@@ -292,6 +292,7 @@ def _double(value: Any, array: Any, raw: Any, point: Any, text: Any) -> None:
     text.value *= 2
 
 
+@pytest.mark.slow_with("forkserver")
 @pytest.mark.parametrize("lock", [True, False])
 def test_children_change_them(ctx: Any, lock: bool) -> None:
     """The body of multiprocessing's own test."""
@@ -316,6 +317,7 @@ def _increment(counter: Any, times: int, started: Any) -> None:
             counter.value += 1
 
 
+@pytest.mark.slow_with("spawn")
 def test_increments_are_exact(ctx: Any) -> None:
     counter = ctx.Value("q", 0)
     _ours, theirs = ctx.Pipe()
@@ -327,6 +329,7 @@ def test_increments_are_exact(ctx: Any) -> None:
     assert counter.value == 12_000
 
 
+@pytest.mark.slow_with("spawn")
 def test_increments_of_the_survivors(ctx: Any) -> None:
     counter = ctx.Value("q", 0)
     ours, theirs = ctx.Pipe()
@@ -391,6 +394,7 @@ def test_beside_multiprocessings_own(start_method: str) -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hundred_thousand_values() -> None:
     for _ in range(100):
         mpipc.Value("i", 1)

@@ -25,6 +25,8 @@ import mpipc
 from mpipc.executor import BrokenProcessPool, ProcessPoolExecutor
 from mpipc.pool import BrokenPoolError, MaybeEncodingError, RemoteTraceback, WorkerLostError
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60.0
 """Seconds after which a wait that should end counts as hanging."""
 
@@ -533,6 +535,7 @@ class Collectable:
     pass
 
 
+@pytest.mark.slow_with("forkserver")
 def test_cancelling_while_tasks_are_handed_out(ctx: Any) -> None:
     """Both tell a future that it runs, or does not; each future is told once."""
     interval = sys.getswitchinterval()

@@ -19,6 +19,8 @@ import mpipc
 from mpipc.pool import BrokenPoolError, Pool
 from mpipc.sysv import IPC_RMID, msgctl
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60.0
 
 

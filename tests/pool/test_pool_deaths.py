@@ -20,6 +20,8 @@ from support import pool_tasks as tasks
 import mpipc
 from mpipc.pool import BrokenPoolError, Pool, WorkerLostError
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60.0
 
 
@@ -238,6 +240,7 @@ def test_retries(ctx: Any) -> None:
             pool.apply(tasks.fail, (1,))
 
 
+@pytest.mark.slow_with("forkserver")
 @pytest.mark.parametrize("method", ["map", "imap", "imap_unordered"])
 def test_random_kills(ctx: Any, method: str, tmp_path: Path) -> None:
     """A dozen workers are killed at random moments: each result is right, each task is run at least once."""

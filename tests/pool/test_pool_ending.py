@@ -30,6 +30,8 @@ from mpipc.exceptions import BrokenPoolError
 from mpipc.pool import Pool, ThreadPool
 from mpipc.sysv import IPC_RMID, msgctl
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60.0
 
 # --- nothing is left --------------------------------------------------------------------------------------------------
@@ -211,6 +213,7 @@ ENDINGS = [
 ]
 
 
+@pytest.mark.slow_with("forkserver")
 @pytest.mark.usefixtures("no_gc")
 @pytest.mark.parametrize("end", ENDINGS, ids=lambda end: end.__name__)
 def test_nothing_is_left(ctx: Any, end: Callable[[Any], Any]) -> None:
@@ -460,6 +463,7 @@ def test_terminate_when_the_supervisor_waits_for_a_stopped_worker(ctx: Any, monk
     assert stopped.exitcode == -9
 
 
+@pytest.mark.slow_but("fork-with")
 @pytest.mark.parametrize(
     ("method", "way"),
     [(method, "terminate") for method in START_METHODS]

@@ -94,6 +94,7 @@ def until(stopper: Stopper, work: Callable[[int], object]) -> None:
         rounds += 1
 
 
+@pytest.mark.slow_but("forkserver")
 def test_maps(ctx: Any) -> None:
     def work(number: int) -> None:
         count = 3000
@@ -111,6 +112,7 @@ def test_maps(ctx: Any) -> None:
         pool.join()
 
 
+@pytest.mark.slow_but("fork")
 def test_calls(ctx: Any) -> None:
     """One at a time: the parent receives without its result thread."""
 
@@ -122,6 +124,7 @@ def test_calls(ctx: Any) -> None:
         until(stopper, work)
 
 
+@pytest.mark.slow
 def test_large_arguments(ctx: Any) -> None:
     def work(number: int) -> None:
         texts = [bytes([x % 256]) * 300_000 for x in range(20)]
@@ -131,6 +134,7 @@ def test_large_arguments(ctx: Any) -> None:
         until(stopper, work)
 
 
+@pytest.mark.slow_but("spawn")
 def test_executor(ctx: Any) -> None:
     def work(number: int) -> None:
         assert list(executor.map(answer, range(1000), chunksize=2)) == [answer(x) for x in range(1000)]
@@ -141,6 +145,7 @@ def test_executor(ctx: Any) -> None:
             until(stopper, work)
 
 
+@pytest.mark.slow
 def test_workers_come_and_go(ctx: Any) -> None:
     def work(number: int) -> None:
         assert pool.map(answer, range(400), 1) == [answer(x) for x in range(400)]
@@ -149,6 +154,7 @@ def test_workers_come_and_go(ctx: Any) -> None:
         until(stopper, work)
 
 
+@pytest.mark.slow_but("fork")
 def test_the_reaper_is_stopped(ctx: Any) -> None:
     """And a worker killed meanwhile: its task is lost, all others are done."""
     with ctx.Pool(2) as pool:
@@ -169,6 +175,7 @@ def test_the_reaper_is_stopped(ctx: Any) -> None:
             until(stopper, work)
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("end", ["terminate", "close"])
 def test_the_end(ctx: Any, end: str) -> None:
     """terminate() does not wait for stopped workers; join() after close() does, until they go on."""

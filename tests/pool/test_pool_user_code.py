@@ -16,6 +16,8 @@ import mpipc
 from mpipc.exceptions import WorkerLostError
 from mpipc.pool import MaybeEncodingError
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60.0
 
 
@@ -239,6 +241,7 @@ def broken(count: int, error: BaseException) -> Iterator[int]:
     raise error
 
 
+@pytest.mark.slow_with("forkserver")
 @pytest.mark.parametrize("error", [KeyError("source"), KeyboardInterrupt(), SystemExit(1), StopIteration()], ids=repr)
 @pytest.mark.parametrize("chunksize", [1, 3])
 @pytest.mark.parametrize("way", ["imap", "imap_unordered"])

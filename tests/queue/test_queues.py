@@ -222,6 +222,7 @@ def _say_the_last_word(queue: Any) -> None:
     queue.put("the last word")
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 def test_the_last_word_is_heard_before_the_end(ctx: Any) -> None:
     """Who waits for a queue's descriptor and a process's sentinel, as concurrent.futures does, would otherwise take the
     process for killed."""
@@ -342,6 +343,7 @@ def test_memory_is_used_again_and_returned() -> None:
     assert sum(row["rss"] for row in kernel_rows("shm").values()) <= resident - 3_000_000
 
 
+@pytest.mark.slow
 def test_the_reaper_returns_what_is_idle(fork: Any) -> None:
     """Without a call of ours, once it has been idle for some seconds; what the queue holds stays."""
     queue = fork.Queue()
@@ -435,6 +437,7 @@ def _relay_later(requests: Any, replies: Any, permission: Any) -> None:
     replies.put(requests.get())
 
 
+@pytest.mark.slow_with("spawn")
 def test_maxsize_under_many_producers(ctx: Any) -> None:
     queue = ctx.Queue(7)
     processes = [ctx.Process(target=_put_all, args=(queue, [(n, i) for i in range(300)])) for n in range(4)]
@@ -504,6 +507,7 @@ def test_a_task_of_a_killed_consumer_stays_unfinished(ctx: Any) -> None:
         tasks.task_done()
 
 
+@pytest.mark.slow
 def test_a_million_tasks(fork: Any) -> None:
     tasks = fork.JoinableQueue()
     for _ in range(1_000_000):
@@ -559,6 +563,7 @@ def _state(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.slow
 def test_waiting_costs_nothing(fork: Any) -> None:
     """A consumer that waits with a timeout sleeps in the kernel: it is woken about once a second, to look after the
     family, and not more often."""
@@ -912,6 +917,7 @@ def _check_all(queue: Any, replies: Any) -> None:
         replies.put((producer, number, len(body) == size and zlib.crc32(body) == checksum))
 
 
+@pytest.mark.slow_with("spawn")
 def test_sizes_mixed(ctx: Any) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)

@@ -235,6 +235,7 @@ os._exit(0)
 
 
 # The last: a room's bell is spoilt, and a set is made for its number, far from all others.
+@pytest.mark.slow_but("unlimited-None")
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [("unlimited", None), ("bounded", None), ("counted", None), ("priority", None), ("bounded", 3796228478)],
@@ -270,6 +271,7 @@ def _consume(queue: Any, results: Any) -> None:
         results.put(len(obj))
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("limit", [1, 2, 100, 3000])
 def test_small_msgmnb(ctx: Any, limit: int) -> None:
     with sysctl("msgmnb", limit):
@@ -283,6 +285,7 @@ def test_small_msgmnb(ctx: Any, limit: int) -> None:
         process.join()
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("limit", [0, 1, 50, 2000])
 def test_msg_qbytes_lowered_in_use(ctx: Any, limit: int) -> None:
     """By somebody who has seen it in ipcs. Whoever sleeps has to be woken nevertheless."""

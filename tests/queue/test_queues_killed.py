@@ -9,6 +9,7 @@ import pytest
 from support import run_script
 
 
+@pytest.mark.slow_with("joinable", "priority")
 @pytest.mark.parametrize("kind", ["unbounded", "bounded", "joinable", "priority"])
 @pytest.mark.timeout(3600)
 def test_killed_at_random(kind: str, request: pytest.FixtureRequest) -> None:

@@ -142,6 +142,7 @@ class PriorityQueueMachine(QueueMachine):
     priorities = True
 
 
+@pytest.mark.slow_but("QueueMachine")
 @pytest.mark.parametrize("machine", [QueueMachine, PriorityQueueMachine])
 @pytest.mark.timeout(600)
 def test_against_the_model(machine: type[QueueMachine]) -> None:

@@ -137,6 +137,7 @@ def test_puts_meanwhile_need_no_segment(kind: str) -> None:
     assert queue.empty()
 
 
+@pytest.mark.slow_with("spawn")
 def test_what_is_put_meanwhile_outlives_its_process(ctx: Any) -> None:
     queue = ctx.Queue()
     with _holder(ctx, queue) as go_on:
@@ -152,6 +153,7 @@ def test_what_is_put_meanwhile_outlives_its_process(ctx: Any) -> None:
         assert [i for i in received if i // 100 == n] == list(range(100 * n, 100 * n + 10))
 
 
+@pytest.mark.slow_with("spawn")
 def test_gets_wait_for_the_lock_as_for_a_message(ctx: Any) -> None:
     queue = ctx.Queue()
     received: list[int] = []

@@ -339,6 +339,7 @@ HANGING = '''
     '''
 
 
+@pytest.mark.slow
 def test_hang_and_crash_cost_one_test_each(tmp_path: Path) -> None:
     (tmp_path / "hanging_cases.py").write_text(textwrap.dedent(HANGING))
     script = f"""

@@ -649,6 +649,7 @@ POOL_WITH_REDUCERS = """
     """
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.compares
 def test_pool_with_reducers_of_its_own(start_method: str) -> None:
     """joblib's pools say by setting up queues of their own how tasks and results are pickled."""

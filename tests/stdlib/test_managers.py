@@ -135,6 +135,7 @@ def test_initializer(ctx: Any) -> None:
         assert reader.recv() == (os.getpid(), manager._process.pid)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("serializer", ["pickle", "xmlrpclib"])
 @pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)])
 def test_remote_manager(ctx: Any, address: Any, serializer: str) -> None:
@@ -254,6 +255,7 @@ CountingManager.register("deque", collections.deque, exposed=("append", "pop", "
 CountingManager.register("operator", callable=lambda: operator)  # as in the documentation; fork only
 
 
+@pytest.mark.slow_with("spawn")
 def test_own_manager_with_autoproxies(ctx: Any, start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = dict(CountingManager._registry)  # type: ignore[attr-defined]
     if start_method != "fork":

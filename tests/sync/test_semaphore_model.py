@@ -303,6 +303,7 @@ class ForkserverMachine(SemaphoreMachine):
     method = "forkserver"
 
 
+@pytest.mark.slow_but("forkserver")
 @pytest.mark.parametrize(
     ("machine", "examples"),
     [(SemaphoreMachine, 60), (SpawnMachine, 2), (ForkserverMachine, 2)],
@@ -404,6 +405,7 @@ def storm(semaphore: Any, work: Callable[..., None], seed: int) -> Counts:
     return counts
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("returns", [None, True, False])
 def test_storm_of_own_and_foreign_releases(returns: bool | None) -> None:
     """Each unit that has come back is a debt until it is paid: so value - debt counts acquires and releases exactly,
@@ -420,6 +422,7 @@ def test_storm_of_own_and_foreign_releases(returns: bool | None) -> None:
         assert semaphore._debt() == 0
 
 
+@pytest.mark.slow_but("False-None")
 @pytest.mark.parametrize("returns", [None, True])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_storm_of_holders(returns: bool | None, bounded: bool) -> None:

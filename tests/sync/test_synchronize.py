@@ -414,6 +414,7 @@ def increment(lock: Any, shared: Shared, start: Any, rounds: int, threads: int) 
         worker.join()
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("name", ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition"])
 def test_mutual_exclusion_is_exact(ctx: Any, name: str) -> None:
     """Processes with threads; the increment is no single operation."""
@@ -482,6 +483,7 @@ def test_values_beyond_those_of_the_kernels_semaphores(value: int) -> None:
         assert semaphore.acquire(False) is False
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 def test_every_unit_of_40000(ctx: Any) -> None:
     semaphore = ctx.Semaphore(0)
     in_child(ctx, give, semaphore, 40000)
@@ -582,6 +584,7 @@ def clear_when_told(event: Any, go: Any, done: Any, rounds: int) -> None:
         done.release()
 
 
+@pytest.mark.slow_with("spawn")
 def test_cleared_twice_is_set_once(ctx: Any) -> None:
     """By two at the same time: one set() is enough afterwards."""
     event, go, done, rounds = ctx.Event(), ctx.Semaphore(0), ctx.Semaphore(0), 300
@@ -620,6 +623,7 @@ def wait_in_turn(condition: Any, shared: Shared, index: int) -> None:
         shared[index] = shared[7] = shared[7] + 1
 
 
+@pytest.mark.slow_with("spawn")
 def test_notify_wakes_exactly_n_in_the_order_they_came(ctx: Any) -> None:
     condition, shared = ctx.Condition(), Shared()
     children = []

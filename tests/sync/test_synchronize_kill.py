@@ -125,6 +125,7 @@ def acquire_and_report(lock: Any, shared: Shared) -> None:
     lock.release()
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.parametrize("name", ["Lock", "RLock"])
 def test_waiters_get_the_lock_of_a_dead_owner_one_after_the_other(ctx: Any, name: str) -> None:
     lock, shared = getattr(ctx, name)(), Shared()
@@ -137,6 +138,7 @@ def test_waiters_get_the_lock_of_a_dead_owner_one_after_the_other(ctx: Any, name
     assert lock.statistics() == (1, None, 0)
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.parametrize("name", ["Lock", "RLock", "Semaphore"])
 def test_a_killed_waiter_is_not_waited_for(ctx: Any, name: str) -> None:
     lock, shared = getattr(ctx, name)(), Shared()
@@ -159,6 +161,7 @@ def acquire_once(lock: Any) -> None:
     lock.release()
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.parametrize("name", ["Semaphore", "BoundedSemaphore"])
 def test_the_units_of_a_killed_holder_come_back(ctx: Any, name: str) -> None:
     semaphore = getattr(ctx, name)(5)
@@ -239,6 +242,7 @@ def test_a_throttle_keeps_its_limit(ctx: Any) -> None:
     assert semaphore.get_value() == 3
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.parametrize("returns", [None, True])
 def test_a_release_for_a_process_that_is_dead_is_not_too_many(ctx: Any, returns: bool | None) -> None:
     semaphore = ctx.BoundedSemaphore(3, returns=returns)
@@ -276,6 +280,7 @@ def notify_and_sit(condition: Any, number: int, shared: Shared) -> None:
         forever()
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.parametrize("number", [1, 2, 0])
 def test_a_killed_notifier(ctx: Any, number: int) -> None:
     """Its notifications have been made, and the lock that it held is free."""
@@ -331,6 +336,7 @@ def end(ending: str) -> None:
 EXIT_CODES = {"return": 0, "sys.exit": 0, "exception": 1, "kill": -signal.SIGKILL}
 
 
+@pytest.mark.slow_with("spawn")
 @pytest.mark.parametrize("ending", EXIT_CODES)
 def test_what_a_process_has_signalled_stays(ctx: Any, ending: str) -> None:
     semaphore, shared = ctx.Semaphore(0), Shared()
@@ -386,6 +392,7 @@ def test_event_set_does_not_mind_the_dead(ctx: Any) -> None:
     assert event.wait(0) is False
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("call", ["notify", "notify_all"])
 def test_notifications_do_not_mind_the_dead(ctx: Any, call: str, victim: int) -> None:
@@ -542,6 +549,7 @@ def seed_of(request: pytest.FixtureRequest) -> int:
     return int(os.environ.get("MPIPC_SEED", random.SystemRandom().randrange(2**32)))
 
 
+@pytest.mark.slow_but("Lock")
 @pytest.mark.parametrize("name", ["Lock", "RLock"])
 def test_storm_on_a_lock(name: str, request: pytest.FixtureRequest) -> None:
     ctx = mpipc.get_context("fork")
@@ -562,6 +570,7 @@ def hammer_semaphore(semaphore: Any, shared: Shared) -> None:
         semaphore.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Semaphore", "BoundedSemaphore"])
 def test_storm_on_a_semaphore(name: str, request: pytest.FixtureRequest) -> None:
     ctx = mpipc.get_context("fork")
@@ -586,6 +595,7 @@ def hammer_condition(condition: Any, shared: Shared) -> None:
             condition.notify()
 
 
+@pytest.mark.slow
 def test_storm_on_a_condition(request: pytest.FixtureRequest) -> None:
     ctx = mpipc.get_context("fork")
     condition, shared = ctx.Condition(), Shared()
@@ -609,6 +619,7 @@ def hammer_event(event: Any, shared: Shared) -> None:
         shared[7] += 1
 
 
+@pytest.mark.slow
 def test_storm_on_an_event(request: pytest.FixtureRequest) -> None:
     ctx = mpipc.get_context("fork")
     event, shared = ctx.Event(), Shared()
