@@ -20,14 +20,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-python test-without-undo test-all nightly smoke compat compat-all \
+.PHONY: help preflight build demo test test-slow test-python test-without-undo test-all nightly smoke compat compat-all \
 	compat-programs bench bench-quick bench-publish sanitize sanitize-quick soak lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
-	@echo 'make test      build, and run all tests (ARGS="-k lock" passes options to pytest)'
-	@echo 'make test-all  make test with each of Python 3.11 to 3.15 that is found'
+	@echo 'make test      build, and run a part of the tests that has all kinds of them, in five minutes (ARGS="-k lock" passes'
+	@echo '               options to pytest); make test-slow: the rest of them'
+	@echo 'make test-all  both, with each of Python 3.11 to 3.15 that is found'
 	@echo 'make test-without-undo  the tests of killed processes on a kernel that ignores SEM_UNDO, as gVisor does (needs root)'
 	@echo 'make nightly   everything with every Python, hours long'
 	@echo 'make compat    CPython'"'"'s own tests of multiprocessing on mpipc (ARGS="--method fork"; see compat/run.py)'
@@ -105,18 +106,25 @@ demo: $(VENV)/.built
 # (pytest-xdist issues 1323 and 1327).
 DIST := worksteal
 
+# Which tests are slow: tests/plugins/slow.py. The targets below run the slow ones of their files as well.
 test: $(VENV)/.built $(VENV)/.test-tools
-	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.built $(VENV)/.test-tools
+	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) -m slow $(ARGS)
 
 # What depends on the interpreter more than on the C core; for those that do not get the whole of the tests every time.
-PYTHON_TESTS := $(addprefix tests/test_,api.py context.py process.py install.py managers.py executor.py pool.py pool_calls.py \
-	sharedctypes.py synchronize.py queues.py plain.py shared_memory.py interrupt.py liveness.py doctor.py stubs.py)
+PYTHON_TESTS := $(addprefix tests/stdlib/test_,api.py context.py process.py install.py managers.py interrupt.py) \
+	$(addprefix tests/pool/test_,executor.py pool.py pool_calls.py) $(addprefix tests/memory/test_,sharedctypes.py shared_memory.py) \
+	tests/sync/test_synchronize.py $(addprefix tests/queue/test_,queues.py plain.py) tests/core/test_liveness.py \
+	tests/cli/test_doctor.py tests/house/test_stubs.py
 
 test-python: $(VENV)/.built $(VENV)/.test-tools
 	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) $(PYTHON_TESTS) $(ARGS)
 
 # The tests where the answer to a dead process is what is tested, on a kernel that ignores SEM_UNDO.
-WITHOUT_UNDO_TESTS := $(addprefix tests/test_,must_show.py synchronize_kill.py pool_deaths.py family.py members.py)
+WITHOUT_UNDO_TESTS := $(addprefix tests/core/test_,must_show.py family.py members.py) tests/sync/test_synchronize_kill.py \
+	tests/pool/test_pool_deaths.py
 
 test-without-undo: $(VENV)/.built $(VENV)/.test-tools
 	@.ci/without-undo $(BIN)/pytest -n $(JOBS) --dist $(DIST) $(WITHOUT_UNDO_TESTS) $(ARGS)
@@ -126,7 +134,9 @@ nightly:
 
 test-all:
 	@status=0; for python in $$(.ci/interpreters); do \
-		echo "== $$python"; $(MAKE) --no-print-directory test PYTHON=$$python || status=1; \
+		echo "== $$python"; \
+		$(MAKE) --no-print-directory test PYTHON=$$python || status=1; \
+		$(MAKE) --no-print-directory test-slow PYTHON=$$python || status=1; \
 	done; exit $$status
 
 # Build, import and run the example on a small tree; for the interpreters that do not get the whole of the tests.
@@ -168,12 +178,13 @@ bench-publish: $(VENV)/.built $(VENV)/.bench-tools
 # no business of ours. Reports of the reaper and of children end them, which the tests see.
 SANITIZED := build/sanitize-$(VERSION)
 RACES := 20000
-QUICK_TESTS := tests/test_family.py tests/test_hostile_family.py tests/test_heap.py tests/test_sharedctypes.py \
-	tests/test_synchronize.py tests/test_queues.py tests/test_plain.py tests/test_shared_memory.py tests/test_pool.py tests/sysv
+QUICK_TESTS := $(addprefix tests/core/test_,family.py hostile_family.py) tests/sync/test_synchronize.py \
+	$(addprefix tests/memory/test_,heap.py sharedctypes.py shared_memory.py) $(addprefix tests/queue/test_,queues.py plain.py) \
+	tests/pool/test_pool.py tests/sysv
 
 # Not with sanitizers: what starts programs with an environment of its own, in which the libraries are not loaded first; what dies
 # of SIGSEGV on purpose, which is an error to them; what is run step by step.
-NOT_SANITIZED := $(addprefix --ignore tests/test_,soak.py compat.py liveness.py) -k 'not SIGSEGV and not compileall'
+NOT_SANITIZED := $(addprefix --ignore tests/,house/test_soak.py stdlib/test_compat.py core/test_liveness.py) -k 'not SIGSEGV and not compileall'
 
 $(SANITIZED)/.built: $(SOURCES) $(VENV)/.build-tools
 	@echo 'building mpipc for Python $(VERSION), with sanitizers'

@@ -1,5 +1,5 @@
 # The names that __init__.py takes from the running interpreter's multiprocessing, for type checkers.
-# tests/test_api.py compares them.
+# tests/stdlib/test_api.py compares them.
 
 from mpipc import connection as connection
 from mpipc import context as context

@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from helpers import descendants, dump_stacks, kill_process, processes
-from privileges import isolate_ipc
+from support import descendants, dump_stacks, kill_process, processes
+from support.privileges import isolate_ipc
 
 from soak.crew import STACKS
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from helpers import ProcessInfo
+from support import ProcessInfo
 
 from soak.crew import INTERRUPTION, Handler, Interrupted
 from soak.scenario import PATIENCE, Hang, Scenario, expect

@@ -26,7 +26,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers import KernelObjects, dump_stacks, kernel_objects
+from support import KernelObjects, dump_stacks, kernel_objects
 
 from mpipc import _core as family
 from mpipc.heap import BufferWrapper

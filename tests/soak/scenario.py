@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from helpers import dump_stacks
+from support import dump_stacks
 
 import mpipc
 from soak.board import PAUSE, STOP, Board

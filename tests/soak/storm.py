@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from helpers import ProcessInfo, ipc_namespace, processes
+from support import ProcessInfo, ipc_namespace, processes
 
 from soak.crew import INTERRUPTION, Crew
 

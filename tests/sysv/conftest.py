@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from helpers import NOBODY, become, can_become, wait_until
-from privileges import isolate_ipc
+from support import NOBODY, become, can_become, wait_until
+from support.privileges import isolate_ipc
 
 from mpipc import sysv
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers import kernel_rows
+from support import kernel_rows
 
 from mpipc import sysv
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import kernel_rows
+from support import kernel_rows
 
 from mpipc import sysv
 from mpipc.sysv import listing

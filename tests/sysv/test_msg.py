@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import kernel_rows, wait_until
+from support import kernel_rows, wait_until
 
 from mpipc import sysv
 from mpipc.sysv import IPC_CREAT, IPC_EXCL, IPC_NOWAIT, IPC_PRIVATE, IPC_RMID, IPC_SET, IPC_STAT, MSG_NOERROR

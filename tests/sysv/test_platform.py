@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from helpers import run_script
+from support import run_script
 
 from mpipc.sysv import _platform
 from mpipc.sysv._platform import require_sysv_ipc

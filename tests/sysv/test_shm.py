@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import kernel_rows
+from support import kernel_rows
 
 from mpipc import sysv
 from mpipc.sysv import (

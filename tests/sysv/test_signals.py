@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import wait_until
+from support import wait_until
 
 from mpipc import sysv
 from mpipc.sysv import GETVAL, IPC_SET

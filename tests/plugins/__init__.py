@@ -1,0 +1,1 @@
+"""Fixtures and hooks of all tests: conftest.py names the modules."""
