@@ -234,7 +234,7 @@ def test_import_loads_nothing_heavy() -> None:
     loaded = set(run_script(script).stdout.split())
     assert loaded <= {
         *("mpipc", "mpipc.context", "mpipc.exceptions", "mpipc.process", "mpipc.reduction"),
-        *("mpipc._stdlib", *(f"mpipc._stdlib.{name}" for name in ("install", "standard", "start_method"))),
+        *("mpipc._stdlib", *(f"mpipc._stdlib.{name}" for name in ("install", "private", "standard", "start_method"))),
         *("__future__", "importlib", "importlib.machinery", "importlib._bootstrap", "importlib._bootstrap_external"),
         *("warnings", "_warnings", "_py_warnings"),
     }
