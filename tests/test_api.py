@@ -241,6 +241,21 @@ def test_import_loads_nothing_heavy() -> None:
     assert "mpipc" in loaded
 
 
+@pytest.mark.parametrize(
+    "use, unneeded",
+    [
+        ("mpipc.Lock()", "mpipc.sysv multiprocessing.util traceback"),
+        ("mpipc.Queue()", "mpipc.sysv multiprocessing.util traceback"),
+        ("mpipc.get_context('fork').Pool(1).terminate()", "mpipc.sysv multiprocessing.forkserver runpy"),
+    ],
+)
+def test_first_use_loads_nothing_for_later(use: str, unneeded: str) -> None:
+    """What is needed for errors, messages and other start methods is loaded when there is an error, a message ..."""
+    loaded = run_script(f"import mpipc, sys; {use}; print(*sys.modules)").stdout.split()
+    assert f"mpipc.{'pool' if 'Pool' in use else '_core'}" in loaded
+    assert set(unneeded.split()) & set(loaded) == set()
+
+
 def test_import_on_another_platform() -> None:
     result = run_script("import sys; sys.platform = 'darwin'; import mpipc", check=False)
     assert result.returncode == 1
