@@ -23,7 +23,7 @@ from multiprocessing.context import assert_spawning as assert_spawning
 from multiprocessing.context import get_spawning_popen as get_spawning_popen
 from multiprocessing.context import set_spawning_popen as set_spawning_popen
 
-from mpipc._stdlib import start_method
+from mpipc._stdlib import private, start_method
 from mpipc._stdlib.start_method import INHERITED_METHOD
 
 TYPE_CHECKING = False  # as type checkers understand it; typing itself takes a third of the time of multiprocessing
@@ -183,7 +183,7 @@ class BaseContext(_base.BaseContext):
             context = _concrete_contexts[method]
         except KeyError:
             raise ValueError(f"cannot find context for {method!r}") from None
-        context._check_available()
+        private.check_available(context)
         return context
 
 
@@ -203,8 +203,7 @@ class _FamilyProcess(process.BaseProcess):
 
         def interrupt(self) -> None:
             """Send SIGINT to the process, for which it raises KeyboardInterrupt unless it does otherwise."""
-            self._check_closed()  # type: ignore[attr-defined]
-            self._popen._send_signal(signal.SIGINT)  # type: ignore[attr-defined]
+            private.send_signal(self, signal.SIGINT)
 
     def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
         _default_context._actual_context  # noqa: B018  (take over what the parent has noted, if nobody has asked yet)
@@ -327,8 +326,7 @@ _concrete_contexts: dict[str, Any] = {
     "spawn": SpawnContext(),
     "forkserver": ForkServerContext(),
 }
-_standard: Any = _base._default_context
-_default_context = DefaultContext(_concrete_contexts[_standard._default_context._name])
+_default_context = DefaultContext(_concrete_contexts[private.fallback().get_start_method()])
 start_method.default = _default_context
 
 

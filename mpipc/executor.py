@@ -35,6 +35,7 @@ from mpipc._pool.engine import Engine
 from mpipc._pool.results import Cache
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
+from mpipc._stdlib.private import register_atexit
 from mpipc._stdlib.start_method import default_context
 from mpipc.exceptions import BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
@@ -402,4 +403,4 @@ def _forget_all() -> None:
 
 os.register_at_fork(after_in_child=_forget_all)
 # As concurrent.futures does: handlers of atexit come too late, no process or thread can be started any more.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
+register_atexit(_finish_all)

@@ -23,6 +23,7 @@ from multiprocessing.managers import ValueProxy as ValueProxy
 from typing import Any
 
 from mpipc import pool, shared_memory
+from mpipc._stdlib import private
 from mpipc._stdlib.proxies import AcquirerProxy as AcquirerProxy
 from mpipc._stdlib.proxies import DictProxy as DictProxy
 from mpipc._stdlib.proxies import ListProxy as ListProxy
@@ -77,7 +78,7 @@ for _name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore"):
     SyncManager.register(_name, getattr(threading, _name), AcquirerProxy)
 
 
-class _SharedMemoryTracker(_base._SharedMemoryTracker):  # type: ignore[misc]
+class _SharedMemoryTracker(private.segment_tracker()):  # type: ignore[misc]
     """The names of the segments that a manager's server has to unlink."""
 
     def destroy_segment(self, segment_name: str) -> None:

@@ -49,6 +49,7 @@ from mpipc._pool.statistics import PoolStatistics as PoolStatistics
 from mpipc._pool.statistics import WorkerStatistics as WorkerStatistics
 from mpipc._pool.statistics import gather
 from mpipc._pool.tasks import Feed, Function, function_name
+from mpipc._stdlib import private
 from mpipc._stdlib.start_method import default_context
 from mpipc._stdlib.subclasses import own_reducers, settle_pool
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
@@ -532,7 +533,7 @@ class ThreadPool(_base.ThreadPool):
     ) -> None:
         # The first thing that the standard method does is a system call, in which the thread that hands out tasks may
         # run and hand some out after all; no thread can be made to give up one that it has begun.
-        task_handler._state = TERMINATE
+        private.set_thread_state(task_handler, TERMINATE)
         terminate: Any = super()._terminate_pool  # type: ignore[misc]
         terminate(taskqueue, inqueue, outqueue, pool, change_notifier, worker_handler, task_handler, *others)
         # A worker that went at its sentinel may have been replaced once more before the thread that does so ended: the

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing.popen_forkserver as _base
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from mpipc._stdlib import private
 from mpipc._stdlib.parcel import child_source, spawning
 from mpipc._stdlib.standard import installed
 
@@ -14,8 +14,7 @@ __all__ = ["Popen"]
 
 ON_ERROR = ("ignore", "warn", "fail")
 
-_server: Any = forkserver._forkserver
-_knows_on_error = hasattr(_server, "_preload_on_error")  # from Python 3.15 on
+_server: Any = private.fork_server()
 _on_error = "ignore"
 
 
@@ -24,7 +23,7 @@ def set_preload(modules: list[str], on_error: str) -> None:
     global _on_error
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error must be 'ignore', 'warn' or 'fail', not {on_error!r}")
-    if _knows_on_error:
+    if private.preload_knows_on_error(_server):  # from Python 3.15 on
         _server.set_forkserver_preload(modules, on_error=on_error)
     else:
         _server.set_forkserver_preload(modules)
@@ -52,8 +51,8 @@ class Popen(_base.Popen):
     """multiprocessing.popen_forkserver.Popen whose child takes over the mpipc objects pickled for it."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        modules = _server._preload_modules
-        _server._preload_modules = _Preload(modules)
+        modules = private.preloaded(_server)
+        private.set_preloaded(_server, _Preload(modules))
         try:
             with spawning(self, process_obj) as parcel:
                 super()._launch(parcel)  # type: ignore[misc]
@@ -64,7 +63,7 @@ class Popen(_base.Popen):
                 )
             raise
         finally:
-            _server._preload_modules = modules
+            private.set_preloaded(_server, modules)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,9 @@ The classes have the names, signatures and errors of multiprocessing.queues. Wha
 
 import os
 import threading
-import traceback
 import weakref
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
-from multiprocessing.util import debug
 from queue import Empty, Full
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -25,7 +23,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from mpipc._queue.message_queue import LEVELS, MessageQueue, Watch
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._stdlib.subclasses import settle_queue
-from mpipc.sysv import IPC_STAT, msgctl
 
 __all__ = ["Empty", "Full", "JoinableQueue", "PriorityQueue", "Queue", "SimpleQueue"]
 
@@ -62,6 +59,8 @@ class Statistics(NamedTuple):
 
 
 def _statistics(messages: MessageQueue) -> Statistics:
+    from mpipc.sysv import IPC_STAT, msgctl
+
     spilled, shared, in_use, segments, readers, writers, _joiners, pending = messages.usage()
     kernel = msgctl(messages.block.id, IPC_STAT)
     size = messages.size()
@@ -79,6 +78,12 @@ def _statistics(messages: MessageQueue) -> Statistics:
         kernel.msg_lspid,
         kernel.msg_lrpid,
     )
+
+
+def _debug(message: str) -> None:
+    from multiprocessing.util import debug
+
+    debug(message)
 
 
 # ---- the ends of a queue, as multiprocessing's queues have them ------------------------------------------------------
@@ -347,12 +352,12 @@ class Queue(_Base, Generic[T]):
 
     def join_thread(self) -> None:
         """Returns at once: what was put has been sent. For programs written for multiprocessing; after close() only."""
-        debug("Queue.join_thread()")
+        _debug("Queue.join_thread()")
         assert self._closed, f"Queue {self!r} not closed"
 
     def cancel_join_thread(self) -> None:
         """Does nothing: there is no thread to be waited for."""
-        debug("Queue.cancel_join_thread()")
+        _debug("Queue.cancel_join_thread()")
 
     def _terminate_broken(self) -> None:
         # concurrent.futures (from Python 3.12 on) calls it when its workers are gone.
@@ -362,6 +367,8 @@ class Queue(_Base, Generic[T]):
     def _on_queue_feeder_error(e: Exception, obj: Any) -> None:
         """Called by put() when obj could not be pickled, while e is being handled. Prints the traceback; subclasses do
         other things."""
+        import traceback
+
         traceback.print_exc()
 
 

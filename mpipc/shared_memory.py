@@ -24,11 +24,11 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mpipc._memory import named as _named
+from mpipc._stdlib import private
 from mpipc.sysv import IPC_STAT, SHM_HUGETLB, shmctl, shmid_ds
 
 _base: Any = multiprocessing.shared_memory  # its private names are unknown to type checkers
-_make_filename = _base._make_filename
-_SHM_NAME_PREFIX: str = _base._SHM_NAME_PREFIX
+_make_filename, _SHM_NAME_PREFIX = private.segment_names()
 _USE_POSIX = True  # "POSIX semantics", to whoever looks: a name can be unlinked, once, while the segment is in use
 
 __all__ = ["ShareableList", "SharedMemory"]

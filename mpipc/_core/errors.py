@@ -5,10 +5,14 @@ The errors that leave the core are those of src/outcome.h. Failed system calls a
 limit that was met; the family's own tables have limits too.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 
-from mpipc.sysv.errors import SysVError, from_errno
+TYPE_CHECKING = False  # as type checkers understand it
+if TYPE_CHECKING:
+    from mpipc.sysv.errors import SysVError
 
 _OWN = {
     errno.EUSERS: (
@@ -70,6 +74,8 @@ def family_error(error: int, what: str) -> OSError:
 
 def call_error(error: int, call: str, arguments: dict[str, object]) -> SysVError:
     """The error for a system call that the C layer made for an object of ours."""
+    from mpipc.sysv.errors import from_errno  # and with it all of mpipc.sysv, half of what a first lock would load
+
     return from_errno(error, call, arguments, gone=error == errno.EINVAL and call in ("semop", "semtimedop", "semctl"))
 
 

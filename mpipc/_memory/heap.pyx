@@ -53,8 +53,8 @@ from mpipc._core.family cimport (
 import os
 
 from mpipc._core import register_reserve
+from mpipc._core.errors import call_error as from_errno  # which loads mpipc.sysv when there is an error
 from mpipc._core.errors import family_error
-from mpipc.sysv.errors import from_errno
 
 cdef extern from "<sys/shm.h>" nogil:
     enum:

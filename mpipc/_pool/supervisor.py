@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import util
 from multiprocessing.connection import wait
 from multiprocessing.pool import CLOSE, TERMINATE
 from typing import TYPE_CHECKING, Any
@@ -150,8 +150,12 @@ class Supervisor:
         engine = self._engine
         method = self._context.get_start_method()
         if method != "fork":
+            from multiprocessing import resource_tracker
+
             resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts its process
         if method == "forkserver":
+            from multiprocessing import forkserver
+
             forkserver.ensure_running()  # now: all its children would inherit the mask from below
         member = Member(next(self._tags), self._quota, self._task_reducers)
         member.process = self._make_process(

@@ -16,6 +16,7 @@ from mpipc._pool.ledger import Ledger
 from mpipc._pool.worker import BATCH as _BATCH
 from mpipc._pool.worker import FUNCTIONS as _FUNCTIONS
 from mpipc._pool.worker import QUIT
+from mpipc._stdlib.private import popen_of
 
 cdef object BATCH = _BATCH
 cdef Py_ssize_t FUNCTIONS = _FUNCTIONS
@@ -201,7 +202,7 @@ cdef class Member:
         The pipe behind the sentinel stays open as long as anybody who has inherited it lives. A pidfd does not, and is
         safe where the process is our own child.
         """
-        if getattr(getattr(self.process, "_popen", None), "method", None) in ("fork", "spawn"):
+        if getattr(popen_of(self.process), "method", None) in ("fork", "spawn"):
             try:
                 self.pidfd_ = os.pidfd_open(self.process.pid)
             except OSError:  # ENOSYS before Linux 5.3, EPERM in some sandboxes

@@ -33,6 +33,7 @@ import threading
 from importlib import import_module
 from types import CellType, FunctionType, ModuleType
 
+from mpipc._stdlib import private
 from mpipc._stdlib.standard import modules, set_in_place
 
 TYPE_CHECKING = False
@@ -89,8 +90,8 @@ def install() -> None:
             changes.set(sys.modules, f"multiprocessing.{name}", ours)
             changes.set(vars(multiprocessing if parent == "multiprocessing" else sys.modules[parent]), last, ours)
             if name == "context":
-                changes.set(vars(standard), "_concrete_contexts", ours._concrete_contexts)
-                _open_window(standard, ours)
+                changes.set(vars(standard), private.CONTEXTS, ours._concrete_contexts)
+                _open_window(ours)
         package = import_module("mpipc")
         for name in package.__all__:
             changes.set(vars(multiprocessing), name, getattr(package, name))
@@ -100,7 +101,7 @@ def install() -> None:
                 value = vars(standard)[name]
                 changes.set(vars(ours), name, replacements.get(id(value), (value, value))[1])
         _replace_references(replacements, changes)
-        _derive_anew("concurrent.futures.process", "_SafeQueue", changes)
+        _derive_anew(*private.SAFE_QUEUE, changes)
         _changes = changes
         set_in_place(True)
 
@@ -187,10 +188,10 @@ def _derive_anew(module_name: str, class_name: str, changes: _Changes) -> None:
 _window: tuple[Any, type] | None = None  # the default context, and the class that it had
 
 
-def _open_window(standard: Any, ours: Any) -> None:
+def _open_window(ours: Any) -> None:
     """Make the standard library's default context use the start method of mpipc's, and settle it."""
     global _window
-    default, actual = ours._default_context, standard._default_context
+    default, standard = ours._default_context, private.standard_default
 
     class Window(ours.DefaultContext):  # type: ignore[misc]
         _default_context = property(lambda self: default._default_context)
@@ -198,10 +199,11 @@ def _open_window(standard: Any, ours: Any) -> None:
             lambda self: default._actual_context, lambda self, context: setattr(default, "_actual_context", context)
         )
 
-    if default._actual_context is None and actual._actual_context is not None:
-        default._actual_context = ours._concrete_contexts[actual._actual_context._name]
-    _window = actual, type(actual)
-    actual.__class__ = Window
+    settled = private.settled()
+    if default._actual_context is None and settled is not None:
+        default._actual_context = ours._concrete_contexts[settled.get_start_method()]
+    _window = standard, type(standard)
+    standard.__class__ = Window
 
 
 def _close_window() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing.context
 import operator
 import os
 import sys
@@ -13,7 +12,7 @@ from multiprocessing.popen_fork import Popen as ForkPopen
 from multiprocessing.process import BaseProcess, current_process
 from typing import Any
 
-from mpipc._stdlib import start_method
+from mpipc._stdlib import private, start_method
 from mpipc._stdlib.standard import installed
 from mpipc._stdlib.start_method import INHERITED_METHOD
 
@@ -127,8 +126,7 @@ def spawning(popen: ForkPopen, process: BaseProcess) -> Iterator[Any]:
     parcel = _Parcel(process, start_method.default.get_start_method(allow_none=sys.version_info >= (3, 14)))
     # Up to Python 3.13 the preparation data ask for the standard library's start method, and asking settles it: a later
     # multiprocessing.set_start_method() would fail because of a process that was none of its business.
-    standard: Any = multiprocessing.context._default_context
-    unsettled = standard._actual_context is None
+    unsettled = private.settled() is None
     try:
         yield parcel
     except BaseException:
@@ -139,5 +137,5 @@ def spawning(popen: ForkPopen, process: BaseProcess) -> Iterator[Any]:
         if getattr(popen, "_mpipc_transit", None) is not None:
             sys.modules["mpipc._core"].record_transit(popen)
     finally:
-        if unsettled and standard._actual_context is standard._default_context:
-            standard._actual_context = None
+        if unsettled and private.settled() is private.fallback():
+            private.settle(None)

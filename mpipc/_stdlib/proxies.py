@@ -57,7 +57,7 @@ SetProxy: Any = getattr(_base, "SetProxy", None)
 if SetProxy is None:
     SetProxy = type(
         "SetProxy",
-        (_base.MakeProxyType("_BaseSetProxy", SET),),
+        (_base.MakeProxyType("_SetMethods", SET),),
         {
             "__module__": "mpipc.managers",
             "_method_to_typeid_": {"__iter__": "Iterator"},

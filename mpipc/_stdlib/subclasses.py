@@ -5,17 +5,10 @@ from __future__ import annotations
 from types import CodeType
 from typing import Any
 
+from mpipc._stdlib.private import QUEUE_INTERNALS, SETUP_QUEUES
 from mpipc._stdlib.standard import standard_module
 
 __all__ = ["own_reducers", "settle_pool", "settle_queue"]
-
-INTERNALS = frozenset(
-    ["_buffer", "_feed", "_notempty", "_opid", "_rlock", "_sem", "_start_thread", "_thread", "_wlock"]
-)
-"""What multiprocessing's queues are made of and mpipc's are not: a pipe with locks, a semaphore, a feeder thread."""
-
-SET_UP = "_setup_queues"
-"""The method in which multiprocessing's pools make their two queues; who replaces it wants to pickle in another way."""
 
 OWN_REDUCERS = ("_forward_reducers", "_backward_reducers")
 """Attributes of joblib.pool.PicklingPool: for tasks and for results, functions that reduce objects, by type.
@@ -25,12 +18,12 @@ Its _setup_queues() makes queues that pickle with them. They are the way in whic
 
 
 def settle_queue(subclass: type, name: str, ours: type) -> None:
-    """Derive `subclass` from multiprocessing.queues.<name> in the place of `ours`, if its methods speak of INTERNALS.
+    """Derive `subclass` from multiprocessing.queues.<name> in the place of `ours`, if it speaks of QUEUE_INTERNALS.
 
     It replaces the way in which messages travel, with a pickler of its own for instance; nothing of ours would be left.
     """
     codes = map(_code, vars(subclass).values())
-    if any(code is not None and not INTERNALS.isdisjoint(code.co_names) for code in codes):
+    if any(code is not None and not QUEUE_INTERNALS.isdisjoint(code.co_names) for code in codes):
         _derive_from_standard(subclass, "queues", name, ours)
 
 
@@ -39,15 +32,15 @@ def settle_pool(subclass: type, ours: type) -> None:
 
     The pool would not use them, and what they pickle in a way of their own would travel in the usual one.
     """
-    if SET_UP in vars(subclass):
-        code = _code(vars(subclass)[SET_UP])
+    if SETUP_QUEUES in vars(subclass):
+        code = _code(vars(subclass)[SETUP_QUEUES])
         if code is None or not set(OWN_REDUCERS) <= set(code.co_names):
             _derive_from_standard(subclass, "pool", "Pool", ours)
 
 
 def own_reducers(pool: Any, ours: type) -> tuple[Any, Any]:
     """The reducers that a pool of a class like joblib's has for tasks and for results; None if it has none."""
-    if getattr(type(pool), SET_UP) is getattr(ours, SET_UP):
+    if getattr(type(pool), SETUP_QUEUES) is getattr(ours, SETUP_QUEUES):
         return None, None
     tasks, results = (getattr(pool, name, None) or None for name in OWN_REDUCERS)
     return tasks, results

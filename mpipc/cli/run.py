@@ -11,13 +11,13 @@ import functools
 import io
 import os
 import pkgutil
-import runpy
 import sys
 from importlib.machinery import SourceFileLoader
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 import mpipc
+from mpipc._stdlib.private import main_runner
 
 __all__ = ["add_parser", "run"]
 
@@ -58,7 +58,7 @@ def run(program: str, arguments: list[str], *, as_module: bool = False) -> None:
     try:
         if as_module:
             sys.argv = ["-m", *arguments]
-            runpy._run_module_as_main(program)  # type: ignore[attr-defined]
+            main_runner()(program)
         else:
             sys.argv = [program, *arguments]
             _run_path(program, main)
@@ -74,7 +74,7 @@ def run(program: str, arguments: list[str], *, as_module: bool = False) -> None:
 def _run_path(path: str, main: ModuleType) -> None:
     if pkgutil.get_importer(path) is not None:  # a directory or zip file, with a `__main__` of its own
         _set_first_of_path(os.path.abspath(path))
-        runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
+        main_runner()("__main__", alter_argv=False)
         return
     absolute = os.path.abspath(path)
     _set_first_of_path(os.path.dirname(os.path.realpath(path)))

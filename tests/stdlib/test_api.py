@@ -234,11 +234,26 @@ def test_import_loads_nothing_heavy() -> None:
     loaded = set(run_script(script).stdout.split())
     assert loaded <= {
         *("mpipc", "mpipc.context", "mpipc.exceptions", "mpipc.process", "mpipc.reduction"),
-        *("mpipc._stdlib", *(f"mpipc._stdlib.{name}" for name in ("install", "standard", "start_method"))),
+        *("mpipc._stdlib", *(f"mpipc._stdlib.{name}" for name in ("install", "private", "standard", "start_method"))),
         *("__future__", "importlib", "importlib.machinery", "importlib._bootstrap", "importlib._bootstrap_external"),
         *("warnings", "_warnings", "_py_warnings"),
     }
     assert "mpipc" in loaded
+
+
+@pytest.mark.parametrize(
+    "use, unneeded",
+    [
+        ("mpipc.Lock()", "mpipc.sysv multiprocessing.util traceback"),
+        ("mpipc.Queue()", "mpipc.sysv multiprocessing.util traceback"),
+        ("mpipc.get_context('fork').Pool(1).terminate()", "mpipc.sysv multiprocessing.forkserver runpy"),
+    ],
+)
+def test_first_use_loads_nothing_for_later(use: str, unneeded: str) -> None:
+    """What is needed for errors, messages and other start methods is loaded when there is an error, a message ..."""
+    loaded = run_script(f"import mpipc, sys; {use}; print(*sys.modules)").stdout.split()
+    assert f"mpipc.{'pool' if 'Pool' in use else '_core'}" in loaded
+    assert set(unneeded.split()) & set(loaded) == set()
 
 
 def test_import_on_another_platform() -> None:
