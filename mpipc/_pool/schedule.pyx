@@ -557,7 +557,7 @@ cdef class Schedule:
         """Let go of everything."""
         self.members = {}
         self.idle = {}
-        self.backlog.clear()
+        self.backlog = Backlog()
 
 
 def _become_main_thread():
