@@ -173,8 +173,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         engine = self._engine
         if engine is None:
             return {}
-        with engine.lock:
-            return {process.pid: process for process in engine.supervisor.processes}
+        with engine.life.lock:
+            return {process.pid: process for process in engine.processes}
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Have fn(*args, **kwargs) run by a worker, and return the future of it.
@@ -188,13 +188,13 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     def _run(self, function: Function, kind: int, payload: tuple[Any, ...], first: int = 0) -> Future[Any]:
         with self._lock:
             engine = self._started_engine()
-            job = _Job(engine.cache)
+            job = _Job(engine.schedule.cache)
             task = Task(job, 0, kind, function, payload, first=first, **self._options)
-            added = engine.add(job, task)  # from here on the engine does not end
+            added = engine.schedule.add(job, task)  # from here on the engine does not end
         if added:
-            engine.dispatch()
+            engine.schedule.dispatch()
         else:
-            engine.refuse(job)
+            engine.receiver.refuse(job)
         return job.future
 
     def map(
@@ -228,7 +228,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         payloads = items if kind == APPLY else [tuple(items[first : first + chunksize]) for first in firsts]
         with self._lock:
             engine = self._started_engine()
-            jobs = [_Job(engine.cache) for _ in firsts]
+            jobs = [_Job(engine.schedule.cache) for _ in firsts]
             if not jobs:
                 return iter(())
             function = Function(fn, _new_id())
@@ -236,12 +236,12 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                 Task(job, 0, kind, function, payload, first=first, **self._options)
                 for job, first, payload in zip(jobs, firsts, payloads, strict=True)
             ]
-            added = engine.add_many(tasks)
+            added = engine.schedule.add_many(tasks)
         if added:
-            engine.dispatch()
+            engine.schedule.dispatch()
         else:
             for job in jobs:
-                engine.refuse(job)
+                engine.receiver.refuse(job)
         return _results(deque(job.future for job in jobs), kind, deadline)
 
     def _map_ahead(
@@ -302,8 +302,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             engine = self._engine
         if engine is None or os.getpid() != self._pid:
             return
-        engine.supervisor.mercy = how != "kill"
-        engine.terminate()
+        engine.terminate(mercy=how != "kill")
 
     def statistics(self) -> PoolStatistics:
         """What the workers have done, and what they are doing."""

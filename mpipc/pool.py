@@ -115,8 +115,8 @@ class Pool(_base.Pool):
             task_reducers=task_reducers,
             result_reducers=result_reducers,
         )
-        self._pool = self._engine.supervisor.processes
-        self._cache = self._engine.cache
+        self._pool = self._engine.processes
+        self._cache = self._engine.schedule.cache
         self._engine.start()
         self._terminate = util.Finalize(self, self._engine.terminate, exitpriority=15)
         self._state = RUN
@@ -396,7 +396,7 @@ class Pool(_base.Pool):
         return {"retries": self._retries, "timeout": checked_timeout(timeout)}
 
     def _repopulate_pool(self) -> None:
-        self._engine.supervisor.populate()
+        self._engine.populate()
 
 
 def check_retries(retries: int) -> None:

@@ -21,22 +21,18 @@ import threading
 
 from cpython.dict cimport PyDict_DelItem, PyDict_SetItem
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport uint64_t
-from posix.unistd cimport close, write
 
-from mpipc._pool.codec cimport Source, Task
+from mpipc._pool.backlog cimport Backlog
+from mpipc._pool.codec cimport Task
+from mpipc._pool.life cimport Life
 from mpipc._pool.worker_handle cimport Member, monotonic
 
 from collections import deque
-from multiprocessing.pool import RUN as _RUN
-from multiprocessing.pool import TERMINATE as _TERMINATE
 
 from mpipc._pool.tasks import SHALLOW as _SHALLOW
 from mpipc._pool.worker import FAILED as _FAILED
 from mpipc._pool.worker import RETURNED as _RETURNED
 
-cdef object RUN = _RUN
-cdef object TERMINATE = _TERMINATE
 cdef int RETURNED = _RETURNED
 cdef int FAILED = _FAILED
 cdef Py_ssize_t SHALLOW = _SHALLOW
@@ -46,28 +42,24 @@ cdef unsigned long main_thread = threading.main_thread().ident  # in which signa
 # not worth having the next task at hand.
 cdef double PATIENCE = 0.01
 
-# A worker is given at most so many tasks that could be cancelled and were not begun.
-cdef Py_ssize_t CANCELLABLE = 8
-
 # A kind of message to the result thread: there is something in `failures`.
 LOOK = 31
 
 
 cdef class Schedule:
-    """The tasks of a pool. What Engine, which is one, does with it stands in _pool/engine.py.
+    """The tasks of a pool and the workers that run them. What the engine does with it stands in _pool/engine.py.
 
-    Everything is guarded by `lock`, but for `failures`, whose append() and popleft() are atomic.
+    Everything is guarded by `lock`, that of the pool's life, but for `failures`, whose append() and popleft() are
+    atomic.
 
-    state       RUN, CLOSE or TERMINATE
-    ended       the result thread is through: whoever submits has to abort the result
+    results     the channel on which the workers answer
     cache       the results that are not complete, by job
     members     the workers, until all that they have sent was received, by tag
     idle        workers that are open and have nothing to do, the one that has been waiting longest first
     full        no worker has room, and none has got any since that was found
     depth       Pace.depth of the last result
     unready     workers that are being started
-    backlog     tasks, and maps of which tasks can be drawn
-    feeds       those whose feeder goes on
+    backlog     what no worker has
     told        messages to the result thread from this process that it has not received
     called      the last thing that was asked for was a call(), so another one may follow
     parked      the result thread waits for `wanted`, and does not receive: a call() may
@@ -78,53 +70,41 @@ cdef class Schedule:
     failures    (job, index, exception) that came up here, for the result thread to set
     """
 
+    cdef Life life
     cdef readonly object lock
     cdef readonly object cache
-    cdef public object results
+    cdef readonly object results
     cdef readonly object wanted
     cdef readonly object failures
-    cdef readonly int wakeup  # eventfd(2)
     cdef readonly Py_ssize_t size
-    cdef public object state
-    cdef public bint ended
-    cdef public dict members
-    cdef public object backlog
-    cdef public dict idle
-    cdef public set feeds
-    cdef public bint full
-    cdef public Py_ssize_t depth
-    cdef public Py_ssize_t unready
+    cdef readonly dict members
+    cdef readonly Backlog backlog
+    cdef readonly dict idle
+    cdef bint full
+    cdef Py_ssize_t depth
+    cdef readonly Py_ssize_t unready
     cdef public Py_ssize_t told
     cdef public bint called
-    cdef public bint parked
-    cdef public bint calling
+    cdef readonly bint parked
+    cdef readonly bint calling
     cdef unsigned long caller
-    cdef public list inbox
+    cdef list inbox
     cdef public object due
 
-    def __cinit__(self, *arguments, **options):
-        self.wakeup = -1
-
-    def __init__(self, Py_ssize_t size, cache, results):
+    def __init__(self, Life life, Py_ssize_t size, cache, results):
+        self.life = life
+        self.lock = life.lock
         self.size = size
         self.cache = cache
         self.results = results
-        self.lock = threading.RLock()
-        self.state = RUN
         self.members = {}
         self.idle = {}
-        self.backlog = deque()
-        self.feeds = set()
+        self.backlog = Backlog()
         self.depth = SHALLOW
         self.inbox = []
         self.failures = deque()
         self.wanted = threading.Lock()
         self.wanted.acquire()
-        self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def __dealloc__(self):
-        if self.wakeup >= 0:
-            close(self.wakeup)
 
     cdef object hold(self):
         """Take the lock, come what may. Returns what a signal handler raised meanwhile, or None."""
@@ -135,18 +115,6 @@ cdef class Schedule:
                 return raised
             except BaseException as error:
                 raised = error
-
-    cpdef wake(self):
-        """Have the supervisor look at the state of things."""
-        cdef uint64_t one = 1
-        if self.wakeup >= 0:
-            write(self.wakeup, &one, sizeof(one))  # EAGAIN: it has been told 2**64 times
-
-    def close_wakeup(self):
-        """Nobody waits any more. The GIL is held from wake()'s look at the descriptor to its use."""
-        if self.wakeup >= 0:
-            close(self.wakeup)
-            self.wakeup = -1
 
     cpdef unpark(self):
         """Have the result thread receive again, if it does not; a call() that is under way sees to that at its end."""
@@ -173,10 +141,10 @@ cdef class Schedule:
             self.called = False
             self.step_aside()
             self.unpark()
-            if self.ended:
+            if self.life.refuses():
                 return False
             PyDict_SetItem(self.cache, job._job, job)
-            self.backlog.append(work)
+            self.backlog.add(work)
         return True
 
     def submit(self, job, work):
@@ -192,27 +160,27 @@ cdef class Schedule:
         with self.lock:
             self.step_aside()
             self.unpark()
-            if self.ended:
+            if self.life.refuses():
                 return False
             for task in tasks:
                 PyDict_SetItem(self.cache, task.job._job, task.job)
-            self.backlog.extend(tasks)
+            self.backlog.add_all(tasks)
         return True
 
     def add_fed(self, Task task):
         """As add(), for a task that was made from an iterator of the user, whose job is outstanding already."""
         with self.lock:
-            if self.ended or self.state == TERMINATE:
+            if self.life.over():
                 return False
             self.called = False
             self.unpark()
             task.feed.waiting += 1
-            self.backlog.append(task)
+            self.backlog.add(task)
         return True
 
     def call(self, job, Task task):
         """Take on a task and receive its result in this thread, if nothing else is going on; see the comment at the top
-        of the engine.
+        of the receiver.
 
         Returns the message with the result; () if it was not the next one, and will be set by the result thread; None
         if the task was not taken on.
@@ -223,8 +191,8 @@ cdef class Schedule:
         cdef object number = None
         with self.lock:
             if (
-                self.parked and not self.calling and not self.cache and task.timeout is None and self.state == RUN
-                and self.idle
+                self.parked and not self.calling and not self.cache and task.timeout is None
+                and self.life.runs() and self.idle
             ):
                 PyDict_SetItem(self.cache, job._job, job)
                 worker = next(iter(self.idle))
@@ -270,12 +238,12 @@ cdef class Schedule:
             if self.caller == PyThread_get_thread_ident():
                 self.calling = False  # if it has not been handed over
             self.refresh(worker)
-            if not orderly or self.cache or self.failures or self.told or self.state != RUN:
+            if not orderly or self.cache or self.failures or self.told or not self.life.runs():
                 self.unpark()
         finally:
             self.lock.release()
-        if self.state != RUN:
-            self.wake()
+        if not self.life.runs():
+            self.life.wake()
         if raised is not None:
             raise raised
 
@@ -312,16 +280,16 @@ cdef class Schedule:
         cdef Member worker = None, member
         cdef list tasks
         cdef Py_ssize_t depth, most = 0, room
-        if self.state == TERMINATE:
+        if self.life.over():
             return None
         if self.idle:
             worker = next(iter(self.idle))
             tasks = (
                 self.take_over(PATIENCE, worker) or self.next_tasks(worker) or self.take_over(0.0, worker))
-        elif self.full or self.unready or not self.backlog:
+        elif self.full or self.unready or not self.backlog.waiting:
             return None  # a worker that is about to be ready will run the next task sooner than one that is busy
         else:
-            depth = self.depth_wanted()
+            depth = self.backlog.depth_wanted()
             for member in self.members.values():
                 room = member.room(depth) if member.is_open() else 0
                 if room > most:
@@ -335,58 +303,19 @@ cdef class Schedule:
         self.idle.pop(worker, None)
         return [worker, worker.assign(tasks)]
 
-    cdef Py_ssize_t depth_wanted(self):
-        """How many of the tasks at the front of the backlog a worker should have."""
-        cdef object head = self.backlog[0], function = head.function
-        cdef Py_ssize_t depth = function.pace.depth
-        if depth > SHALLOW and isinstance(head, Task) and (<Task> head).job.cancellable:
-            # What a worker has been given cannot be cancelled any more. (Of a map, nobody sees the futures.)
-            depth = min(depth, CANCELLABLE) if function.lasting else SHALLOW
-        return depth
-
     cdef list next_tasks(self, Member worker):
         """Tasks from the backlog for a worker: so many that something is left for the others, if they have room too."""
-        cdef list tasks = []
-        cdef object backlog = self.backlog, head, feed
-        cdef Py_ssize_t depth, waiting, most = 1
-        if not backlog:
-            return tasks
-        head = backlog[0]
-        waiting = len(backlog) if isinstance(head, Task) else (<Source> head).remaining
-        depth = self.depth_wanted()
+        cdef Py_ssize_t depth, most = 1
+        if not self.backlog.waiting:
+            return []
+        depth = self.backlog.depth_wanted()
         if depth > SHALLOW:
-            most = max(min(worker.room(depth), waiting // (2 * self.size)), 1)
-        while backlog and len(tasks) < most:
-            head = backlog[0]
-            if isinstance(head, Task):
-                backlog.popleft()
-                feed = (<Task> head).feed
-                if feed is not None:
-                    feed.waiting -= 1
-                    if feed.waiting == feed.low:
-                        self.ring(feed)
-                tasks.append(head)
-                continue
-            tasks.append((<Source> head).draw())
-            if not (<Source> head).remaining:
-                backlog.popleft()
-        return tasks
-
-    cdef ring(self, object feed):
-        """Have a feeder go on that waits for that."""
-        if feed in self.feeds:
-            self.feeds.discard(feed)
-            feed.bell.release()
+            most = max(min(worker.room(depth), self.backlog.count_at_front() // (2 * self.size)), 1)
+        return self.backlog.take(most)
 
     cpdef put_back(self, Task task):
         """To the front of the backlog."""
-        if task.feed is not None:
-            task.feed.waiting += 1
-        self.backlog.appendleft(task)
-
-    cdef put_all_back(self, list tasks):
-        for task in reversed(tasks):
-            self.put_back(task)
+        self.backlog.put_back(task)
 
     cdef list take_over(self, double waiting, Member worker):
         """Tasks for a worker that have been waiting behind another one.
@@ -419,7 +348,7 @@ cdef class Schedule:
         self.refresh(victim)
         room = worker.room(len(worker.window) + len(tasks))
         while len(tasks) > room:
-            self.put_back(tasks.pop())
+            self.backlog.put_back(tasks.pop())
         return tasks
 
     cpdef refresh(self, Member worker):
@@ -432,12 +361,10 @@ cdef class Schedule:
 
     def drop(self, set cancelled):
         """Take tasks whose futures were cancelled out of the backlog, and tell these."""
-        cdef object kept = deque(), dropped = [], raised = None
+        cdef list dropped
+        cdef object raised = None
         with self.lock:
-            # Those that a thread has taken out in between, it finds to be cancelled.
-            for work in self.backlog:
-                (dropped if work in cancelled else kept).append(work)
-            self.backlog = kept
+            dropped = self.backlog.remove(cancelled)  # what a thread has taken out in between, it finds to be cancelled
         for work in dropped:
             try:
                 (<Task> work).job._begin()
@@ -475,7 +402,7 @@ cdef class Schedule:
                 for number in reversed(rest):
                     task = worker.withdraw(number)
                     if task is not None:  # else the worker has died, and the task was put back
-                        self.put_back(task)
+                        self.backlog.put_back(task)
             finally:
                 self.lock.release()
         return begun, raised
@@ -500,9 +427,9 @@ cdef class Schedule:
                     else:
                         # It may have been sent, or not; what the worker has not begun can be had back in either case.
                         raised = error
-                        self.put_all_back(worker.take_back_from(number))
+                        self.backlog.put_all_back(worker.take_back_from(number))
                         break
-            self.put_all_back(unsent)
+            self.backlog.put_all_back(unsent)
             self.refresh(worker)
             if lost:
                 self.failures.extend(lost)
@@ -516,7 +443,7 @@ cdef class Schedule:
             if task.timeout is not None and (timeout is None or task.timeout < timeout):
                 timeout = task.timeout
         if timeout is not None and (self.due is None or monotonic() + <double> timeout < self.due):
-            self.wake()
+            self.life.wake()
         if raised is not None:
             raise raised
 
@@ -528,7 +455,43 @@ cdef class Schedule:
             with self.lock:
                 self.told -= 1
 
+    # ---- workers
+
+    def enroll(self, Member worker):
+        """A worker is about to be started."""
+        with self.lock:
+            self.members[worker.tag] = worker
+            self.unready += 1
+
+    def admit(self, Member worker):
+        """It can be given tasks; dispatch() has to follow."""
+        with self.lock:
+            worker.ready = True
+            self.unready -= 1
+            self.refresh(worker)
+
+    def strike_off(self, Member worker):
+        """It could not be started, or is dead. What is in its window is for the caller to look after."""
+        with self.lock:
+            del self.members[worker.tag]
+            self.unready -= not worker.ready
+            worker.dead = True
+            self.refresh(worker)
+
     # ---- receiving
+
+    def park(self):
+        """Whether to leave receiving to a call(); then the result thread has to wait for `wanted`."""
+        with self.lock:
+            idle = not (self.cache or self.unready or self.told or self.failures or self.inbox)
+            self.parked = self.called and idle and self.life.runs()
+            return self.parked
+
+    def take_inbox(self):
+        """What a call() has received and left."""
+        cdef list messages = self.inbox
+        self.inbox = []
+        return messages
 
     def take_answers(self, list messages):
         """Remove answered tasks from the windows: [(task, message)], in their order."""
@@ -580,16 +543,21 @@ cdef class Schedule:
     def wait_for_room(self, feed):
         """A feeder is to wait at its bell: True, else False."""
         with self.lock:
-            if feed.waiting <= feed.low or self.ended or self.state == TERMINATE:
-                return False
-            self.feeds.add(feed)
-            return True
+            return not self.life.over() and self.backlog.await_room(feed)
 
-    def ring_all(self):
-        """Have all feeders go on."""
+    # ---- the end
+
+    def give_up(self):
+        """Let go of the tasks that nobody will run: the results that are not complete."""
         with self.lock:
-            for feed in list(self.feeds):
-                self.ring(feed)
+            self.backlog.clear()
+            return list(self.cache.values())
+
+    def clear(self):
+        """Let go of everything."""
+        self.members = {}
+        self.idle = {}
+        self.backlog = Backlog()
 
 
 def _become_main_thread():

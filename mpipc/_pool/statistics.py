@@ -45,9 +45,9 @@ class PoolStatistics(NamedTuple):
 
 def gather(engine: Engine) -> PoolStatistics:
     """What the workers have done, and what they are doing."""
-    with engine.lock:  # nothing slow: whoever interrupts this may want the engine
-        members = [(worker, worker.ledger) for worker in engine.members.values()]
-        replaced, outstanding = engine.replaced, len(engine.cache)
+    with engine.life.lock:  # nothing slow: whoever interrupts this may want the engine
+        members = [(worker, worker.ledger) for worker in engine.members()]
+        replaced, outstanding = engine.replaced, len(engine.schedule.cache)
     workers = []
     for worker, ledger in members:
         running_for = ledger.running_for

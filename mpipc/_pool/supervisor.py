@@ -1,7 +1,7 @@
 """The supervisor of a pool: a thread that starts the workers, notices their deaths, and ends them.
 
-It owns the processes; tasks are the engine's (_pool/engine.py), of which it calls what is public. Its lock `_starting`
-is taken before the engine's lock, never after it.
+It owns the processes; tasks and results are the engine's (_pool/engine.py), of which it needs what `Supervised` says.
+Its lock `_starting` is taken before that of the pool's life, never after it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing import util
 from multiprocessing.connection import wait
-from multiprocessing.pool import CLOSE, TERMINATE
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mpipc import _core as family
-from mpipc._pool.channel import OwnReducers
+from mpipc._pool.channel import Channel, OwnReducers
+from mpipc._pool.life import Life
+from mpipc._pool.states import State
 from mpipc._pool.worker import work
 from mpipc._pool.worker_handle import Member
 from mpipc.exceptions import exit_reason
 
-if TYPE_CHECKING:
-    from mpipc._pool.engine import Engine
-
-__all__ = ["Supervisor"]
+__all__ = ["Supervised", "Supervisor"]
 
 # A pool that is terminated sends its workers SIGTERM, as multiprocessing does, which then waits for them, however long
 # it takes. Here those without a task leave by themselves, whatever they do about the signal; the others get SIGKILL,
@@ -56,16 +54,65 @@ RETRY_START = 1.0
 """Seconds after which it is tried again to start a worker if the system had no process for it."""
 
 
+class Supervised(Protocol):
+    """What a supervisor needs of the pool whose processes it looks after. An Engine has it."""
+
+    life: Life
+    """The pool's state, the lock that guards it, and the descriptor by which the supervisor is woken."""
+    results: Channel
+    """To which the workers send."""
+
+    # --- the workers
+
+    def members(self) -> list[Member]:
+        """The workers: those that are being started, those that are there, and those whose death is not dealt with."""
+
+    def enroll(self, worker: Member) -> None:
+        """A worker is about to be started."""
+
+    def strike_off(self, worker: Member) -> None:
+        """It could not be started."""
+
+    def announce_death(self, worker: Member, exitcode: int | None) -> None:
+        """A worker that had been started is dead. Its tasks are lost, or go to others."""
+
+    def quit_all(self) -> None:
+        """Tell the workers that nothing more will come."""
+
+    # --- the tasks
+
+    def goes_on(self) -> bool:
+        """Whether there is or may be work. If not, the pool is QUITTING, TERMINATING or BROKEN."""
+
+    def dispatch(self) -> None:
+        """Send tasks to workers. To be called now and then while the pool is CLOSED, when nobody else may do that."""
+
+    def expect(self, due: float | None) -> None:
+        """When timeouts will be looked at again, time.monotonic(). Whoever sends a task that has less time than that
+        wakes the supervisor; with None, whoever sends one that has a timeout."""
+
+    # --- the end
+
+    def fail_all(self, reason: str, cause: BaseException | None) -> None:
+        """The pool cannot go on."""
+
+    def end(self) -> None:
+        """No worker is left: every result is to be completed."""
+
+    def leave(self) -> None:
+        """The supervisor does nothing more."""
+
+
 class Supervisor:
     """The processes of one pool.
 
-    `processes` changes with both `_starting` and the engine's lock held. `_winding_down` is set once, by the
-    supervisor; after that no worker is started or replaced.
+    `processes` changes with both `_starting` and the lock of the pool's life held. Workers are started with `_starting`
+    held, while the pool is RUNNING or CLOSED.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Supervised,
         make_process: Callable[..., Any],
         context: Any,
         size: int,
@@ -77,6 +124,7 @@ class Supervisor:
         result_reducers: OwnReducers | None,
     ) -> None:
         self._engine = engine
+        self._life = engine.life
         self._make_process = make_process
         self._context = context
         self._size = size
@@ -93,7 +141,8 @@ class Supervisor:
         self.processes: list[Any] = []
         """The Process objects of the workers that are to be there; what Pool._pool is."""
         self._starting = threading.RLock()
-        self._winding_down = False
+        self._ending = False
+        """The workers that are left are being ended, by the supervisor."""
         self.mercy = True
         """Workers that are to be ended get SIGTERM first."""
         self.launching: Member | None = None
@@ -110,16 +159,16 @@ class Supervisor:
         """Start as many workers as are missing."""
         started = False
         with self._starting:
-            while len(self.processes) < self._size and not self._winding_down and self._engine.state != TERMINATE:
+            while len(self.processes) < self._size and self._life.is_staffed:
                 self._start_worker()
                 started = True
         if started:
-            self._engine.wake()
+            self._life.wake()
 
     def abandon(self) -> None:
         """End the workers after the pool could not be started."""
-        self._winding_down = True
-        members = list(self._engine.members.values())
+        self._ending = True
+        members = self._engine.members()
         # What a context gives us need not be multiprocessing's: then nothing but these methods can be relied on.
         strange = [member for member in members if not hasattr(type(member.process), "sentinel")]
         for member in strange:
@@ -142,7 +191,7 @@ class Supervisor:
 
         It may be waiting for a worker: to let go of a queue's lock, if the worker is stopped.
         """
-        if not self._winding_down:
+        if not self._ending:
             for process in list(self.processes):
                 _signal(process.kill)
 
@@ -184,7 +233,7 @@ class Supervisor:
         try:
             member.process.start()
             member.watch()
-            with engine.lock:
+            with self._life.lock:
                 self.processes.append(member.process)
         except BaseException:
             engine.strike_off(member)
@@ -199,10 +248,7 @@ class Supervisor:
     def _run(self) -> None:
         engine = self._engine
         try:
-            while True:
-                with engine.lock:
-                    if engine.state == TERMINATE or (engine.state == CLOSE and not engine.cache):
-                        break
+            while engine.goes_on():
                 self._look_after_workers()
         except BaseException as error:
             engine.fail_all(f"the pool's supervisor failed: {error!r}", error)
@@ -214,16 +260,16 @@ class Supervisor:
         except Exception as error:
             self.start_error = error
             self._count_failed_start(None, None)
-        if self._engine.state == CLOSE:
+        if self._life.state is State.CLOSED:
             # Who was interrupted between adding a task and sending it has left it to whoever comes next.
             self._engine.dispatch()
-        with self._starting, self._engine.lock:
-            watched = [member for member in self._engine.members.values() if member.process in self.processes]
+        with self._starting, self._life.lock:
+            watched = [member for member in self._engine.members() if member.process in self.processes]
             # Before it is looked for what is due: a task that is sent from now on wakes the supervisor.
-            self._engine.due = None
+            self._engine.expect(None)
         timeout = self._enforce_timeouts()
         if timeout is not None:
-            self._engine.due = time.monotonic() + timeout
+            self._engine.expect(time.monotonic() + timeout)
         if len(watched) < self._size:
             timeout = RETRY_START if timeout is None else min(timeout, RETRY_START)
         for member in self._wait(watched, timeout):
@@ -236,16 +282,16 @@ class Supervisor:
             handles[member.process.sentinel] = member
             if member.pidfd >= 0:
                 handles[member.pidfd] = member
-        found = wait([*handles, self._engine.wakeup], timeout if timeout is None else min(timeout, LONGEST_WAIT))
-        if self._engine.wakeup in found:
+        found = wait([*handles, self._life.wakeup], timeout if timeout is None else min(timeout, LONGEST_WAIT))
+        if self._life.wakeup in found:
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._engine.wakeup)
+                os.eventfd_read(self._life.wakeup)
         return list({handles[handle]: None for handle in found if handle in handles})
 
     def _report_death(self, member: Member) -> None:
         exitcode = member.exitcode()
         util.debug("worker %s %s", member.process.pid, exit_reason(exitcode))
-        with self._starting, self._engine.lock:
+        with self._starting, self._life.lock:
             self.processes.remove(member.process)
             member.unwatch()
         let_go_of_process(member.process)
@@ -255,9 +301,8 @@ class Supervisor:
 
     def _count_failed_start(self, member: Member | None, exitcode: int | None) -> None:
         """A worker could not be started, or died before it was ready. Too many such in a row end the pool."""
-        engine = self._engine
-        with engine.lock:
-            if any(other.tag > self._first_failed and other.ledger.is_ready for other in engine.members.values()):
+        with self._life.lock:
+            if any(other.tag > self._first_failed and other.ledger.is_ready for other in self._engine.members()):
                 self._failed_starts = 0
         if not self._failed_starts:
             self._first_failed = member.tag if member is not None else 0
@@ -275,13 +320,13 @@ class Supervisor:
                 return
             what = "" if self._initializer is None else f", which means that {self._initializer!r} has returned"
             reason = f"{count} workers in a row were not ready{what}; the last one {exit_reason(exitcode)}"
-        engine.fail_all(reason, self.start_error)
+        self._engine.fail_all(reason, self.start_error)
 
     def _enforce_timeouts(self) -> float | None:
         """Kill the workers whose tasks have run too long; return in how many seconds the next one may be due."""
         due: float | None = None
-        with self._engine.lock:
-            for member in self._engine.members.values():
+        with self._life.lock:
+            for member in self._engine.members():
                 if member.condemned:
                     continue
                 started = member.ledger.started
@@ -302,21 +347,20 @@ class Supervisor:
     def _wind_down(self) -> None:
         """No more work: end the workers, gently if all is done, then the result thread."""
         engine = self._engine
-        with self._starting, engine.lock:
-            members = [member for member in engine.members.values() if member.process in self.processes]
+        with self._starting, self._life.lock:
+            members = [member for member in engine.members() if member.process in self.processes]
         left = set(members)
         try:
-            if engine.state != TERMINATE:
+            if self._life.state is State.QUITTING:
                 engine.quit_all()
-            while left and engine.state != TERMINATE:
+            while left and self._life.state is State.QUITTING:
                 for member in self._wait(left, None):
                     left.discard(member)
                     member.exitcode()
         except Exception as error:
             engine.fail_all(f"the pool's supervisor failed: {error!r}", error)
         try:
-            with self._starting:
-                self._winding_down = True
+            self._ending = True
             self._end(list(left))
         except Exception as error:
             engine.fail_all(f"the pool's workers could not be ended: {error!r}", error)

@@ -43,7 +43,7 @@ class Function:
 
 
 class Pace:
-    """How long the tasks of a function take, as far as is known; guarded by the engine's lock."""
+    """How long the tasks of a function take, as far as is known; guarded by the lock of the pool's life."""
 
     __slots__ = ("depth", "seconds")
 
@@ -88,7 +88,7 @@ def pace_of(call: Any) -> Pace:
 
 
 class Feed:
-    """How many tasks made from a user's iterator wait in the backlog; guarded by the engine's lock."""
+    """How many tasks made from a user's iterator wait in the backlog; guarded by the lock of the pool's life."""
 
     __slots__ = ("bell", "low", "waiting")
 

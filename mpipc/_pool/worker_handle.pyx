@@ -33,7 +33,8 @@ cdef double monotonic() noexcept nogil:
 
 
 cdef class Member:
-    """A worker process with its task queue and its ledger. Guarded by the engine's lock, but for `process` and `pidfd`.
+    """A worker process with its task queue and its ledger. Guarded by the lock of the pool's life, but for
+    `process` and `pidfd`.
 
     A member goes from starting to ready (its initializer has returned) to dead; only a ready one is sent tasks. At the
     end of the pool, or when its quota is used up, it quits by itself.

@@ -185,7 +185,7 @@ def test_the_queue_of_a_stopped_worker_is_removed(ctx: Any) -> None:
     """Whether close() can still tell it or not, join() comes to an end."""
     pool = ctx.Pool(2)
     assert pool.map(tasks.square, range(10), 1) == [x * x for x in range(10)]
-    members = list(pool._engine.members.values())
+    members = list(pool._engine.members())
     for member in members:
         os.kill(member.process.pid, signal.SIGSTOP)
         _remove(member.tasks)

@@ -43,7 +43,7 @@ def pool(ctx: Any, gate: Gate) -> Iterator[Any]:
 def park(pool: Any) -> None:
     def parked() -> bool:
         assert pool.apply(tasks.square, (3,)) == 9
-        return bool(pool._engine.parked)
+        return bool(pool._engine.schedule.parked)
 
     wait_until(parked)
 
@@ -57,7 +57,7 @@ class Caller(threading.Thread):
         self._arguments = pool, argument
         self.start()
         assert gate.running.acquire(True, LONG)
-        assert pool._engine.calling
+        assert pool._engine.schedule.calling
 
     def run(self) -> None:
         pool, argument = self._arguments
@@ -69,7 +69,7 @@ class Caller(threading.Thread):
 
 def test_many_in_a_row(pool: Any) -> None:
     assert [pool.apply(tasks.square, (x,)) for x in range(300)] == [x * x for x in range(300)]
-    assert pool._engine.parked
+    assert pool._engine.schedule.parked
     assert pool.apply(tasks.identity, (b"x" * 3_000_000,)) == b"x" * 3_000_000
     assert not pool._cache
 
@@ -99,7 +99,7 @@ def test_something_else_is_asked_for_meanwhile(pool: Any, gate: Gate) -> None:
     gate.proceed.set()
     caller.join(LONG)
     assert caller.result == 5
-    assert threads == [pool._engine._receiver]
+    assert threads == [pool._engine.receiver.thread]
 
 
 def test_several_threads_call(pool: Any) -> None:

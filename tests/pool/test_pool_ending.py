@@ -394,7 +394,7 @@ def test_terminate_after_ipcrm(ctx: Any, what: str, busy: bool) -> None:
         pool.map_async(tasks.spin, range(2), 1)
     channels = [] if what == "tasks" else [pool._engine.results]
     if what != "results":
-        channels += [member.tasks for member in pool._engine.members.values()]
+        channels += [member.tasks for member in pool._engine.members()]
     for channel in channels:
         with contextlib.suppress(OSError, AttributeError):  # after the first one, the pool may have removed the others
             msgctl(channel._messages.block.id, IPC_RMID)
@@ -413,7 +413,7 @@ def test_join_when_the_result_thread_cannot_be_told(
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pool._engine, "_tell", fail)
+    monkeypatch.setattr(pool._engine.receiver, "_tell", fail)
     pool.close()
     pool.join()
     assert not any(thread.name.startswith("mpipc-pool") for thread in threading.enumerate())
@@ -421,14 +421,14 @@ def test_join_when_the_result_thread_cannot_be_told(
 
 def test_join_when_the_result_thread_cannot_be_woken(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when this process has lost its rights: the queue can neither be sent to nor removed."""
-    from mpipc._pool import engine
+    from mpipc._pool import receiver as receiving
 
-    monkeypatch.setattr(engine, "GRACE", 0.05)
+    monkeypatch.setattr(receiving, "LAST_WORD", 0.05)
     pool = ctx.Pool(2)
     results = pool._engine.results
     messages = results._messages
     monkeypatch.setattr(results, "remove", lambda: None)
-    monkeypatch.setattr(pool._engine, "_tell", refuse)
+    monkeypatch.setattr(pool._engine.receiver, "_tell", refuse)
     waiting = pool.map_async(tasks.spin, range(4))
     pool.terminate()
     pool.join()
@@ -436,7 +436,7 @@ def test_join_when_the_result_thread_cannot_be_woken(ctx: Any, monkeypatch: pyte
         waiting.get(LONG)
     with pytest.raises(ValueError, match="not running"):
         pool.apply(square, (1,))
-    receiver = pool._engine._receiver
+    receiver = pool._engine.receiver.thread
     assert receiver.is_alive()
     messages.remove()
     receiver.join()
@@ -448,14 +448,14 @@ def test_terminate_when_the_supervisor_waits_for_a_stopped_worker(ctx: Any, monk
     assert pool.map(square, range(4)) == [0, 1, 4, 9]
     stopped, other = list(pool._pool)
     told = threading.Event()
-    tell = pool._engine._tell
+    tell = pool._engine.receiver._tell
 
     def wait_for_stopped(*arguments: Any) -> None:
         told.set()
         stopped.join(LONG)
         tell(*arguments)
 
-    monkeypatch.setattr(pool._engine, "_tell", wait_for_stopped)
+    monkeypatch.setattr(pool._engine.receiver, "_tell", wait_for_stopped)
     os.kill(stopped.pid, signal.SIGSTOP)
     other.kill()
     assert told.wait(LONG)

@@ -112,7 +112,7 @@ def test_pool(pool: Any, name: str) -> None:
     def nothing_is_left() -> None:
         assert pool.apply(tasks.square, (3,)) == 9
         wait_until(lambda: not pool._cache)
-        assert not pool._engine.backlog
+        assert not pool._engine.schedule.backlog
 
     def check(result: Any) -> None:
         assert is_right(result)
@@ -129,8 +129,8 @@ def test_executor(ctx: Any, value: Any) -> None:
             assert executor.submit(tasks.square, 3).result(60) == 9
             engine = executor._engine
             assert engine is not None
-            wait_until(lambda: not engine.cache)
-            assert not engine.backlog
+            wait_until(lambda: not engine.schedule.cache)
+            assert not engine.schedule.backlog
 
         def check(future: Future[Any]) -> None:
             assert future.result(60) == value

@@ -16,7 +16,8 @@ from support import pool_tasks
 
 import mpipc
 from mpipc._pool.codec import ITEM, Task
-from mpipc._pool.engine import DIED, Engine
+from mpipc._pool.engine import Engine
+from mpipc._pool.receiver import DIED
 from mpipc._pool.tasks import DEEP, HORIZON, Function, Pace
 from mpipc._pool.worker import BATCH, READY, RETURNED, UNKNOWN_FUNCTION, Envelope, Worker
 from mpipc._pool.worker_handle import Member
@@ -110,7 +111,7 @@ class Crew:
 
     def replace(self, hand: Hand, tag: int) -> None:
         """A worker dies; there was none who ran a task."""
-        self.engine.told += 1
+        self.engine.schedule.told += 1
         self.messages.append((DIED, hand.member.tag, 0, None, 0, -9, None))
         self.hands.remove(hand)
         self.receive()
@@ -119,18 +120,18 @@ class Crew:
     def let(self, hand: Hand, ready: bool) -> None:
         """It is given tasks, or not."""
         hand.member.ready = ready
-        self.engine.refresh(hand.member)
+        self.engine.schedule.refresh(hand.member)
 
     def add(self, count: int, function: Function | None = None) -> None:
         for _ in range(count):
             job = Job(len(self.jobs) + 1)
             self.jobs.append(job)
-            assert self.engine.add(job, Task(job, 0, ITEM, function or self.function, job._job))
+            assert self.engine.schedule.add(job, Task(job, 0, ITEM, function or self.function, job._job))
 
     def receive(self) -> None:
         """What the parent's result thread does."""
         messages, self.messages = self.messages, []
-        self.engine._handle_all(messages)
+        self.engine.receiver.handle_all(messages)
 
     def finish(self, tags: Iterator[int] | None = None) -> None:
         """All go on."""
@@ -144,7 +145,7 @@ class Crew:
     def check(self) -> None:
         """Each task was run once."""
         assert [job.values for job in self.jobs] == [[(True, job._job**2)] for job in self.jobs]
-        assert not self.engine.backlog
+        assert not self.engine.schedule.backlog
         assert all(not hand.load for hand in self.hands)
 
 
@@ -173,7 +174,7 @@ def leave_the_last(crew: Crew) -> list[Hand]:
     loads = []
     for hand in crew.hands:
         crew.let(hand, True)
-        crew.engine.dispatch()
+        crew.engine.schedule.dispatch()
         loads.append([each.load for each in crew.hands])
     assert loads == [[24, 0, 0, 0], [12, 12, 0, 0], [6, 12, 6, 0], [6, 6, 6, 6]]
     while any(hand.load for hand in crew.hands):
@@ -194,9 +195,9 @@ def test_tasks_do_not_go_in_circles_between_workers_that_do_nothing() -> None:
     stopped = leave_the_last(crew)
     assert all(hand.tasks for hand in stopped)
     crew.add(24)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     assert all(hand.load for hand in stopped)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     assert sum(hand.load for hand in stopped) == 24
     crew.finish()
     crew.check()
@@ -209,7 +210,7 @@ def test_the_oldest_task_is_left_to_its_worker() -> None:
     first, second = leave_the_last(crew)
     crew.let(second, False)
     crew.add(8)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     had = list(first.member.window)
     for tag in range(10, 16):  # others come
         crew.enroll(tag)
@@ -231,22 +232,22 @@ def test_tasks_behind_a_long_one_are_taken_over() -> None:
     first, second = crew.hands
     crew.let(second, False)
     crew.add(6)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     crew.let(second, True)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     assert (first.load, second.load) == (3, 3)
     crew.let(second, False)
     first.step()
     crew.receive()  # it is not slow
     crew.add(24)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     assert first.load == 26
     assert first.member.ledger.start(2)  # which takes an hour
     while second.load:
         second.step()
         crew.receive()
     crew.let(second, True)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     assert list(first.member.window) in ([2], [2, 3])
     while second.load or crew.messages:
         second.step()
@@ -260,14 +261,14 @@ def test_a_function_is_known_if_the_task_it_came_with_was_taken_back() -> None:
     crew = Crew(1, fast())
     (hand,) = crew.hands
     crew.add(4)
-    crew.engine.dispatch()
+    crew.engine.schedule.dispatch()
     carrier, later = itertools.islice(hand.tasks, 2)
     assert carrier.function is not None
     assert later.function is None
     assert hand.member.ledger.revoke(carrier.number, carrier.number) == carrier.number
     task = hand.member.withdraw(carrier.number)
     assert task is not None
-    crew.engine.put_back(task)
+    crew.engine.schedule.put_back(task)
     hand.step()
     assert not hand.kinds
     hand.step()
@@ -298,13 +299,13 @@ def test_workers_that_stop_and_die_at_random(quota: int | None, monkeypatch: pyt
             what = choose.random()
             if what < 0.2 and len(crew.jobs) < 2000:
                 crew.add(choose.choice((1, 2, 5, 60)), choose.choice(functions))
-                crew.engine.dispatch()
+                crew.engine.schedule.dispatch()
             elif what < 0.35:
                 crew.receive()
             elif what < 0.4:  # answers do not come: all have waited for long
                 for hand in crew.hands:
                     hand.member.progress = 0.0
-                crew.engine.dispatch()
+                crew.engine.schedule.dispatch()
             elif what < 0.43:
                 crew.replace(choose.choice(crew.hands), next(tags))
             else:
