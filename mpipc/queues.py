@@ -20,7 +20,8 @@ from queue import Empty, Full
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from mpipc._queue.message_queue import LEVELS, MessageQueue, Watch
+from mpipc._queue.batch import BatchQueue
+from mpipc._queue.message_queue import LEVELS, Watch
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._stdlib.subclasses import settle_queue
 
@@ -58,7 +59,7 @@ class Statistics(NamedTuple):
     """Pid of the process that last received from it, 0 if none has."""
 
 
-def _statistics(messages: MessageQueue) -> Statistics:
+def _statistics(messages: BatchQueue) -> Statistics:
     from mpipc.sysv import IPC_STAT, msgctl
 
     spilled, shared, in_use, segments, readers, writers, _joiners, pending = messages.usage()
@@ -92,7 +93,7 @@ def _debug(message: str) -> None:
 class _End:
     """What code that uses `queue._reader` or `queue._writer` expects of a multiprocessing.connection.Connection."""
 
-    def __init__(self, messages: MessageQueue) -> None:
+    def __init__(self, messages: BatchQueue) -> None:
         self._messages = messages
         self.closed = False
 
@@ -123,7 +124,7 @@ class Reader(_End):
     readable = True
     writable = False
 
-    def __init__(self, messages: MessageQueue) -> None:
+    def __init__(self, messages: BatchQueue) -> None:
         super().__init__(messages)
         self._watch: Watch | None = None
         self._stop: Any = None
@@ -200,12 +201,12 @@ class Writer(_End):
 class _Base:
     """What all queues have in common."""
 
-    _messages: MessageQueue
+    _messages: BatchQueue
     _reader: Reader
     _writer: Writer
     _is_fork_ctx = False
 
-    def _open(self, messages: MessageQueue) -> None:
+    def _open(self, messages: BatchQueue) -> None:
         self._messages = messages
         self._reader = Reader(messages)
         self._writer = Writer(messages)
@@ -245,10 +246,10 @@ class Queue(_Base, Generic[T]):
         self._ignore_epipe = False  # concurrent.futures sets it
         self._reset(self._make(max(maxsize, 0)))
 
-    def _make(self, maxsize: int) -> MessageQueue:
-        return MessageQueue(maxsize)
+    def _make(self, maxsize: int) -> BatchQueue:
+        return BatchQueue(maxsize)
 
-    def _reset(self, messages: MessageQueue) -> None:
+    def _reset(self, messages: BatchQueue) -> None:
         self._open(messages)
         self._maxsize = messages.maxsize or LIMIT
         self._closed = False
@@ -260,7 +261,7 @@ class Queue(_Base, Generic[T]):
 
     def __setstate__(self, state: Any) -> None:
         self._ignore_epipe, self._raise_on_pickle_error, block = state
-        self._reset(MessageQueue(block=block))
+        self._reset(BatchQueue(block=block))
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
         """Puts obj into the queue.
@@ -382,8 +383,8 @@ class JoinableQueue(Queue[T]):
     killed: nobody knows how far it had come. Any process may call task_done() for it.
     """
 
-    def _make(self, maxsize: int) -> MessageQueue:
-        return MessageQueue(maxsize, counted=True)
+    def _make(self, maxsize: int) -> BatchQueue:
+        return BatchQueue(maxsize, counted=True)
 
     def task_done(self) -> None:
         """One of the objects taken has been dealt with. ValueError if none is unfinished."""
@@ -406,8 +407,8 @@ class PriorityQueue(Queue[T]):
     Of the same priority, the first one put comes first. Priorities are integers from 0, the default, to 32767.
     """
 
-    def _make(self, maxsize: int) -> MessageQueue:
-        return MessageQueue(maxsize, priority=True)
+    def _make(self, maxsize: int) -> BatchQueue:
+        return BatchQueue(maxsize, priority=True)
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None, *, priority: int = 0) -> None:
         """As Queue.put(). ValueError also if the priority is not one."""
@@ -435,14 +436,14 @@ class SimpleQueue(_Base, Generic[T]):
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
         self._is_fork_ctx = is_fork(ctx)
-        self._open(MessageQueue())
+        self._open(BatchQueue())
 
     def __getstate__(self) -> Any:
         assert_shareable(self)
         return self._messages.block
 
     def __setstate__(self, state: Any) -> None:
-        self._open(MessageQueue(block=state))
+        self._open(BatchQueue(block=state))
 
     def put(self, obj: T) -> None:
         """Puts obj into the queue; raises what pickling it raises. OSError: the queue is closed."""

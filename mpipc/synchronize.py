@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mpipc._stdlib.start_method import assert_shareable, is_fork
-from mpipc._sync.primitives import BarrierState, EventBase, LockBase, SemaphoreBase, Waiters
+from mpipc._sync.condition import BarrierState, Waiters
+from mpipc._sync.primitives import EventBase, LockBase, SemaphoreBase
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 

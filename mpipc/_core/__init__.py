@@ -4,6 +4,7 @@ A family is the set of processes that share mpipc objects, usually one process t
 objects belong to; most programs never call anything here.
 """
 
+import os
 from collections.abc import Callable
 
 from mpipc._core.family import (
@@ -15,7 +16,6 @@ from mpipc._core.family import (
     cancel_reservations,
     cancel_transit,
     current,
-    dead_families,
     families_of_this_process,
     leaving,
     new_data,
@@ -51,6 +51,16 @@ __all__ = [
     "segment_size",
     "sweep",
 ]
+
+
+def dead_families() -> list[int]:
+    """The ids of this user's families that no process has attached any more: what sweep() removes."""
+    from mpipc.sysv.listing import shared_memory_segments
+
+    size, uid = segment_size(), os.geteuid()
+    segments = shared_memory_segments()
+    return [found.shmid for found in segments if found.size == size and found.uid == uid and found.nattch == 0]
+
 
 _reserves: list[Callable[[], set[int]]] = []
 

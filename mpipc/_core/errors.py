@@ -67,6 +67,18 @@ def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Excepti
     return family_error(error, f"{'sending to' if sending else 'receiving from'} message queue {queue}")
 
 
+def core_error(
+    error: int, what: str | None, call: str | None, arguments: dict[str, object] | None, squatted: int
+) -> OSError:
+    """The error for a step of the core that failed: of the system call, if one is named, or of what was being done.
+    `squatted` is the key of a semaphore set that others have taken, if one is known."""
+    if error == errno.EADDRINUSE:
+        return squatted_error(error, squatted)
+    if call is not None:
+        return call_error(error, call, arguments or {})
+    return family_error(error, what or "")
+
+
 def family_error(error: int, what: str) -> OSError:
     """The OSError for a step of the family itself that failed."""
     return OSError(error, f"mpipc: {what}: {_OWN.get(error) or os.strerror(error)}")
@@ -79,11 +91,12 @@ def call_error(error: int, call: str, arguments: dict[str, object]) -> SysVError
     return from_errno(error, call, arguments, gone=error == errno.EINVAL and call in ("semop", "semtimedop", "semctl"))
 
 
-def bell_error(error: int) -> SysVError:
-    """The error for ringing or waiting at a bell: the pooled set could not be made, or somebody has removed it."""
+def bell_call(error: int) -> tuple[str, dict[str, object]]:
+    """Which call it was that failed in ringing or waiting at a bell: the pooled set could not be made, or somebody has
+    removed it."""
     if error in (errno.ENOSPC, errno.ENOMEM, errno.EACCES):
-        return call_error(error, "semget", {"key": 0, "nsems": 250, "semflg": 0o1600})
-    return call_error(error, "semtimedop", {"semid": "of the family", "sops": [(0, -1, 0)]})
+        return "semget", {"key": 0, "nsems": 250, "semflg": 0o1600}
+    return "semtimedop", {"semid": "of the family", "sops": [(0, -1, 0)]}
 
 
 def squatted_error(error: int, key: int) -> OSError:

@@ -286,8 +286,8 @@ cdef inline void look_after(mp_family *f) noexcept:
 
 cdef Block new_block(uint32_t kind)
 cdef Block seal(Block block)
-cdef int64_t deadline_after(object timeout) except -2
-cdef int64_t deadline_if(object block, object timeout) except -2
+cdef int make_queue(Block block, int mode) except -1
+cdef int make_segment(Block block, uint64_t size, int flags) except -1
 cdef object fail(int error, str what)
 cdef object fail_call(int error, str call, dict arguments)
 cdef object fail_bell(int error)

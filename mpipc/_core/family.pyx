@@ -14,7 +14,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport E2BIG, EADDRINUSE, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
 from libc.string cimport memset, strdup
 
-from mpipc._core.errors import bell_error, call_error, family_error, squatted_error
+from mpipc._core.errors import bell_call, core_error
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -76,68 +76,37 @@ cdef void _forked_child() noexcept nogil:
 pthread_atfork(_prepare_fork, _forked_parent, _forked_child)
 
 
-cdef object fail(int error, str what):
-    """Raises the OSError that tells what to do."""
-    if error == EADDRINUSE:
-        fail_squatted(NULL, error)
-    raise family_error(error, what)
-
-
-cdef object fail_call(int error, str call, dict arguments):
-    """Raises the error of a system call, with the limit that was met."""
-    raise call_error(error, call, arguments)
-
-
-cdef object fail_bell(int error):
-    """Raises the error of a semaphore operation on one of the pooled sets."""
-    if error == EADDRINUSE:
-        fail_squatted(NULL, error)
-    raise bell_error(error)
-
-
-cdef object fail_squatted(mp_family *f, int error):
-    """Raises the error for semaphore sets whose keys another user has taken; NULL: of any family of this process."""
+cdef object fail_in(mp_family *f, int error, str what, str call, dict arguments):
+    """Raises what an error of the core means: errors.py has the words. `f` NULL: of any family of this process."""
     cdef int32_t key = 0 if f == NULL else f.squatted_key
     f = families
     while key == 0 and f != NULL:
         key = f.squatted_key
         f = f.next
-    raise squatted_error(error, key)
+    raise core_error(error, what, call, arguments, key)
+
+
+cdef object fail(int error, str what):
+    """Raises the OSError that tells what to do."""
+    fail_in(NULL, error, what, None, None)
+
+
+cdef object fail_call(int error, str call, dict arguments):
+    """Raises the error of a system call, with the limit that was met."""
+    fail_in(NULL, error, None, call, arguments)
+
+
+cdef object fail_bell(int error):
+    """Raises the error of a semaphore operation on one of the pooled sets."""
+    call, arguments = bell_call(error)
+    fail_call(error, call, arguments)
 
 
 cdef object fail_joining(mp_family *f, int error, str what):
     """Raises the error of mp_family_join() and of reserving a slot."""
-    if error == EADDRINUSE:
-        fail_squatted(f, error)
     if error == ENOMEM or error == ENOSPC and f.slot < 0:
         fail_call(error, "semget", {"key": 0, "nsems": f.set_size, "semflg": 0o1600})
-    fail(error, what)
-
-
-cdef int64_t deadline_after(object timeout) except -2:
-    """Absolute CLOCK_MONOTONIC ns for a timeout in seconds; -1 for None. Negative timeouts are 0, as multiprocessing's
-    are."""
-    cdef double seconds
-    if timeout is None:
-        return -1
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError("timeout must be a number of seconds or None, got nan")
-    if seconds > 4e9:
-        return -1
-    return mp_now_ns() + (<int64_t> (seconds * 1e9) if seconds > 0 else 0)
-
-
-cdef int64_t deadline_if(object block, object timeout) except -2:
-    """The same for a call that waits only if `block`; 0 if it waits for nothing. As in multiprocessing, the timeout is
-    ignored then, and one that is not positive is none."""
-    cdef double seconds
-    if not block:
-        return 0
-    if timeout is None:
-        return -1
-    seconds = timeout
-    return 0 if seconds <= 0 else deadline_after(timeout)
+    fail_in(f, error, what, None, None)
 
 
 cdef class Family:
@@ -211,8 +180,7 @@ cdef class Family:
         return mp_reaper_present(self.f)
 
     def recover(self):
-        """Runs recovery now, as the reaper does on a death. Returns the number of slots cleared, -1 if another process
-        is at it."""
+        """Runs recovery now, as on a death. Returns how many slots it cleared; -1: another process is at it."""
         cdef int n
         with nogil:
             n = mp_recover(self.f)
@@ -326,10 +294,8 @@ def _found():
     mp_sweep()
     if mp_family_create(family.f, program, mp_tick) != MP_OK:
         error = errno
-        if error == EADDRINUSE:
-            fail_squatted(family.f, error)
-        if error == E2BIG:
-            fail(error, "founding a family")
+        if error == E2BIG or error == EADDRINUSE:
+            fail_in(family.f, error, "founding a family", None, None)
         if family.f.shmid >= 0:
             fail_call(error, "semget", {"key": 0, "nsems": family.f.set_size, "semflg": 0o1600})
         fail_call(error, "shmget", {"key": 0, "size": sizeof(mp_segment), "shmflg": 0o13600})
@@ -383,15 +349,6 @@ def _join_by_environment():
 def sweep():
     """Removes what dead families of this user left behind; returns how many. The first use of mpipc does this."""
     return mp_sweep()
-
-
-def dead_families():
-    """The ids of this user's families that no process has attached any more: what sweep() removes."""
-    from mpipc.sysv.listing import shared_memory_segments
-
-    uid = os.geteuid()
-    return [segment.shmid for segment in shared_memory_segments()
-            if segment.size == sizeof(mp_segment) and segment.uid == uid and segment.nattch == 0]
 
 
 def segment_size():
@@ -479,8 +436,7 @@ def _after_fork_child():
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent, after_in_child=_after_fork_child)
 
 
-# ---- spawn and forkserver
-# ----------------------------------------------------------------------------------------------
+# ---- spawn and forkserver --------------------------------------------------------------------------------------------
 
 def record_transit(popen):
     """The child `popen` was started: what was pickled for it is held until it has arrived, or is dead."""
@@ -513,8 +469,7 @@ def leaving():
 
 atexit.register(leaving)
 
-# ---- blocks
-# ------------------------------------------------------------------------------------------------------------
+# ---- blocks ----------------------------------------------------------------------------------------------------------
 
 cdef class Block:
 
@@ -621,23 +576,37 @@ cdef Block seal(Block block):
     return block
 
 
+cdef int make_queue(Block block, int mode) except -1:
+    """Makes the message queue that a block in the making owns. Returns its id."""
+    cdef int msqid = mp_block_msgget(block.family.f, block.index, mode)
+    if msqid < 0:
+        error = errno
+        mp_block_abandon(block.family.f, block.index)
+        fail_call(error, "msgget", {"key": 0, "msgflg": mode | 0o3000})
+    return msqid
+
+
+cdef int make_segment(Block block, uint64_t size, int flags) except -1:
+    """Makes the shared memory segment that a block in the making owns. Returns its id."""
+    cdef int shmid = mp_block_shmget(block.family.f, block.index, size, flags)
+    if shmid < 0:
+        error = errno
+        mp_block_abandon(block.family.f, block.index)
+        fail_call(error, "shmget", {"key": 0, "size": size, "shmflg": flags | 0o3000})
+    return shmid
+
+
 def new_queue(int mode=0o600):
     """A block that owns a new message queue: its id is in `.id`; both live until the last handle is gone."""
     cdef Block block = new_block(MP_KIND_QUEUE)
-    if mp_block_msgget(block.family.f, block.index, mode) < 0:
-        error = errno
-        mp_block_abandon(block.family.f, block.index)
-        fail_call(error, "msgget", {"key": block.b.key, "msgflg": mode | 0o3000})
+    make_queue(block, mode)
     return seal(block)
 
 
 def new_segment(uint64_t size, int flags=0o600):
     """A block that owns a new shared memory segment of `size` bytes."""
     cdef Block block = new_block(MP_KIND_SEGMENT)
-    if mp_block_shmget(block.family.f, block.index, size, flags) < 0:
-        error = errno
-        mp_block_abandon(block.family.f, block.index)
-        fail_call(error, "shmget", {"key": block.b.key, "size": size, "shmflg": flags | 0o3000})
+    make_segment(block, size, flags)
     return seal(block)
 
 

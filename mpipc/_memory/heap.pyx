@@ -3,8 +3,8 @@
 
 Two things are kept apart, so that a process that is killed can spoil nothing for the others:
 
-- *Which memory of an arena is free* is known to the process that created the arena, and to nobody else: the tables
-  below are private memory, and only that process allocates from the arena. A forked child starts without any.
+- *Which memory of an arena is free* is known to the process that created the arena, and to nobody else: the tables of
+  extents.pxd are private memory, and only that process allocates from the arena. A forked child starts without any.
 - *Who uses a piece* stands in the family's table of control blocks: a piece has a block of its own, in which every
   process with a handle on it is noted as a holder. Recovery strikes it out when the process dies.
 
@@ -27,12 +27,11 @@ import gc
 import weakref
 from multiprocessing import context as _mp_context
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.object cimport PyObject
 from cython cimport no_gc, no_gc_clear
 from libc.errno cimport EINVAL, EIDRM, ENOMEM, ENOSPC, ESTALE, errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from mpipc._core.family cimport (
@@ -41,25 +40,25 @@ from mpipc._core.family cimport (
     MP_KIND_SEGMENT,
     Block,
     Family,
+    fail,
+    fail_call,
+    make_segment,
     mp_block,
     mp_block_abandon,
     mp_block_is_live,
     mp_block_serial,
-    mp_block_shmget,
     new_block,
     seal,
 )
+from mpipc._memory.extents cimport FREE, extents, extents_delete, extents_new, give, take
+from mpipc.sysv._buffer cimport show_bytes
 
 import os
 
 from mpipc._core import register_reserve
-from mpipc._core.errors import call_error as from_errno  # which loads mpipc.sysv when there is an error
-from mpipc._core.errors import family_error
 
 cdef extern from "<sys/shm.h>" nogil:
     enum:
-        IPC_CREAT
-        IPC_EXCL
         IPC_RMID
         IPC_STAT
     struct ipc_perm:
@@ -74,14 +73,6 @@ cdef extern from "<sys/shm.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     enum:
         MADV_REMOVE
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MAP_NORESERVE
-    void *MAP_FAILED
-    void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset)
-    int munmap(void *address, size_t length)
     int madvise(void *address, size_t length, int advice)
 
 cdef extern from "<pthread.h>" nogil:
@@ -99,9 +90,7 @@ cdef enum:
     GIVE_BACK = 1048576     # bytes; from here on the pages of a piece go back to the kernel when it is freed
     LOOKS = 16              # pending pieces that are looked at by each allocation
     LOOKS_ON_FREE = 2
-    BINS = 140
 
-cdef char *BYTES = b"B"
 cdef unsigned long generation = 0  # grows in every forked child; what an arena's tables were made in
 
 
@@ -110,146 +99,6 @@ cdef void _count_fork() noexcept nogil:
     generation += 1
 
 pthread_atfork(NULL, NULL, _count_fork)
-
-
-# ---- extents: which units of an arena are free ----------------------------------------------------------------------
-#
-# An arena is tiled by extents, each free or in use. `length` has, at the first and at the last unit of an extent, its
-# number of units, with the flag FREE if it is free; no two free ones are neighbours. The free ones are chained in bins:
-# up to 31 units one bin a length, from there on four bins for each power of 2; all extents of a higher bin than the one
-# wanted are long enough. All operations take constant time, but for the search in the bin of the wanted length
-# itself, which is done only before the heap would have to grow.
-
-cdef uint32_t FREE = 1u << 31
-
-cdef struct extents:
-    uint32_t units
-    uint32_t used
-    uint32_t fresh          # units from here on were never handed out: they are zero, and cost no memory yet
-    uint64_t filled[3]      # a bit for each bin that is not empty
-    uint32_t bins[BINS]     # first unit + 1 of an extent, 0 if there is none; so are the two links
-    uint32_t *length
-    uint32_t *after
-    uint32_t *before
-
-cdef extern from *:
-    """
-    static inline int highest_bit(uint32_t n) { return 31 - __builtin_clz(n); }
-    static inline int lowest_bit(uint64_t n) { return __builtin_ctzll(n); }
-    """
-    int highest_bit(uint32_t n) nogil
-    int lowest_bit(uint64_t n) nogil
-
-
-cdef inline int bin_of(uint32_t units) noexcept nogil:
-    if units < 32:
-        return <int> units
-    cdef int power = highest_bit(units)
-    return 32 + 4 * (power - 5) + <int> (units >> (power - 2) & 3)
-
-
-cdef inline int bin_for(uint32_t units) noexcept nogil:
-    """The first bin in which every extent has at least so many units."""
-    if units < 32:
-        return <int> units
-    return bin_of(units + (1u << (highest_bit(units) - 2)) - 1)
-
-
-cdef void insert(extents *x, uint32_t start, uint32_t units) noexcept nogil:
-    cdef int bin = bin_of(units)
-    x.length[start] = x.length[start + units - 1] = units | FREE
-    x.before[start] = 0
-    x.after[start] = x.bins[bin]
-    if x.bins[bin]:
-        x.before[x.bins[bin] - 1] = start + 1
-    x.bins[bin] = start + 1
-    x.filled[bin // 64] |= 1ull << bin % 64
-
-
-cdef void remove(extents *x, uint32_t start) noexcept nogil:
-    cdef int bin = bin_of(x.length[start] & ~FREE)
-    if x.after[start]:
-        x.before[x.after[start] - 1] = x.before[start]
-    if x.before[start]:
-        x.after[x.before[start] - 1] = x.after[start]
-    else:
-        x.bins[bin] = x.after[start]
-        if x.bins[bin] == 0:
-            x.filled[bin // 64] &= ~(1ull << bin % 64)
-
-
-cdef extents *extents_new(uint32_t units) noexcept nogil:
-    cdef extents *x = <extents *> calloc(1, sizeof(extents))
-    cdef void *tables
-    if x == NULL:
-        return NULL
-    tables = mmap(NULL, <size_t> 12 * units, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if tables == MAP_FAILED:
-        free(x)
-        return NULL
-    x.units = units
-    x.length = <uint32_t *> tables
-    x.after = x.length + units
-    x.before = x.after + units
-    insert(x, 0, units)
-    return x
-
-
-cdef void extents_delete(extents *x) noexcept nogil:
-    munmap(x.length, <size_t> 12 * x.units)
-    free(x)
-
-
-cdef int find(extents *x, uint32_t units, uint32_t *start, bint thorough) noexcept nogil:
-    cdef int bin = bin_for(units)
-    cdef int word = bin // 64
-    cdef uint64_t filled = x.filled[word] >> bin % 64 << bin % 64
-    cdef uint32_t link
-    while filled == 0 and word < 2:
-        word += 1
-        filled = x.filled[word]
-    if filled != 0:
-        start[0] = x.bins[64 * word + lowest_bit(filled)] - 1
-        return True
-    if thorough:
-        link = x.bins[bin_of(units)]
-        while link:
-            if x.length[link - 1] & ~FREE >= units:
-                start[0] = link - 1
-                return True
-            link = x.after[link - 1]
-    return False
-
-
-cdef int take(extents *x, uint32_t units, uint32_t *start, bint thorough) noexcept nogil:
-    """Finds and takes so many units; False if there is no extent of this length."""
-    cdef uint32_t whole
-    if x.units - x.used < units or not find(x, units, start, thorough):
-        return False
-    whole = x.length[start[0]] & ~FREE
-    remove(x, start[0])
-    if whole > units:
-        insert(x, start[0] + units, whole - units)
-    x.length[start[0]] = x.length[start[0] + units - 1] = units
-    x.used += units
-    return True
-
-
-cdef uint32_t give(extents *x, uint32_t start) noexcept nogil:
-    """Frees what `take` took; returns the number of units."""
-    cdef uint32_t units = x.length[start]
-    cdef uint32_t whole = units
-    cdef uint32_t end = start + units
-    x.used -= units
-    if start > 0 and x.length[start - 1] & FREE:
-        start -= x.length[start - 1] & ~FREE
-        whole += x.length[start] & ~FREE
-        remove(x, start)
-    if end < x.units and x.length[end] & FREE:
-        whole += x.length[end] & ~FREE
-        remove(x, end)
-    insert(x, start, whole)
-    return units
 
 
 # ---- arenas ---------------------------------------------------------------------------------------------------------
@@ -299,13 +148,9 @@ cdef Arena new_arena(size_t size, size_t unit):
     cdef int shmid, error
     cdef void *start
     if size // unit >= FREE:  # 8 TiB
-        raise from_errno(ENOMEM, "shmget", {"size": size})
+        fail_call(ENOMEM, "shmget", {"size": size})
     block = new_block(MP_KIND_SEGMENT)
-    shmid = mp_block_shmget(block.family.f, block.index, size, 0o600)
-    if shmid < 0:
-        error = errno
-        mp_block_abandon(block.family.f, block.index)
-        raise from_errno(error, "shmget", {"key": 0, "size": size, "shmflg": IPC_CREAT | IPC_EXCL | 0o600})
+    shmid = make_segment(block, size, 0o600)
     start = shmat(shmid, NULL, 0)
     error = errno
     if start != <void *> -1:
@@ -314,7 +159,7 @@ cdef Arena new_arena(size_t size, size_t unit):
         error = ENOMEM
     if arena.map == NULL:
         mp_block_abandon(block.family.f, block.index)
-        raise from_errno(error, "shmat", {"shmid": shmid, "shmaddr": None, "shmflg": 0})
+        fail_call(error, "shmat", {"shmid": shmid, "shmaddr": None, "shmflg": 0})
     shmctl(shmid, IPC_RMID, NULL)
     arena.block = seal(block)
     arena.size = size
@@ -335,12 +180,12 @@ cdef Arena attached_arena(Block block):
     start = shmat(block.b.id, NULL, 0)
     if start == <void *> -1:
         if errno == EINVAL or errno == EIDRM:
-            raise family_error(ESTALE, "attaching shared memory")
-        raise from_errno(errno, "shmat", {"shmid": block.b.id, "shmaddr": None, "shmflg": 0})
+            fail(ESTALE, "attaching shared memory")
+        fail_call(errno, "shmat", {"shmid": block.b.id, "shmaddr": None, "shmflg": 0})
     arena.start = <char *> start
     # What the block says of it another process may have written over; the kernel knows.
     if shmctl(block.b.id, IPC_STAT, &ds) < 0 or ds.shm_perm.cuid != block.family.f.h.uid:
-        raise family_error(ESTALE, "attaching shared memory")
+        fail(ESTALE, "attaching shared memory")
     arena.size = ds.shm_segsz
     arena.block = block
     arena.enter()
@@ -365,7 +210,6 @@ cdef class Piece:
     cdef readonly Arena arena  # None if the piece lies in its block
     cdef char *start
     cdef readonly Py_ssize_t size
-    cdef Py_ssize_t strides
     cdef uint32_t first        # unit of the arena
     cdef bint taken            # from the tables of an arena of this process, or of the one that it was forked from
 
@@ -385,17 +229,7 @@ cdef class Piece:
             (<Heap> self.arena.heap).look_again(LOOKS_ON_FREE)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        buffer.buf = self.start
-        buffer.obj = self
-        buffer.len = self.size
-        buffer.itemsize = 1
-        buffer.readonly = 0
-        buffer.ndim = 1
-        buffer.format = BYTES if flags & PyBUF_FORMAT else NULL
-        buffer.shape = &self.size if flags & PyBUF_ND else NULL
-        buffer.strides = &self.strides if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        show_bytes(buffer, self, self.start, self.size, False, flags)
 
     def __len__(self):
         return self.size
@@ -416,7 +250,6 @@ def _rebuild_piece(Block block not None, Block segment, Py_ssize_t size):
     cdef Piece piece = Piece.__new__(Piece)
     cdef uint64_t offset = block.b.more.heap.offset
     piece.size = size
-    piece.strides = 1
     if segment is None:
         if not 0 <= size <= IN_BLOCK:
             raise ValueError(f"a piece of {size} bytes is not in a block of {IN_BLOCK}")
@@ -487,7 +320,6 @@ cdef class Heap:
         cdef Piece piece = Piece.__new__(Piece)
         cdef Block block
         piece.size = size
-        piece.strides = 1
         if size <= IN_BLOCK:
             piece.block = seal(new_block(MP_KIND_DATA))
             piece.start = <char *> piece.block.b.bytes

@@ -7,7 +7,6 @@ or mpipc.sysv's errors where a limit was met.
 
 import os
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport no_gc
 from libc.errno cimport EACCES, EBUSY, EEXIST, ENOENT, ENOSPC, EPERM
@@ -18,14 +17,15 @@ from mpipc._core.family cimport (
     MP_KIND_SEGMENT,
     Block,
     Family,
+    fail_call,
     mp_block_abandon,
     mp_block_high,
     mp_family,
     new_block,
 )
+from mpipc.sysv._buffer cimport show_bytes
 
 from mpipc._core.family import ENVIRONMENT, current, families_of_this_process
-from mpipc.sysv.errors import from_errno
 from mpipc.sysv.listing import shared_memory_segments
 
 cdef extern from "<errno.h>" nogil:
@@ -75,8 +75,6 @@ cdef extern from "core.h" nogil:
 
 __all__ = ["Mapping", "attach", "create", "key", "unlink"]
 
-cdef char *BYTES = b"B"
-
 # How often what was about to be created may be taken back by others, who took us for dead.
 cdef int UNDONE_AT_MOST = 100
 
@@ -89,7 +87,6 @@ cdef class Mapping:
     cdef readonly int shmid
     cdef readonly bint readonly
     cdef readonly Py_ssize_t size
-    cdef Py_ssize_t strides
     cdef Py_ssize_t views
 
     def __dealloc__(self):
@@ -99,19 +96,7 @@ cdef class Mapping:
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.header == NULL:
             raise ValueError("the shared memory is closed")
-        if self.readonly and flags & PyBUF_WRITABLE:
-            raise BufferError("the shared memory is attached read-only")
-        buffer.buf = <char *> self.header + MP_NAMED_DATA
-        buffer.obj = self
-        buffer.len = self.size
-        buffer.itemsize = 1
-        buffer.readonly = self.readonly
-        buffer.ndim = 1
-        buffer.format = BYTES if flags & PyBUF_FORMAT else NULL
-        buffer.shape = &self.size if flags & PyBUF_ND else NULL
-        buffer.strides = &self.strides if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        show_bytes(buffer, self, <char *> self.header + MP_NAMED_DATA, self.size, self.readonly, flags)
         self.views += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
@@ -133,7 +118,6 @@ cdef Mapping mapping(mp_named_ref *ref, bint readonly):
     found.shmid = ref.shmid
     found.readonly = readonly
     found.size = <Py_ssize_t> ref.size
-    found.strides = 1
     return found
 
 
@@ -162,7 +146,7 @@ def attach(bytes name, uint32_t hash, bint readonly):
     if error == ENOENT or error == EACCES:
         raise failure(error, name, hash)
     if error != 0:
-        raise from_errno(error, "shmat", {"shmid": ref.shmid, "shmaddr": None, "shmflg": 0})
+        fail_call(error, "shmat", {"shmid": ref.shmid, "shmaddr": None, "shmflg": 0})
     return mapping(&ref, readonly)
 
 
@@ -202,30 +186,31 @@ def create(bytes name, uint32_t hash, uint64_t size, int flags, bint tracked):
             mp_block_abandon(family.f, index)
             if raised:
                 raise raised[0]
-            raise _creation_failure(error, name, hash, size, flags, ref.attaching, ref.shmid)
+            fail_to_create(error, name, hash, size, flags, ref.attaching, ref.shmid)
         if mp_named_publish(family.f, index, tracked, &ref):
             return mapping(&ref, False)
-    raise _creation_failure(EBUSY, name, hash, size, flags, False, -1)
+    fail_to_create(EBUSY, name, hash, size, flags, False, -1)
 
 
-cdef object _creation_failure(
+cdef object fail_to_create(
     int error, bytes name, uint32_t hash, uint64_t size, int flags, bint attaching, int shmid
 ):
+    """Raises the error of create()."""
     if error == EEXIST:
-        return failure(error, name, hash)
+        raise failure(error, name, hash)
     if error == EXFULL:
         text = (
             f"{os.strerror(ENOSPC)}: all {MP_NAMED_PROBES} keys that this name can have are taken by segments of other"
             f" names{_holders(hash)}; choose another name, or remove segments that nobody needs (see ipcs)"
         )
-        return OSError(ENOSPC, text, "/" + name.decode(errors="backslashreplace"))
+        raise OSError(ENOSPC, text, "/" + name.decode(errors="backslashreplace"))
     if error == EBUSY:
         text = f"{os.strerror(EBUSY)}: other processes are in the way all the time{_holders(hash)}"
-        return OSError(EBUSY, text, "/" + name.decode(errors="backslashreplace"))
+        raise OSError(EBUSY, text, "/" + name.decode(errors="backslashreplace"))
     if attaching:
-        return from_errno(error, "shmat", {"shmid": shmid, "shmaddr": None, "shmflg": 0})
+        fail_call(error, "shmat", {"shmid": shmid, "shmaddr": None, "shmflg": 0})
     arguments = {"key": mp_named_key(hash, 0), "size": size + MP_NAMED_DATA, "shmflg": IPC_CREAT | IPC_EXCL | flags}
-    return from_errno(error, "shmget", arguments)
+    fail_call(error, "shmget", arguments)
 
 
 cdef str _holders(uint32_t hash):

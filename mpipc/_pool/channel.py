@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mpipc._queue.message_queue import MessageQueue
+from mpipc._queue.batch import BatchQueue
 
 __all__ = ["DRAUGHT", "Channel", "Envelope", "OwnReducers"]
 
@@ -50,10 +50,10 @@ class Channel:
     """A message queue. Any number of processes may send to it and receive from it; a message is received once."""
 
     def __init__(self) -> None:
-        self._open(MessageQueue())
+        self._open(BatchQueue())
 
-    def _open(self, messages: MessageQueue) -> None:
-        self._messages: MessageQueue | None = messages
+    def _open(self, messages: BatchQueue) -> None:
+        self._messages: BatchQueue | None = messages
         self.send: Callable[..., object] = messages.put
         """Send an envelope's fields as a tuple. Does not wait. BrokenPipeError if somebody has removed the queue."""
         self.receive: Callable[..., Any] = messages.get
@@ -79,4 +79,4 @@ class Channel:
         return self._messages.block
 
     def __setstate__(self, state: Any) -> None:
-        self._open(MessageQueue(block=state))
+        self._open(BatchQueue(block=state))

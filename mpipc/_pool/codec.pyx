@@ -6,7 +6,7 @@ import pickle
 
 from collections import ChainMap
 
-from mpipc._queue.message_queue import Reducers, dumps
+from mpipc._queue.serializer import Reducers, dumps
 
 cdef object PickleBuffer = pickle.PickleBuffer
 cdef object Pickler = pickle.Pickler

@@ -6,7 +6,7 @@ The ledger's protocol stands in _core/src/ledger.h.
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
+from posix.time cimport nanosleep, timespec
 
 from mpipc._core import new_data
 from mpipc._core.family cimport (
@@ -19,6 +19,7 @@ from mpipc._core.family cimport (
     mp_slot_generation,
     mp_slot_state_of,
 )
+from mpipc.sysv._waits cimport now_ns
 
 from mpipc._core.family import families_of_this_process
 
@@ -49,12 +50,6 @@ cdef extern from "ledger.h" nogil:
     bint mp_ledger_ending(mp_ledger *ledger)
 
 
-cdef uint64_t now() noexcept nogil:
-    cdef timespec time
-    clock_gettime(CLOCK_MONOTONIC, &time)
-    return <uint64_t> time.tv_sec * 1000000000 + <uint64_t> time.tv_nsec
-
-
 cdef class Ledger:
     """The ledger of one worker, who writes it, but for revoke(), condemn() and end(), which are the parent's."""
 
@@ -76,11 +71,11 @@ cdef class Ledger:
 
     def ready(self):
         """The initializer has returned."""
-        self.shared.ready = now()
+        self.shared.ready = now_ns()
 
     def start(self, uint64_t number):
         """The next thing this process does is to run the task. False: do not run it, the parent has taken it back."""
-        return not mp_ledger_ending(self.shared) and mp_ledger_start(self.shared, number, now())
+        return not mp_ledger_ending(self.shared) and mp_ledger_start(self.shared, number, now_ns())
 
     @property
     def ending(self):
@@ -94,7 +89,7 @@ cdef class Ledger:
     def finish(self, uint64_t number):
         """The task has run to its end; does not return as long as it is condemned."""
         cdef timespec pause
-        if not mp_ledger_finish(self.shared, number, now()):
+        if not mp_ledger_finish(self.shared, number, now_ns()):
             return
         pause.tv_sec = 0
         pause.tv_nsec = 1000000
@@ -153,7 +148,7 @@ cdef class Ledger:
         cdef uint64_t since = self.shared.since
         if self.shared.finished >= started:
             return None
-        return (now() - since) / 1e9
+        return (<uint64_t> now_ns() - since) / 1e9
 
     @property
     def busy(self):
@@ -164,7 +159,7 @@ cdef class Ledger:
     def ready_for(self):
         """Seconds since the initializer returned; None before."""
         cdef uint64_t ready = self.shared.ready
-        return (now() - ready) / 1e9 if ready > 1 else None
+        return (<uint64_t> now_ns() - ready) / 1e9 if ready > 1 else None
 
 
 # Seconds that a worker of a terminated pool may still be there after it has seen that. The parent ends it long before,
@@ -204,8 +199,8 @@ def exit_with_parent(int semid, int slot, uint32_t generation, Ledger ledger):
             if mp_slot_generation(word) != generation or mp_slot_state_of(word) != MP_SLOT_ALIVE:
                 _exit(1)
             if mp_ledger_ending(own):
-                ending = ending or now()
-                if now() - ending > LAST_GRACE * 1e9:
+                ending = ending or <uint64_t> now_ns()
+                if <uint64_t> now_ns() - ending > LAST_GRACE * 1e9:
                     _exit(1)
             if semtimedop(alive, &gone, 1, &second) == 0:
                 _exit(1)

@@ -6,10 +6,10 @@ Compiled, as _pool/schedule.pyx is, which says why.
 
 import os
 
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from mpipc._pool.codec cimport Task
+from mpipc.sysv._waits cimport now_ns
 
 from mpipc._pool.channel import Channel
 from mpipc._pool.ledger import Ledger
@@ -27,9 +27,7 @@ cdef Py_ssize_t BULK = 1 << 16
 
 cdef double monotonic() noexcept nogil:
     """time.monotonic()"""
-    cdef timespec time
-    clock_gettime(CLOCK_MONOTONIC, &time)
-    return time.tv_sec + time.tv_nsec * 1e-9
+    return now_ns() * 1e-9
 
 
 cdef class Member:

@@ -1,4 +1,3 @@
-from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from mpipc._core import Block
@@ -6,20 +5,7 @@ from mpipc._core import Block
 LEVELS: Final[int]
 INLINE: Final[int]
 
-def dumps(obj: object) -> bytes: ...
 def await_hearing() -> None: ...
-
-class Serializer:
-    def write(self, data: Any) -> None: ...
-
-class Reducers:
-    def __getitem__(self, cls: type) -> Any: ...
-
-class Bundle:
-    def fill(
-        self, queue: MessageQueue, serializer: Serializer, objects: Iterator[Any], owner: Any, room: int
-    ) -> None: ...
-    def discard(self, queue: MessageQueue) -> None: ...
 
 class MessageQueue:
     block: Final[Block]
@@ -29,15 +15,6 @@ class MessageQueue:
     def put(
         self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = -1
     ) -> bool: ...
-    def put_many(
-        self,
-        objects: Iterable[object],
-        block: bool = True,
-        timeout: float | None = None,
-        owner: Any = None,
-        level: int = -1,
-    ) -> int: ...
-    def get_many(self, most: int, block: bool = True, timeout: float | None = None) -> list[Any]: ...
     def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
     def get_unless_interrupted(self) -> Any: ...
     def poll(self, timeout: float | None = 0.0) -> bool: ...

@@ -1,4 +1,4 @@
-# What mpipc._sync.guarded sees of the locks.
+# What guarded.pyx and condition.pyx see of the locks.
 
 from mpipc._core.family cimport Block, mp_block, mp_family
 

@@ -1,29 +1,20 @@
-"""The compiled halves of mpipc.synchronize: a lock, a counting semaphore, an event, and wait cells.
+"""The compiled halves of mpipc.synchronize: a lock, a counting semaphore, and an event.
 
 The protocols, and what happens when a process dies in the middle of one, stand in _core/src: lock.c, semaphore.c,
-cells.c. Changes of shared state are made with the GIL held; only sleeping is done without it. Signal handlers run after
-every interrupted sleep and on every tick: one that came just before the sleep began has not interrupted it.
+event.c. Changes of shared state are made with the GIL held; only sleeping is done without it: _core/waits.pxd.
 """
 
 import threading
 from multiprocessing import process as _process
 from operator import index as index_of
 
-cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ENOSPC, EOVERFLOW, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc._core.family cimport (
     GETNCNT,
     GETZCNT,
-    MP_BARRIER_PASSED,
-    MP_BARRIER_WAITING,
-    MP_CELL_NOTIFIED,
-    MP_CELL_WAITING,
     MP_INTERRUPTED,
-    MP_KIND_BARRIER,
-    MP_KIND_CONDITION,
     MP_KIND_EVENT,
     MP_KIND_LOCK,
     MP_KIND_RLOCK,
@@ -36,26 +27,12 @@ from mpipc._core.family cimport (
     MP_RETURNS_GUESSED,
     MP_RETURNS_NEVER,
     MP_SLOTS,
-    MP_TICK,
-    MP_TIMED_OUT,
     Block,
-    deadline_if,
     fail,
     fail_bell,
     look_after,
-    mp_barrier_end,
-    mp_barrier_enter,
-    mp_barrier_outcome,
-    mp_barrier_waiting,
     mp_bell_await,
     mp_bell_get,
-    mp_cell_cancel,
-    mp_cell_enter,
-    mp_cell_leave,
-    mp_cell_state,
-    mp_cell_wait,
-    mp_cells_notify,
-    mp_cells_waiting,
     mp_event_clear,
     mp_event_init,
     mp_event_is_set,
@@ -82,6 +59,7 @@ from mpipc._core.family cimport (
     new_block,
     seal,
 )
+from mpipc._core.waits cimport deadline_if, in_time, wait_for, wait_until
 
 SEM_VALUE_MAX = 0x7fffffff
 
@@ -95,6 +73,36 @@ cdef class Shared:
         thread = threading.current_thread().name
         return name if thread == "MainThread" else f"{name}|{thread}"
 
+
+# ---- what this room waits for: see _core/waits.pxd -------------------------------------------------------------------
+
+cdef struct place:  # a block's, where its bell is
+    mp_family *f
+    uint32_t index
+
+
+cdef int acquire_lock(void *what, int64_t deadline) noexcept nogil:
+    cdef place *at = <place *> what
+    return mp_lock_wait(at.f, at.index, deadline)
+
+
+cdef bint acquire_unit(void *what) except -1:
+    cdef place *at = <place *> what
+    cdef int error
+    return mp_sem_try(at.f, at.index, &error)
+
+
+cdef int await_ring(void *what, int64_t deadline) noexcept nogil:
+    cdef place *at = <place *> what
+    return mp_bell_await(at.f, at.index, -1, deadline)
+
+
+cdef int await_zero(void *what, int64_t deadline) noexcept nogil:
+    cdef place *at = <place *> what
+    return mp_bell_await(at.f, at.index, 0, deadline)
+
+
+# ---- locks -----------------------------------------------------------------------------------------------------------
 
 # Functions, not methods, so that the compiler puts them into the callers.
 
@@ -131,11 +139,9 @@ cdef class LockBase(Shared):
         return self.take(block, timeout)
 
     cdef bint take(self, object block, object timeout) except -1:
-        cdef mp_family *f = self.f
         cdef int64_t deadline
-        cdef uint32_t index = self.block.index
-        cdef int error
-        if f.slot < 0:
+        cdef place at
+        if self.f.slot < 0:
             self.block.ensure()
         if self.recursive and mp_lock_mine(self.f, self.b):
             self.b.lock.depth += 1
@@ -144,19 +150,13 @@ cdef class LockBase(Shared):
             return True
         deadline = deadline_if(block, timeout)
         if deadline == 0:
-            look_after(f)
+            look_after(self.f)
             return False
-        while True:
-            with nogil:
-                error = mp_lock_wait(f, index, deadline)
-            if error == MP_OK:
-                note_taken(self.b)
-                return True
-            if error == MP_TIMED_OUT:
-                return False
-            if error != MP_INTERRUPTED and error != MP_TICK:
-                fail_bell(error)
-            PyErr_CheckSignals()
+        at = place(self.f, self.block.index)
+        if not in_time(wait_for(acquire_lock, &at, deadline)):
+            return False
+        note_taken(self.b)
+        return True
 
     def release(self):
         """Frees the lock. A Lock may be released by any process or thread, an RLock by its owner only.
@@ -204,28 +204,22 @@ cdef class LockBase(Shared):
     def _acquire_restore(self, uint32_t depth):
         """Takes the lock back. An exception of a signal handler waits until the lock is held, so that `with condition`
         can be left; a second one does not."""
-        cdef Block handle = self.block
-        cdef mp_family *f = handle.f
-        cdef uint32_t index = handle.index
-        cdef int error
+        cdef place at = place(self.f, self.block.index)
+        cdef int outcome = MP_INTERRUPTED
         pending = None
-        if f.slot < 0:
-            handle.ensure()
-        while True:
-            with nogil:
-                error = mp_lock_wait(f, index, -1)
-            if error == MP_OK:
-                break
-            if error != MP_INTERRUPTED and error != MP_TICK:
-                fail_bell(error)
+        if self.f.slot < 0:
+            self.block.ensure()
+        while outcome != MP_OK:
             try:
-                PyErr_CheckSignals()
+                outcome = wait_for(acquire_lock, &at, -1)
             except BaseException as exception:
                 if pending is not None:
                     raise
                 pending = exception
+            else:
+                in_time(outcome)
         note_taken(self.b)
-        handle.b.lock.depth = depth
+        self.b.lock.depth = depth
         if pending is not None:
             raise pending
 
@@ -310,6 +304,7 @@ cdef class SemaphoreBase(Shared):
         cdef uint32_t index = handle.index
         cdef int64_t deadline
         cdef int error
+        cdef place at
         if f.slot < 0:
             handle.ensure()
         if mp_sem_try(f, index, &error):
@@ -323,18 +318,9 @@ cdef class SemaphoreBase(Shared):
         error = mp_sem_enroll(f, index)
         if error:
             fail(error, "waiting for a semaphore")
+        at = place(f, index)
         try:
-            while True:
-                if mp_sem_try(f, index, &error):
-                    return True
-                with nogil:
-                    error = mp_bell_await(f, index, -1, deadline)
-                if error == MP_TIMED_OUT:
-                    return mp_sem_try(f, index, &error)
-                if error == MP_INTERRUPTED or error == MP_TICK:
-                    PyErr_CheckSignals()
-                elif error != MP_OK:
-                    fail_bell(error)
+            return in_time(wait_until(acquire_unit, await_ring, &at, deadline))
         finally:
             mp_sem_withdraw(f, index)
 
@@ -430,185 +416,15 @@ cdef class EventBase(Shared):
 
     def wait(self, timeout=None):
         """Waits until the event is set, at most `timeout` seconds if that is not None. Returns whether it was set."""
-        cdef mp_family *f = self.block.f
-        cdef uint32_t index = self.block.index
+        cdef place at
         cdef int64_t deadline
-        cdef int error
         if self.is_set():
             return True
         deadline = deadline_if(True, timeout)
         if deadline == 0:
             return False
-        while True:
-            with nogil:
-                error = mp_bell_await(f, index, 0, deadline)
-            if error == MP_OK:
-                return True
-            if error == MP_TIMED_OUT:
-                return False
-            if error == MP_INTERRUPTED or error == MP_TICK:
-                PyErr_CheckSignals()
-            else:
-                fail_bell(error)
+        at = place(self.block.f, self.block.index)
+        return in_time(wait_for(await_zero, &at, deadline))
 
     def _waiters(self):
         return mp_bell_get(self.block.f, self.block.index, GETZCNT)
-
-
-@cython.final
-@cython.no_gc_clear
-cdef class Cell:
-    """The place of one waiting thread. It is given back when it is left, or when the last reference goes: an exception
-    of a signal handler may come between any two steps of the methods that use it."""
-
-    cdef mp_family *f
-    cdef Block block
-    cdef uint32_t number
-    cdef uint64_t generation
-    cdef bint taken
-
-    def __dealloc__(self):
-        self.give_back(True)
-
-    def leave(self):
-        """Gives it back. A notification that has reached it and was not reported by wait() goes to the next waiter."""
-        self.give_back(True)
-
-    cdef void give_back(self, bint pass_on) noexcept:
-        cdef uint32_t state
-        if not self.taken:
-            return
-        self.taken = False
-        if mp_cell_cancel(self.f, self.number):
-            return
-        state = mp_cell_state(self.f.seg.cells[self.number].word)
-        if pass_on and state == MP_CELL_NOTIFIED and self.block.b.kind == MP_KIND_CONDITION:
-            mp_cells_notify(self.f, self.block.index, 1)
-        mp_cell_leave(self.f, self.number)
-
-
-cdef Cell taken_cell(Block block, int64_t number, uint64_t generation):
-    cdef Cell cell = Cell.__new__(Cell)
-    if number < 0:
-        fail(errno, "waiting for a condition or at a barrier")
-    cell.f = block.f
-    cell.block = block
-    cell.number = <uint32_t> number
-    cell.generation = generation
-    cell.taken = True
-    return cell
-
-
-@cython.final
-cdef class Waiters(Shared):
-    """The waiters of a Condition: wait cells that are exact about who is there (_core/src/cells.c)."""
-
-    def __init__(self, Block block=None):
-        self.block = block if block is not None else seal(new_block(MP_KIND_CONDITION))
-
-    def enter(self):
-        """Registers this thread as a waiter and returns its cell. To be called with the condition's lock held."""
-        return taken_cell(self.block, mp_cell_enter(self.block.f, self.block.index, 0, 0), 0)
-
-    def wait(self, Cell cell not None, timeout=None):
-        """Waits for the notification and gives the cell back. Returns whether it was notified."""
-        cdef mp_family *f = self.block.f
-        cdef int64_t deadline = deadline_if(True, timeout)
-        cdef int error = MP_OK
-        cdef bint notified
-        while deadline != 0 and mp_cell_state(f.seg.cells[cell.number].word) == MP_CELL_WAITING:
-            with nogil:
-                error = mp_cell_wait(f, cell.number, deadline)
-            if error == MP_TIMED_OUT:
-                break
-            if error == MP_INTERRUPTED or error == MP_TICK:
-                PyErr_CheckSignals()
-            elif error != MP_OK:
-                fail_bell(error)
-        notified = not mp_cell_cancel(f, cell.number)
-        if notified:
-            mp_cell_leave(f, cell.number)
-        cell.taken = False
-        return notified
-
-    def notify(self, int64_t n):
-        """Wakes the n waiters that came first, all of them if n < 0. Returns how many there were."""
-        return mp_cells_notify(self.block.f, self.block.index, n)
-
-    def count(self):
-        """Live waiters that have not been notified yet."""
-        return mp_cells_waiting(self.block.f, self.block.index)
-
-
-@cython.final
-cdef class BarrierState(LockBase):
-    """The shared state of a Barrier, guarded by a lock of its own, which is recursive as multiprocessing's is.
-
-    How a cycle ends stands in _core/src/barrier.c.
-    """
-
-    def __init__(self, uint32_t parties, Block block=None):
-        cdef Block handle
-        if block is None:
-            handle = new_block(MP_KIND_BARRIER)
-            handle.b.condition.parties = parties
-            block = seal(handle)
-        LockBase.__init__(self, True, block)
-
-    @property
-    def parties(self):
-        return self.block.b.condition.parties
-
-    @property
-    def broken(self):
-        return self.block.b.condition.broken != 0
-
-    @property
-    def generation(self):
-        """How many cycles have ended."""
-        return self.block.b.condition.generation
-
-    def waiting(self):
-        """How many wait in the present cycle and live, and the lowest place that none of them has."""
-        cdef uint32_t place
-        cdef uint32_t count = mp_barrier_waiting(self.block.f, self.block.index, &place)
-        return count, place
-
-    def enter(self, uint32_t place):
-        """Registers this thread in the present cycle. Lock held."""
-        cdef uint64_t generation
-        cdef int64_t number = mp_barrier_enter(self.block.f, self.block.index, place, &generation)
-        return taken_cell(self.block, number, generation)
-
-    def end_cycle(self, bint broken_now, bint stay_broken):
-        """Ends the present cycle, broken or not, and wakes its waiters. Lock held."""
-        mp_barrier_end(self.block.f, self.block.index, broken_now, stay_broken)
-
-    cdef int outcome(self, Cell cell):
-        return mp_barrier_outcome(self.block.f, self.block.index, cell.number, cell.generation)
-
-    def wait(self, Cell cell not None, timeout=None):
-        """Waits for the end of the cycle. "passed", "broken" or "timeout"."""
-        cdef mp_family *f = self.block.f
-        cdef int64_t deadline = deadline_if(True, timeout)
-        cdef int error = MP_OK
-        cdef int outcome
-        while True:
-            outcome = self.outcome(cell)
-            if outcome != MP_BARRIER_WAITING:
-                return "passed" if outcome == MP_BARRIER_PASSED else "broken"
-            if error == MP_TIMED_OUT or deadline == 0:
-                return "timeout"
-            with nogil:
-                error = mp_cell_wait(f, cell.number, deadline)
-            if error == MP_INTERRUPTED or error == MP_TICK:
-                PyErr_CheckSignals()
-            elif error != MP_OK and error != MP_TIMED_OUT:
-                fail_bell(error)
-
-    def give_up(self, Cell cell not None):
-        """After a timeout: breaks the barrier, unless the cycle has just ended. "passed" or "broken". Lock held."""
-        cdef int outcome = self.outcome(cell)
-        if outcome == MP_BARRIER_WAITING:
-            self.end_cycle(True, True)
-        return "passed" if outcome == MP_BARRIER_PASSED else "broken"

@@ -9,12 +9,14 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport E2BIG, EACCES, EAGAIN, EINTR, EINVAL, ENOMSG, errno
 from libc.stddef cimport size_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from mpipc.sysv cimport _libc
 from mpipc.sysv._args cimport as_key, clipped, given
 from mpipc.sysv._libc cimport mpipc_message
+from mpipc.sysv._waits cimport attempt_until_done
 
 from mpipc.sysv.errors import from_errno
 from mpipc.sysv.structs import ipc_perm, msginfo, msqid_ds
@@ -35,6 +37,28 @@ cdef object failure(int number, str call, int msqid, dict arguments):
     cdef _libc.msqid_ds ds
     gone = number == EINVAL and _libc.c_msgctl(msqid, _libc.IPC_STAT, &ds) != 0 and errno != EACCES
     return from_errno(number, call, arguments, gone)
+
+
+cdef struct transfer:
+    int msqid
+    mpipc_message *message
+    Py_ssize_t size  # of its text, or of the room for it
+    long type        # that is wanted
+    int flags
+    Py_ssize_t length  # of what was received
+
+
+cdef int send(void *what, int64_t deadline) noexcept nogil:
+    """msgsnd(2): 0 or an errno."""
+    cdef transfer *t = <transfer *>what
+    return 0 if _libc.c_msgsnd(t.msqid, t.message, <size_t>t.size, t.flags) == 0 else errno
+
+
+cdef int receive_one(void *what, int64_t deadline) noexcept nogil:
+    """msgrcv(2): 0 or an errno."""
+    cdef transfer *t = <transfer *>what
+    t.length = _libc.c_msgrcv(t.msqid, t.message, <size_t>t.size, t.type, t.flags)
+    return errno if t.length < 0 else 0
 
 
 cdef mpipc_message *allocate(Py_ssize_t length) except NULL:
@@ -78,15 +102,14 @@ cpdef object msgsnd(int msqid, long mtype, object mtext, int msgflg=0):
     finally:
         PyBuffer_Release(&view)
     message.mtype = mtype
+    cdef transfer what = transfer(msqid, message, length, 0, msgflg | _libc.IPC_NOWAIT, 0)
     cdef int number
     try:
-        number = send(msqid, message, length, msgflg | _libc.IPC_NOWAIT)
+        number = send(&what, -1)
         if number == EAGAIN and not msgflg & _libc.IPC_NOWAIT:
-            number = EINTR
-            while number == EINTR:
-                PyErr_CheckSignals()
-                with nogil:
-                    number = send(msqid, message, length, msgflg)
+            PyErr_CheckSignals()
+            what.flags = msgflg
+            number = attempt_until_done(send, &what, -1, EINTR, EINTR)
     finally:
         if message != &frame:
             free(message)
@@ -94,10 +117,6 @@ cpdef object msgsnd(int msqid, long mtype, object mtext, int msgflg=0):
         raise failure(
             number, "msgsnd", msqid, {"msqid": msqid, "mtype": mtype, "msgsz": length, "msgflg": msgflg}
         )
-
-
-cdef inline int send(int msqid, const mpipc_message *message, Py_ssize_t length, int msgflg) noexcept nogil:
-    return 0 if _libc.c_msgsnd(msqid, message, <size_t>length, msgflg) == 0 else errno
 
 
 cpdef tuple msgrcv(int msqid, object msgsz=None, long msgtyp=0, int msgflg=0):
@@ -160,24 +179,25 @@ cdef Py_ssize_t receive(
     With a `frame`, a message that is too long gets more room: `message` is then no longer the frame, but allocated.
     """
     cdef int flags = msgflg
-    cdef Py_ssize_t length
     cdef int number
+    cdef transfer what
     cdef _libc.msginfo info
     if frame != NULL:
         flags &= ~_libc.MSG_NOERROR  # any length was asked for: get more room, do not cut
-    length = _libc.c_msgrcv(msqid, message[0], <size_t>room, msgtyp, flags | _libc.IPC_NOWAIT)
-    while length < 0:
-        number = errno
+    what = transfer(msqid, message[0], room, msgtyp, flags | _libc.IPC_NOWAIT, 0)
+    number = receive_one(&what, -1)
+    what.flags = flags
+    while number:
         if number == E2BIG and frame != NULL:
             # The message is still in the queue. MSGMAX may have been larger when it was sent than it is now.
-            room *= 2
-            if _libc.c_msgctl(0, _libc.IPC_INFO, <_libc.msqid_ds *>&info) >= 0 and info.msgmax > room:
-                room = info.msgmax
+            what.size *= 2
+            if _libc.c_msgctl(0, _libc.IPC_INFO, <_libc.msqid_ds *>&info) >= 0 and info.msgmax > what.size:
+                what.size = info.msgmax
             if message[0] != frame:
                 free(message[0])
                 message[0] = frame
-            message[0] = allocate(room)
-        elif (number == ENOMSG and not flags & _libc.IPC_NOWAIT) or number == EINTR:
+            message[0] = what.message = allocate(what.size)
+        elif number == ENOMSG and not flags & _libc.IPC_NOWAIT:
             PyErr_CheckSignals()
         else:
             raise failure(
@@ -186,9 +206,8 @@ cdef Py_ssize_t receive(
                 msqid,
                 {"msqid": msqid, "msgsz": None if frame else room, "msgtyp": msgtyp, "msgflg": msgflg},
             )
-        with nogil:
-            length = _libc.c_msgrcv(msqid, message[0], <size_t>room, msgtyp, flags)
-    return length
+        number = attempt_until_done(receive_one, &what, -1, EINTR, EINTR)
+    return what.length
 
 
 def msgctl(int msqid, int cmd, buf=None, *, uid=None, gid=None, mode=None, msg_qbytes=None):

@@ -6,13 +6,14 @@ As in mpipc.sysv.msg, a call that may wait is first made without waiting and wit
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EACCES, EAGAIN, EFBIG, EINTR, EINVAL, ERANGE, errno
 from libc.limits cimport SHRT_MAX, SHRT_MIN, USHRT_MAX
-from libc.math cimport ceil
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport timespec
 
 from mpipc.sysv cimport _libc
 from mpipc.sysv._args cimport as_key, clipped, given
 from mpipc.sysv._libc cimport sembuf
+from mpipc.sysv._waits cimport attempt_until_done, deadline_in, now_ns
 
 from mpipc.sysv.errors import SysVTimeoutError, from_errno, make
 from mpipc.sysv.structs import ipc_perm, semid_ds, seminfo
@@ -46,7 +47,26 @@ SEM_INFO = _libc.SEM_INFO
 cdef enum:
     INLINE = 16  # operations kept on the stack
 
-cdef long long SECOND = 1_000_000_000
+
+cdef struct operation:
+    int semid
+    sembuf *sops
+    size_t count
+
+
+cdef int perform(void *what, int64_t deadline) noexcept nogil:
+    """semop(2) or semtimedop(2): 0 or an errno."""
+    cdef operation *o = <operation *>what
+    cdef int64_t left
+    cdef timespec remaining
+    if deadline < 0:
+        return 0 if _libc.c_semop(o.semid, o.sops, o.count) == 0 else errno
+    left = deadline - now_ns()
+    if left <= 0:
+        return EAGAIN
+    remaining.tv_sec = left // 1_000_000_000
+    remaining.tv_nsec = left % 1_000_000_000
+    return 0 if _libc.c_semtimedop(o.semid, o.sops, o.count, &remaining) == 0 else errno
 
 
 cdef object failure(int number, str call, int semid, dict arguments):
@@ -103,9 +123,8 @@ cdef int operate(int semid, object sops, object timeout, str call) except -1:
     cdef sembuf *trial           # the same with IPC_NOWAIT
     cdef bint patient = False    # is there an operation that may wait?
     cdef bint timed = timeout is not None
-    cdef long long deadline = -1
-    cdef long long left
-    cdef timespec remaining
+    cdef int64_t deadline = -1
+    cdef operation what
     cdef int number
     if timed:
         deadline = deadline_after(timeout)
@@ -122,21 +141,9 @@ cdef int operate(int semid, object sops, object timeout, str call) except -1:
         if number == 0:
             number = 0 if _libc.c_semop(semid, trial, <size_t>count) == 0 else errno
         if number == EAGAIN and patient:
-            number = EINTR
-            while number == EINTR:
-                PyErr_CheckSignals()
-                if deadline < 0:
-                    with nogil:
-                        number = 0 if _libc.c_semop(semid, wanted, <size_t>count) == 0 else errno
-                    continue
-                left = deadline - now()
-                if left <= 0:
-                    number = EAGAIN
-                    break
-                remaining.tv_sec = left // SECOND
-                remaining.tv_nsec = left % SECOND
-                with nogil:
-                    number = 0 if _libc.c_semtimedop(semid, wanted, <size_t>count, &remaining) == 0 else errno
+            PyErr_CheckSignals()
+            what = operation(semid, wanted, <size_t>count)
+            number = attempt_until_done(perform, &what, deadline, EINTR, EINTR)
     finally:
         if wanted != frame:
             free(wanted)
@@ -146,7 +153,7 @@ cdef int operate(int semid, object sops, object timeout, str call) except -1:
     if timed:
         arguments["timeout"] = timeout
     # The kernel says EAGAIN in both cases; before the deadline it was an operation with IPC_NOWAIT.
-    if number == EAGAIN and patient and 0 <= deadline <= now():
+    if number == EAGAIN and patient and 0 <= deadline <= now_ns():
         raise make(SysVTimeoutError, number, call, arguments)
     raise failure(number, call, semid, arguments)
 
@@ -185,20 +192,12 @@ cdef int load(list_or_tuple, Py_ssize_t count, sembuf *wanted, sembuf *trial, bi
     return number
 
 
-cdef inline long long now() noexcept nogil:
-    cdef timespec time
-    clock_gettime(CLOCK_MONOTONIC, &time)
-    return time.tv_sec * SECOND + time.tv_nsec
-
-
-cdef long long deadline_after(object timeout) except? -1:
+cdef int64_t deadline_after(object timeout) except? -1:
     """The CLOCK_MONOTONIC time in ns at which `timeout` seconds are over, or -1 if nobody will live to see it."""
     cdef double seconds = timeout
     if not seconds >= 0:
         raise ValueError(f"timeout must be a number of seconds, 0 or more, or None, not {timeout!r}")
-    if seconds > 1e9:  # thirty years
-        return -1
-    return now() + <long long>ceil(seconds * 1e9)  # rounded up: a wait is never shorter than asked for
+    return deadline_in(seconds)
 
 
 def semctl(int semid, int semnum, int cmd, arg=None, *, uid=None, gid=None, mode=None):

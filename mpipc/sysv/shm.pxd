@@ -7,7 +7,5 @@ cdef class Attachment:
     cdef readonly int shmid
     cdef readonly bint readonly
     cdef Py_ssize_t views
-    cdef Py_ssize_t shape[1]
-    cdef Py_ssize_t strides[1]
 
 cpdef Attachment shmat(int shmid, object shmaddr=*, int shmflg=*)

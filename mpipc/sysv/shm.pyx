@@ -2,13 +2,13 @@
 
 import weakref
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.long cimport PyLong_AsVoidPtr
 from libc.errno cimport EACCES, EINVAL, errno
 from libc.stdint cimport uintptr_t
 
 from mpipc.sysv cimport _libc
 from mpipc.sysv._args cimport as_key, given
+from mpipc.sysv._buffer cimport show_bytes
 
 from mpipc.sysv.errors import from_errno
 from mpipc.sysv.structs import ipc_perm, shm_info, shmid_ds, shminfo
@@ -52,8 +52,6 @@ SHM_HUGE_2MB = 21 << _libc.SHM_HUGE_SHIFT
 SHM_HUGE_1GB = 30 << _libc.SHM_HUGE_SHIFT
 SHMLBA = _libc.SHMLBA  # the multiple that an address must be of; depends on the machine
 
-cdef char *BYTES = b"B"
-
 # Every live attachment by its address, so that SHM_REMAP does not pull one away from under a Python object.
 cdef dict attachments = {}
 
@@ -89,19 +87,7 @@ cdef class Attachment:
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.start == NULL:
             raise ValueError("the shared memory segment is detached")
-        if self.readonly and flags & PyBUF_WRITABLE:
-            raise BufferError("the shared memory segment is attached read-only (SHM_RDONLY)")
-        buffer.buf = self.start
-        buffer.obj = self
-        buffer.len = self.length
-        buffer.itemsize = 1
-        buffer.readonly = self.readonly
-        buffer.ndim = 1
-        buffer.format = BYTES if flags & PyBUF_FORMAT else NULL
-        buffer.shape = self.shape if flags & PyBUF_ND else NULL
-        buffer.strides = self.strides if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        show_bytes(buffer, self, self.start, self.length, self.readonly, flags)
         self.views += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
@@ -202,8 +188,6 @@ cpdef Attachment shmat(int shmid, object shmaddr=None, int shmflg=0):
         raise failure(number, "shmat", shmid, arguments)
     attachment.start = <char *>start
     attachment.length = <Py_ssize_t>ds.shm_segsz
-    attachment.shape[0] = attachment.length
-    attachment.strides[0] = 1
     attachment.shmid = shmid
     attachment.readonly = shmflg & _libc.SHM_RDONLY != 0
     attachments[<uintptr_t>start] = weakref.ref(attachment)

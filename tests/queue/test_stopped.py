@@ -20,7 +20,7 @@ import pytest
 from support import run_script, sysctl, wait_until
 
 import mpipc
-from mpipc._queue.message_queue import MessageQueue
+from mpipc._queue.batch import BatchQueue
 from mpipc.queues import PriorityQueue
 from mpipc.sysv import LimitError
 
@@ -36,7 +36,7 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def _hold(messages: MessageQueue) -> None:
+def _hold(messages: BatchQueue) -> None:
     """Stands still with the queue's lock in its hand until somebody sends SIGCONT."""
     assert messages.hold() == 0
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -321,7 +321,7 @@ def test_the_dead_owner_is_found_by_those_who_wait_less_than_a_tick() -> None:
 
 def _stand_still_with_every_queue(_: int) -> str:
     """In a worker: with the locks of all of its pool's queues that can be had."""
-    queues = [obj for obj in gc.get_objects() if type(obj) is MessageQueue]
+    queues = [obj for obj in gc.get_objects() if type(obj) is BatchQueue]
     assert queues
     for queue in queues:
         assert queue.hold() == 0

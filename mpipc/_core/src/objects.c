@@ -21,11 +21,18 @@ static void have_time_and_key(struct mp_block *b) {
     atomic_signal_fence(memory_order_seq_cst);
 }
 
-int mp_block_msgget(struct mp_family *f, uint32_t index, int mode) {
-    struct mp_block *b = mp_block_at(f, index);
+static int make_queue(key_t key, uint64_t size, int flags) {
+    (void)size;
+    return msgget(key, flags);
+}
+
+static int make_segment(key_t key, uint64_t size, int flags) { return shmget(key, size, flags); }
+
+/* Tries keys until there is one that nobody has. The object's id, or MP_FAILED with errno. */
+static int made_under_new_key(struct mp_block *b, int (*make)(key_t key, uint64_t size, int flags), uint64_t size, int flags) {
     for (int attempt = 0; attempt < 1000; attempt++) {
         have_time_and_key(b);
-        int id = msgget(b->key, IPC_CREAT | IPC_EXCL | mode);
+        int id = make(b->key, size, IPC_CREAT | IPC_EXCL | flags);
         if (id >= 0) {
             atomic_store(&b->id, id);
             return id;
@@ -37,21 +44,14 @@ int mp_block_msgget(struct mp_family *f, uint32_t index, int mode) {
     return MP_FAILED;
 }
 
+int mp_block_msgget(struct mp_family *f, uint32_t index, int mode) {
+    return made_under_new_key(mp_block_at(f, index), make_queue, 0, mode);
+}
+
 int mp_block_shmget(struct mp_family *f, uint32_t index, uint64_t size, int flags) {
     struct mp_block *b = mp_block_at(f, index);
     b->size = size;
-    for (int attempt = 0; attempt < 1000; attempt++) {
-        have_time_and_key(b);
-        int id = shmget(b->key, size, IPC_CREAT | IPC_EXCL | flags);
-        if (id >= 0) {
-            atomic_store(&b->id, id);
-            return id;
-        }
-        if (errno != EEXIST)
-            break;
-    }
-    b->key = 0;
-    return MP_FAILED;
+    return made_under_new_key(b, make_segment, size, flags);
 }
 
 void mp_remove_queue(struct mp_block *b) {

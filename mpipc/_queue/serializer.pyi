@@ -1,0 +1,9 @@
+from typing import Any
+
+def dumps(obj: object) -> bytes: ...
+
+class Serializer:
+    def write(self, data: Any) -> None: ...
+
+class Reducers:
+    def __getitem__(self, cls: type) -> Any: ...
