@@ -160,7 +160,6 @@ def test_ones_own_is_found_before_anothers() -> None:
     """A candidate of another user, which was passed over, comes to life when the name is taken."""
     attacker_source = """
         import sys
-        from support import hostile_named
         from support.hostile_named import CANDIDATE, LIVE, Segment
         segment = Segment(0).write(CANDIDATE)
         segment.fill(b"A")
@@ -184,18 +183,16 @@ def test_ones_own_is_found_before_anothers() -> None:
         found = SharedMemory(sys.argv[1])
         print(chr(found.buf[0]), flush=True)
     """
-    with (
-        Script(attacker_source, user=ATTACKER) as attacker,
-        Script(victim_source, arguments=[NAME.decode()], user=VICTIM) as victim,
-    ):
-        assert attacker.stdout.readline() == "ready\n"
-        assert victim.stdout.readline() == "created\n"
-        attacker.stdin.write("\n")
-        attacker.stdin.flush()
-        assert attacker.stdout.readline() == "alive\n"
-        output, errors = victim.communicate("\n", timeout=60)
-        assert output == "V\nA\n", errors
-        attacker.communicate("\n", timeout=60)
+    with Script(attacker_source, user=ATTACKER) as attacker:
+        assert attacker.stdout.readline() == "ready\n"  # before the victim comes, who would take the key
+        with Script(victim_source, arguments=[NAME.decode()], user=VICTIM) as victim:
+            assert victim.stdout.readline() == "created\n"
+            attacker.stdin.write("\n")
+            attacker.stdin.flush()
+            assert attacker.stdout.readline() == "alive\n"
+            output, errors = victim.communicate("\n", timeout=60)
+            assert output == "V\nA\n", errors
+            attacker.communicate("\n", timeout=60)
 
 
 @pytest.mark.parametrize("who", [pytest.param(ATTACKER, marks=needs_users), None], ids=["another user", "ourselves"])

@@ -20,6 +20,7 @@ def named_schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.slow_but("known")
 @pytest.mark.parametrize("first", [0, random.randrange(1 << 40)], ids=["known", "new"])
 def test_one_live_segment_of_a_name_in_every_order(named_schedules: Path, first: int) -> None:
     """Without step 2 of the protocol this fails at schedule 1, without one of its three cases at 18 and 145."""

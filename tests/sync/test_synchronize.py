@@ -954,6 +954,7 @@ WAITS: dict[str, Callable[[float], bool]] = {
 }
 
 
+@pytest.mark.slow_with("RLock", "Semaphore", "BoundedSemaphore")
 @pytest.mark.parametrize("name", WAITS)
 def test_a_wait_does_not_end_before_its_timeout(name: str) -> None:
     """Also across the ticks in between (mpipc looks after the family once a second)."""
