@@ -15,6 +15,7 @@ from libc.errno cimport E2BIG, EADDRINUSE, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
 from libc.string cimport memset, strdup
 
 from mpipc._core.errors import bell_error, call_error, family_error, squatted_error
+from mpipc._stdlib.private import is_importing_main
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -340,11 +341,10 @@ def _forget_exec(int shmid, uint64_t nonce):
 
 def _join_by_environment():
     shmid, colon, nonce = os.environ.get(ENVIRONMENT, "").partition(":")
-    importing_main = getattr(_mp_process.current_process(), "_inheriting", False)
     if not colon:
         return None
     try:
-        if not importing_main and _mp_process.parent_process() is None:
+        if not is_importing_main() and _mp_process.parent_process() is None:
             _forget_exec(int(shmid), int(nonce, 16))
             return None
         return _attach(int(shmid), int(nonce, 16))

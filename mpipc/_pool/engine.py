@@ -79,6 +79,7 @@ from mpipc._pool.worker import (
     UNKNOWN_FUNCTION,
 )
 from mpipc._pool.worker_handle import Member
+from mpipc._stdlib.private import is_owned
 from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
 
 __all__ = ["Engine"]
@@ -241,7 +242,7 @@ class Engine(Schedule):
         """
         if os.getpid() != self._pid:
             return
-        nested = self.lock._is_owned()
+        nested = is_owned(self.lock)
         with self.lock:
             self.state = TERMINATE
             self.ring_all()

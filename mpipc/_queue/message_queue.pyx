@@ -11,7 +11,6 @@ import copyreg
 import os
 import pickle
 import weakref
-from multiprocessing import reduction
 from queue import Empty
 
 cimport cython
@@ -25,6 +24,7 @@ from libc.string cimport memcpy, memmove
 
 from mpipc._queue.plain cimport read_plain, write_plain
 from mpipc._core.errors import queue_error
+from mpipc._stdlib.private import extra_reducers as _extra_reducers
 from mpipc._core.family cimport (
     MP_BUSY,
     MP_CORRUPT,
@@ -62,7 +62,7 @@ cdef Py_ssize_t LARGE_PICKLE = 1 << 20
 
 cdef object loads = pickle.loads
 cdef object UnpicklingError = pickle.UnpicklingError
-cdef dict extra_reducers = reduction.ForkingPickler._extra_reducers
+cdef dict extra_reducers = _extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
 
 
