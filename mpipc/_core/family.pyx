@@ -15,6 +15,7 @@ from libc.errno cimport E2BIG, EADDRINUSE, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
 from libc.string cimport memset, strdup
 
 from mpipc._core.errors import bell_call, core_error
+from mpipc._stdlib.private import is_importing_main
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -219,34 +220,6 @@ cdef class Family:
             found.append((i, _KIND_NAMES.get(b.kind, str(b.kind)), b.id, self.holders_of(i)))
         return found
 
-    def waits(self):
-        """[(pid, thread, block, purpose, seconds)] of every thread that sleeps, as far as there was room to note it.
-
-        `block` is the index of the object that it waits for, `purpose` what of it ("" for the object itself).
-        """
-        cdef mp_waiting waiting
-        cdef const char *purpose
-        cdef int64_t block
-        cdef uint32_t i
-        found = []
-        for i in range(mp_wait_high(self.f)):
-            if mp_wait_read(self.f, i, &waiting):
-                block = mp_wait_object(self.f, &waiting, &purpose)
-                if block >= 0:
-                    pid = mp_slot_pid(self.f.seg.slots[waiting.slot].word)
-                    seconds = max(0.0, (mp_now_ns() - waiting.since_ns) / 1e9)
-                    found.append((pid, waiting.tid, block, purpose.decode(), seconds))
-        return found
-
-    def owner_of(self, uint32_t index):
-        """(pid, thread) of who holds a lock, thread 0 where it is not noted; None if nobody does, or it has none."""
-        cdef mp_block *b = mp_block_at(self.f, min(index, MP_BLOCKS - 1))
-        cdef uint32_t owner = <uint32_t> (b.lock.word & MP_LOCK_OWNER)
-        if not mp_block_is_live(b.word) or not mp_kind_of(b).has_lock or owner == 0 or owner > MP_SLOTS:
-            return None
-        thread = b.more.lock.thread if b.kind in (MP_KIND_LOCK, MP_KIND_RLOCK) else 0
-        return mp_slot_pid(self.f.seg.slots[owner - 1].word), thread
-
     cdef list holders_of(self, uint32_t index):
         """Pids of the processes that hold a block."""
         cdef uint16_t[MP_SLOTS] slots
@@ -334,11 +307,10 @@ def _forget_exec(int shmid, uint64_t nonce):
 
 def _join_by_environment():
     shmid, colon, nonce = os.environ.get(ENVIRONMENT, "").partition(":")
-    importing_main = getattr(_mp_process.current_process(), "_inheriting", False)
     if not colon:
         return None
     try:
-        if not importing_main and _mp_process.parent_process() is None:
+        if not is_importing_main() and _mp_process.parent_process() is None:
             _forget_exec(int(shmid), int(nonce, 16))
             return None
         return _attach(int(shmid), int(nonce, 16))

@@ -44,6 +44,7 @@ from mpipc._pool.states import State
 from mpipc._pool.supervisor import GRACE, Supervisor
 from mpipc._pool.tasks import Feed
 from mpipc._pool.worker_handle import Member
+from mpipc._stdlib.private import is_owned
 from mpipc.exceptions import BrokenPoolError
 
 __all__ = ["Engine"]
@@ -188,7 +189,7 @@ class Engine:
         if os.getpid() != self._pid:
             return
         self.supervisor.mercy = mercy
-        nested = self.life.lock._is_owned()
+        nested = is_owned(self.life.lock)
         self._give_up()
         self.life.wake()
         if threading.current_thread() not in (self.supervisor.thread, self.receiver.thread) and not nested:

@@ -23,6 +23,7 @@ from mpipc._pool.life import Life
 from mpipc._pool.states import State
 from mpipc._pool.worker import work
 from mpipc._pool.worker_handle import Member
+from mpipc._stdlib.private import forget_sentinel, popen_of
 from mpipc.exceptions import exit_reason
 
 __all__ = ["Supervised", "Supervisor"]
@@ -427,7 +428,7 @@ def _is_deaf(pid: int) -> bool:
 
 def let_go_of_process(process: Any) -> None:
     """Close the descriptors by which an ended process was watched. How it ended is known and stays known."""
-    popen: Any = getattr(process, "_popen", None)
+    popen = popen_of(process)
     if popen is None or process.exitcode is None:
         if not _has_been_reaped(popen):
             return
@@ -435,7 +436,7 @@ def let_go_of_process(process: Any) -> None:
         process.join(0)
     close = getattr(popen, "close", None)
     if close is not None:
-        process.__dict__.pop("_sentinel", None)  # the number of the descriptor is about to be somebody else's
+        forget_sentinel(process)
         close()
 
 

@@ -2,7 +2,6 @@
 
 import copyreg
 import pickle
-from multiprocessing import reduction
 
 cimport cython
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
@@ -13,13 +12,14 @@ from mpipc._core.family cimport MP_OK
 from mpipc._core.queue cimport mp_piece_claim, mp_piece_free
 
 from mpipc._core.errors import queue_error
+from mpipc._stdlib.private import extra_reducers as _extra_reducers
 
 # Copying this much takes longer than giving up the GIL and getting it back.
 cdef Py_ssize_t LONG_COPY = 1 << 18
 # What a serializer keeps of its buffers between messages.
 cdef Py_ssize_t LARGE_PICKLE = 1 << 20
 
-cdef dict extra_reducers = reduction.ForkingPickler._extra_reducers
+cdef dict extra_reducers = _extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
 
 

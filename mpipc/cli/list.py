@@ -51,6 +51,8 @@ def _command(options: argparse.Namespace) -> int:
 
 
 def _describe(family: Any) -> Iterator[str]:
+    from mpipc._core import snapshot
+
     yield f"family {family.shmid}: {family.program}"
     processes = [("PID", "STATE", "COMMAND")]
     processes += [(str(pid), state, _command_line(pid)) for _, state, pid in family.processes()]
@@ -67,17 +69,19 @@ def _describe(family: Any) -> Iterator[str]:
             rows.append((kind, f"{KERNEL_OBJECTS[kind]} {number}", ", ".join(map(str, holders)) or "nobody"))
     if len(rows) > 1:
         yield from lines(rows, "  ")
-    waits = family.waits()
+    waits = snapshot.waits(family)
     if waits:
         yield from lines(list(_waits(family, waits, {index: kind for index, kind, _, _ in blocks})), "  ")
 
 
 def _waits(family: Any, waits: list[tuple[int, int, int, str, float]], kinds: dict[int, str]) -> Iterator[Any]:
     """A line for each thread that sleeps: whose it is, for what it waits and how long, and who has that."""
+    from mpipc._core import snapshot
+
     yield ("WAITING", "THREAD", "FOR", "SECONDS", "HAS IT")
     for pid, thread, index, purpose, seconds in sorted(waits):
         what = f"{kinds.get(index, 'object')} {index}"
-        owner = family.owner_of(index) if not purpose or purpose == "its lock" else None
+        owner = snapshot.owner_of(family, index) if not purpose or purpose == "its lock" else None
         owners = "" if owner is None else f"{owner[0]}, thread {owner[1]}" if owner[1] else str(owner[0])
         yield (str(pid), str(thread), f"{purpose} of {what}" if purpose else what, f"{seconds:.1f}", owners)
 

@@ -60,6 +60,7 @@ WAITING = """
 import os, sys, threading
 import mpipc
 from mpipc._core import current
+from mpipc._core.snapshot import waits
 
 def take(lock):
     with lock:
@@ -81,14 +82,14 @@ items.put(1)
 with lock:
     child = context.Process(target=take_twice, args=(lock, event, queue, items))
     child.start()
-    while len(current().waits()) < 5:
+    while len(waits(current())) < 5:
         os.sched_yield()
     print(os.getpid(), threading.get_native_id(), child.pid, current().shmid, flush=True)
     sys.stdin.readline()
 event.set()
 items.get(), items.get(), queue.put(3), queue.put(4)
 child.join()
-assert current().waits() == []
+assert waits(current()) == []
 """
 
 
