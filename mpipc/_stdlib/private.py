@@ -1,8 +1,8 @@
 """CPython's private names: each one that mpipc uses stands here, with the reason, and is touched nowhere else.
 
 First the table, then what it says is read: values, bound when this is imported, if their module is loaded by `import
-mpipc` anyway, and functions. tests/stdlib/test_private.py holds both against the running interpreter: a name that is gone, one
-that has come back, one that nobody uses any more.
+mpipc` anyway, and functions. tests/stdlib/test_private.py holds both against the running interpreter: a name that is
+gone, one that has come back, one that nobody uses any more.
 
 What CPython's documentation tells about is not private: os._exit(), ctypes' _fields_, a proxy's _exposed_.
 """
