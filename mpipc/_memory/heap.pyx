@@ -280,7 +280,11 @@ cdef struct pending_piece:
     PyObject *arena  # borrowed: the heap has it, since it is not empty
 
 
-_heaps = weakref.WeakSet()
+cdef list _heaps = []  # a weak reference to each
+
+
+cdef list living_heaps():
+    return [heap for heap in [<object> ref() for ref in _heaps] if heap is not None]
 
 
 @no_gc_clear
@@ -300,7 +304,8 @@ cdef class Heap:
         self.small = []
         self.large = []
         self.made_in = generation
-        _heaps.add(self)
+        _heaps[:] = [ref for ref in _heaps if ref() is not None]
+        _heaps.append(weakref.ref(self))
 
     def __dealloc__(self):
         self.orphan(self.small)
@@ -481,19 +486,20 @@ cdef class Heap:
 
 
 def _forget_all():
-    for heap in list(_heaps):
+    for heap in living_heaps():
         heap.forget()
 
 
 def _reserve():
-    return {shmid for heap in list(_heaps) for shmid in heap.reserve()}
+    return {shmid for heap in living_heaps() for shmid in heap.reserve()}
 
 
 def _after_collection(phase, info):
-    # A program that allocates nothing more gets the memory back, too, that others held longer than it did.
+    # A program that allocates nothing more gets the memory back, too, that others held longer than it did. No bytecode is
+    # run on the way: a signal handler would run with it, and what it raises, such as KeyboardInterrupt, be lost here.
     cdef Heap heap
     if phase == "stop" and info["generation"] == 2:
-        for heap in list(_heaps):
+        for heap in living_heaps():
             if heap.pending_count and heap.made_in == generation:
                 heap.look_again(heap.pending_count)
 

@@ -607,3 +607,40 @@ def test_children_whose_parent_dies_before_they_have_come_find_everything(start_
     assert result.returncode == -signal.SIGKILL
     assert sorted(result.stdout.splitlines()) == [f"{number} 0 9999 True" for number in range(4)], result.stderr
     wait_until(lambda: kernel_objects().minus(before, infrastructure()).count == 0, message="nothing is left")
+
+
+INTERRUPTED = """
+import gc, signal, sys
+from mpipc.heap import Heap
+
+class Interrupted(Exception):
+    pass
+
+def interrupt(*_):
+    global sent, armed
+    if armed or lost:
+        armed = False
+        sent += 1
+        raise Interrupted
+
+sent, armed, lost = 0, False, []
+heaps = [Heap() for _ in range(100)]
+gc.collect()
+gc.freeze()  # what is collected is nearly nothing, so that most signals come while the callbacks run
+sys.unraisablehook = lost.append
+signal.signal(signal.SIGALRM, interrupt)
+while sent < 300:
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 + sent % 10 * 0.00005, 0.01)
+        while True:
+            gc.collect()
+    except Interrupted:
+        pass
+assert not lost, f"{len(lost)} of {sent} are lost"
+"""
+
+
+def test_what_a_signal_handler_raises_is_not_lost_in_a_collection() -> None:
+    """Ctrl-C, say: what a callback of the garbage collector raises goes to sys.unraisablehook, and to nobody else."""
+    run_script(INTERRUPTED)
