@@ -55,6 +55,7 @@ Pipe = _default_context.Pipe
 Pool = _default_context.Pool
 Queue = _default_context.Queue
 RLock = _default_context.RLock
+RWLock = _default_context.RWLock
 RawArray = _default_context.RawArray
 RawValue = _default_context.RawValue
 Semaphore = _default_context.Semaphore

@@ -62,6 +62,12 @@ class BaseContext(_base.BaseContext):
 
         return RLock(ctx=self.get_context())
 
+    def RWLock(self) -> synchronize.RWLock:
+        """Return a lock for many readers or one writer, which is mpipc's own: a process that dies does not keep it."""
+        from mpipc.synchronize import RWLock
+
+        return RWLock(ctx=self.get_context())
+
     def Condition(self, lock: Any = None) -> synchronize.Condition:
         """Return a condition with `lock`, a Lock or RLock, or with an RLock of its own."""
         from mpipc.synchronize import Condition

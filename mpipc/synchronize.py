@@ -7,6 +7,8 @@ The classes have the names, signatures, errors and reprs of multiprocessing.sync
   processes that release what they have not acquired; a process that ends normally changes nothing;
 * a killed waiter is not waited for, by Event.set(), Condition.notify(), Barrier.wait() or anybody;
 * `statistics()` tells value, holder and waiters.
+
+RWLock is mpipc's own.
 """
 
 import threading
@@ -19,8 +21,9 @@ from typing import Any, NamedTuple
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._sync.condition import BarrierState, Waiters
 from mpipc._sync.primitives import EventBase, LockBase, SemaphoreBase
+from mpipc._sync.rwlock import RWLockBase
 
-__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
 
 SEM_VALUE_MAX = 0x7FFFFFFF
 """The highest value that a Semaphore can have; multiprocessing's on Linux, too."""
@@ -85,6 +88,60 @@ class RLock(LockBase):
     def statistics(self) -> Statistics:
         """Whether the lock is free, who holds it, and how many wait for it."""
         return Statistics(self._units_free(), self._holder_pid(), self._waiters())
+
+
+class RWLockStatistics(NamedTuple):
+    """What RWLock.statistics() returns. A thread that reads, or waits, several times over is counted once."""
+
+    readers: int
+    """Threads that read, in all processes, or may go on to read."""
+    writer: int | None
+    """Pid of the process that writes; None if none does."""
+    waiting_readers: int
+    """Threads that wait to read."""
+    waiting_writers: int
+    """Threads that wait to write; the first of them may be waiting for the last readers."""
+
+    @property
+    def waiters(self) -> int:
+        """Threads that wait."""
+        return self.waiting_readers + self.waiting_writers
+
+
+class RWLock(RWLockBase):
+    """A lock that many threads of many processes may have to read, or one of them to write.
+
+    Neither side can be kept waiting by however many of the other: a reader that comes while somebody writes, or waits
+    for the readers to leave so that it can write, is let in before the writer after that one. A process that dies is
+    not waited for, whatever it has or waits for: `owner_died` tells if it was writing.
+
+    It belongs to threads. One that reads may acquire it again to read, one that writes both to read and to write, and
+    has it at once; each acquire wants its release. One that writes and reads may release the writing first, and goes on
+    reading beside others. One that reads cannot acquire it to write: it would wait for itself, and two that tried would
+    wait for each other, so that is a RuntimeError at once. So is a release of what the thread does not have. A forked
+    child has nothing of what its parent has. When a process has no such object any more its threads have released it.
+    """
+
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
+        super().__init__()
+        self._is_fork_ctx = is_fork(ctx)
+
+    def __repr__(self) -> str:
+        if self._is_writing():
+            writer = self._identify()
+        elif self._writer_pid() is None:
+            writer = "None"
+        else:
+            writer = "SomeOtherThread" if self._writer_is_here() else "SomeOtherProcess"
+        return f"<{type(self).__name__}(readers={self._counts()[0]}, writer={writer})>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+    def statistics(self) -> RWLockStatistics:
+        """Who reads, writes and waits."""
+        readers, waiting_readers, waiting_writers = self._counts()
+        return RWLockStatistics(readers, self._writer_pid(), waiting_readers, waiting_writers)
 
 
 class Semaphore(SemaphoreBase):
@@ -392,6 +449,8 @@ def _rebuild(cls: Any, block: Any, state: dict[str, Any]) -> Any:
         LockBase.__init__(primitive, issubclass(cls, RLock), block)
     elif issubclass(cls, SemaphoreBase):
         SemaphoreBase.__init__(primitive, block=block)
+    elif issubclass(cls, RWLockBase):
+        RWLockBase.__init__(primitive, block)
     else:
         EventBase.__init__(primitive, block)
     primitive.__dict__.update(state)

@@ -34,9 +34,9 @@ _OWN = {
         " 1024 segments"
     ),
     errno.ENOSPC: (
-        "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore in use,"
-        " 16384 threads waiting in conditions and barriers, and 262144 notes of 384 processes that share an object,"
-        " for objects that more than 28 share"
+        "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore or RWLock"
+        " in use, 16384 threads waiting in conditions, barriers and RWLocks, and 262144 notes of 384 processes that"
+        " share an object, for objects that more than 28 share"
     ),
 }
 

@@ -14,6 +14,7 @@ cdef extern from "core.h" nogil:
         MP_LOCK_OWNER
         MP_LOCK_CONTENDED
         MP_LOCK_DIED
+        MP_LOCK_INSIDE
         MP_OK
         MP_TICK
         MP_INTERRUPTED
@@ -35,6 +36,7 @@ cdef extern from "core.h" nogil:
         MP_KIND_SEGMENT
         MP_KIND_PIECE
         MP_KIND_DATA
+        MP_KIND_RWLOCK
         MP_SLOT_FREE
         MP_SLOT_ALIVE
         MP_BLOCK_MAKING
@@ -229,6 +231,28 @@ cdef extern from "core.h" nogil:
     uint32_t mp_cell_state(uint64_t word)
     int mp_cell_slot(uint64_t word)
     uint32_t mp_cell_block(uint64_t word)
+
+    ctypedef enum mp_rw_role "enum mp_rw_role":
+        MP_RW_READ
+        MP_RW_WRITE
+    cdef struct mp_rw_readers "mp_rw_count":
+        uint32_t readers
+        uint32_t called
+        uint32_t waiting
+    void mp_rw_init(mp_block *b)
+    mp_rw_readers mp_rw_count(mp_family *f, uint32_t index)
+    int64_t mp_rw_cell(mp_family *f, uint32_t index, int64_t cell, mp_rw_role role)
+    int mp_rw_read_try(mp_family *f, uint32_t index)
+    int mp_rw_read_within(mp_family *f, uint32_t index)
+    int mp_rw_read_enroll(mp_family *f, uint32_t index, uint32_t *tenure)
+    bint mp_rw_read_look(mp_family *f, uint32_t index, uint32_t tenure)
+    void mp_rw_read_cancel(mp_family *f, uint32_t index, uint32_t tenure)
+    void mp_rw_read_release(mp_family *f, uint32_t index)
+    bint mp_rw_write_try(mp_family *f, uint32_t index)
+    void mp_rw_write_begin(mp_family *f, uint32_t index)
+    bint mp_rw_write_look(mp_family *f, uint32_t index)
+    void mp_rw_write_cancel(mp_family *f, uint32_t index)
+    int mp_rw_write_release(mp_family *f, uint32_t index)
 
     int mp_recover(mp_family *f)
     int mp_sweep()

@@ -25,7 +25,7 @@ ENVIRONMENT = "MPIPC_FAMILY"
 KINDS = {
     "lock": MP_KIND_LOCK, "rlock": MP_KIND_RLOCK, "semaphore": MP_KIND_SEMAPHORE, "event": MP_KIND_EVENT,
     "condition": MP_KIND_CONDITION, "barrier": MP_KIND_BARRIER, "queue": MP_KIND_QUEUE, "segment": MP_KIND_SEGMENT,
-    "piece": MP_KIND_PIECE, "data": MP_KIND_DATA,
+    "piece": MP_KIND_PIECE, "data": MP_KIND_DATA, "rwlock": MP_KIND_RWLOCK,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 

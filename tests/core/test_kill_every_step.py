@@ -33,7 +33,7 @@ def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
 # Those in which what rests on SEM_UNDO is changed, and one of each kind of recovery.
 WITHOUT_UNDO = """
     recover found sweep join fork-prepare start arrive transit lock-acquire notify-1-of-2 semaphore-return
-    semaphore-return-to-sleeper queue-take-from-both block-drop-with-chunks
+    semaphore-return-to-sleeper queue-take-from-both block-drop-with-chunks rw-recover-reader rw-recover-writer
 """.split()  # noqa: SIM905  (a list of them is longer than what it is for)
 
 
@@ -60,7 +60,8 @@ QUICK = """
     cell-enter-and-cancel notify-all event-set event-clear barrier-enter queue-take queue-take-many queue-sleep
     queue-wait-in-room queue-task-done queue-collect queue-send-bounded queue-send-by-spill spill-post
     piece-claim-and-free piece-claim-first large-repair named-create named-recover ledger-start
-    ledger-start-while-taken-back ledger-finish-while-condemned
+    ledger-start-while-taken-back ledger-finish-while-condemned rw-new rw-read rw-read-release-to-writer rw-read-wait
+    rw-enroll-while-writers-change rw-write rw-write-wait rw-write-release-to-both rw-drop-writing rw-recover-reader
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

@@ -34,7 +34,7 @@ def test_all_scenarios_are_run_here(stop_every_step: Path) -> None:
 
 QUICK = """
     count count-in-kernel heal lock task-done get get-bounded get-from-spill mend ledger-start cell-notify semaphore
-    event put
+    event put rw-read rw-write
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

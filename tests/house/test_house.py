@@ -38,10 +38,10 @@ CORE_LAYERS = """
     liveness
     holders slots.h
     slots
-    segment fork objects bells kinds.h
+    segment fork objects bells kinds.h records
     blocks
     lock event semaphore cells
-    barrier
+    barrier rwlock
     rooms named
     queue_view.h
     space

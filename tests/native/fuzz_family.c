@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define PATIENCE_S 20
-#define OBJECTS 8
+#define OBJECTS 9
 
 static struct mp_family family, *f = &family;
 static uint64_t state;
@@ -50,8 +50,8 @@ static uint64_t wild(void) {
 }
 
 static uint32_t blocks[OBJECTS];
-static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,      MP_KIND_RLOCK,   MP_KIND_SEMAPHORE, MP_KIND_EVENT,
-                                        MP_KIND_CONDITION, MP_KIND_BARRIER, MP_KIND_QUEUE,     MP_KIND_SEGMENT};
+static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,    MP_KIND_RLOCK, MP_KIND_SEMAPHORE, MP_KIND_EVENT, MP_KIND_CONDITION,
+                                        MP_KIND_BARRIER, MP_KIND_QUEUE, MP_KIND_SEGMENT,   MP_KIND_RWLOCK};
 static struct mp_queue_view queue;
 
 static void make_everything(void) {
@@ -65,6 +65,8 @@ static void make_everything(void) {
         struct mp_block *b = mp_block_at(f, blocks[i]);
         if (kinds[i] == MP_KIND_SEMAPHORE)
             mp_sem_init(b, 3, 5, MP_RETURNS_GUESSED);
+        if (kinds[i] == MP_KIND_RWLOCK)
+            mp_rw_init(b);
         if (kinds[i] == MP_KIND_QUEUE &&
             (mp_block_msgget(f, blocks[i], 0600) < 0 || mp_queue_make(f, blocks[i], 0, 0) != MP_OK))
             exit(3);
@@ -77,6 +79,7 @@ static void make_everything(void) {
     int error;
     mp_sem_try(f, blocks[2], &error);
     mp_cell_enter(f, blocks[4], 0, 0);
+    mp_rw_read_try(f, blocks[8]);
     mp_queue_open(&queue, f, blocks[6]);
     mp_slot_reserve(f, MP_SLOT_FORKING);
 }
@@ -115,6 +118,22 @@ static void send_and_take(void) {
     mp_waits_count(f, MP_WAIT_MESSAGE, blocks[6]);
 }
 
+static void read_and_write(void) {
+    uint32_t tenure;
+    if (mp_rw_read_try(f, blocks[8]) == MP_OK)
+        mp_rw_read_release(f, blocks[8]);
+    if (mp_rw_read_enroll(f, blocks[8], &tenure) == MP_OK) {
+        int64_t cell = mp_rw_cell(f, blocks[8], -1, MP_RW_READ);
+        if (cell >= 0 && !mp_rw_read_look(f, blocks[8], tenure))
+            mp_cell_wait(f, (uint32_t)cell, mp_now_ns() + 1000000);
+        mp_rw_read_cancel(f, blocks[8], tenure);
+        if (cell >= 0)
+            mp_cell_leave(f, (uint32_t)cell);
+    }
+    if (mp_rw_write_try(f, blocks[8]))
+        mp_rw_write_release(f, blocks[8]);
+}
+
 static void use_everything(void) {
     uint16_t slots[MP_SLOTS];
     int error;
@@ -135,6 +154,7 @@ static void use_everything(void) {
     mp_cells_notify(f, blocks[4], -1);
     if (cell >= 0 && !mp_cell_cancel(f, (uint32_t)cell))
         mp_cell_leave(f, (uint32_t)cell);
+    read_and_write();
     send_and_take();
     int64_t fresh = mp_block_new(f, MP_KIND_LOCK);
     if (fresh >= 0) {

@@ -40,7 +40,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifndef PATIENCE_NS
 #define PATIENCE_NS 20000000000ll /* how long a hang may take to be called one */
+#endif
 #define EVERY_STEP 1000           /* operations up to this length are killed at every step */
 
 struct scenario {
@@ -928,6 +930,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "bulk_scenarios.h"
 #include "family_scenarios.h"
 #include "sync_scenarios.h"
+#include "rwlock_scenarios.h"
 #include "wait_scenarios.h"
 
 static const struct scenario scenarios[] = {
@@ -1094,6 +1097,52 @@ static const struct scenario scenarios[] = {
      check_passed_to_another},
     {"block-drop-second-look-while-it-is-passed-on", setup_parent_second, find_nobody, op_look_again, NULL,
      pass_it_on_and_child_goes_on, check_passed_to_another},
+    {"rw-read", make_rwlock, NULL, op_rw_read, NULL, NULL, check_rw_free},
+    {"rw-read-again", make_rwlock, rw_have_read, op_rw_read, NULL, NULL, check_rw_free},
+    {"rw-read-beside-a-thread", make_rwlock, rw_read_now, op_rw_read, NULL, NULL, check_rw_free},
+    {"rw-read-release", make_rwlock, rw_read_now, op_rw_read_release, NULL, NULL, check_rw_free},
+    {"rw-read-release-one-of-two", make_rwlock, rw_read_twice, op_rw_read_release, NULL, NULL, check_rw_free},
+    {"rw-read-release-to-writer", make_rwlock, rw_read_now, op_rw_read_release, NULL, rw_others_end, check_rw_free,
+     .started = rw_writer_waits_for_child},
+    {"rw-read-and-cancel", setup_rw_written, NULL, op_rw_read_and_cancel, NULL, NULL, check_rw_free_after_parent},
+    {"rw-read-wait", setup_rw_written, NULL, op_rw_read_wait, rw_release_for_child, NULL, check_rw_free_after_parent},
+    {"rw-read-wait-called", setup_rw_written, NULL, op_rw_read_wait, rw_release_for_child, NULL, check_rw_free_after_parent,
+     .started = rw_next_writer_is_there},
+    {"rw-read-while-a-writer-comes", make_rwlock, NULL, op_rw_read, NULL, rw_writer_comes_and_child_goes_on, check_rw_free},
+    {"rw-read-while-a-writer-waits", make_rwlock, NULL, op_rw_read, NULL, rw_writer_waits_and_child_goes_on, check_rw_free},
+    {"rw-enroll-while-writers-change", setup_rw_written, NULL, op_rw_enroll_and_look, NULL, rw_writers_change_and_child_goes_on,
+     check_rw_free},
+    {"rw-enroll-while-the-next-waits", setup_rw_written, NULL, op_rw_enroll_and_look, NULL,
+     rw_next_writer_waits_and_child_goes_on, check_rw_free},
+    {"rw-look", setup_rw_written, rw_enroll, op_rw_look, NULL, NULL, check_rw_free, .started = rw_written},
+    {"rw-look-while-a-writer-comes", setup_rw_written, rw_enroll, op_rw_look, NULL, rw_writer_comes_in_vain_and_child_goes_on,
+     check_rw_free, .started = rw_written},
+    {"rw-cancel-called", setup_rw_written, rw_enroll, op_rw_cancel, NULL, rw_parent_is_rung_for,
+     check_rw_free_after_parent_waited, .started = rw_call_child},
+    {"rw-write", make_rwlock, NULL, op_rw_write, NULL, NULL, check_rw_died_inside},
+    {"rw-write-release", make_rwlock, rw_write_now, op_rw_write_release, NULL, NULL, check_rw_died_until_released},
+    {"rw-write-release-to-both", make_rwlock, rw_write_now, op_rw_write_release, NULL, rw_others_end, check_rw_passed_on,
+     .started = rw_reader_and_writer_wait},
+    {"rw-write-wait", setup_rw_read, NULL, op_rw_write_wait_and_hold, rw_parent_leaves, NULL,
+     check_rw_died_inside_after_parent},
+    {"rw-write-begin-and-cancel", setup_rw_read, NULL, op_rw_begin, NULL, NULL, check_rw_free_after_parent_read},
+    {"rw-write-begin-and-cancel-after-a-death", setup_rw_died_and_read, NULL, op_rw_begin, NULL, NULL, check_rw_still_died},
+    {"rw-write-cancel-to-both", setup_rw_read, rw_begin, op_rw_write_cancel, NULL, rw_reader_ends,
+     check_rw_passed_on_beside_parent, .started = rw_reader_and_writer_wait},
+    {"rw-write-cancel-to-reader", setup_rw_read, rw_begin, op_rw_write_cancel, NULL, rw_others_end,
+     check_rw_free_after_parent_read, .started = rw_reader_waits},
+    {"rw-write-while-a-reader-comes", make_rwlock, NULL, op_rw_write, NULL, rw_reader_comes_and_child_goes_on,
+     check_rw_passed_on},
+    {"rw-write-calls-a-sleeper", setup_rw_reader_asleep, NULL, op_rw_begin_and_look, NULL, rw_others_end, check_rw_free},
+    {"rw-downgrade", make_rwlock, rw_write_now, op_rw_downgrade, NULL, NULL, check_rw_died_until_released},
+    {"rw-drop-reading", make_rwlock, rw_read_now, op_drop, NULL, rw_others_end, check_rw_free,
+     .started = rw_writer_waits_for_child},
+    {"rw-drop-writing", make_rwlock, rw_write_now, op_drop, NULL, rw_others_end, check_rw_passed_on,
+     .started = rw_reader_and_writer_wait},
+    {"rw-recover-reader", setup_rw_dead_reader, NULL, op_mp_recover, NULL, NULL, check_rw_free},
+    {"rw-recover-writer", setup_rw_dead_writer, NULL, op_mp_recover, NULL, NULL, check_rw_passed_on},
+    {"rw-recover-beginner", setup_rw_dead_beginner, NULL, op_mp_recover, NULL, NULL, check_rw_passed_on_beside_parent},
+    {"rw-new", setup_nothing, NULL, op_rw_new, NULL, NULL, check_nothing_made},
     {"start-and-cancel", setup_shared_queue, NULL, op_start_and_cancel, NULL, NULL, check_still_shared},
     {"start", setup_shared_queue, NULL, op_start, NULL, NULL, check_still_shared},
     {"arrive", setup_journey, NULL, op_arrive, NULL, NULL, check_still_shared, .started = it_was_sent},

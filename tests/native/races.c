@@ -2,7 +2,7 @@
  *
  * Each has an mp_family and a slot of its own, as a process would; they share the mapping of every segment, so that the sanitizer
  * sees that they mean the same memory: hence the shmat(2) below. All use one queue (small and large messages, one by one and many at
- * a time), locks, a semaphore, an event and a condition. What a lock guards is plain memory: a lock that lets two in is a race, too.
+ * a time), locks, a semaphore, an event, a condition and a lock of readers and writers. What a lock guards is plain memory: a lock that lets two in is a race, too.
  *
  * Counts are exact at the end, which is checked with and without the sanitizer.
  *
@@ -11,6 +11,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,8 +71,8 @@ int shmdt(const void *address) {
 /* ---- seven processes ------------------------------------------------------------------------------------------------------ */
 
 static struct mp_family founder;
-static uint32_t queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block;
-static long guarded, turns, produced, consumed, rounds;
+static uint32_t queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block;
+static long guarded, turns, produced, consumed, written, rounds;
 static _Atomic long sum_in, sum_out, taken;
 
 struct process {
@@ -91,7 +92,7 @@ static void become_process(struct process *p) {
     /* Unused, but counted: a process that is not attached to the family's segment has become another program (recovery.c). */
     check(syscall(SYS_shmat, founder.shmid, NULL, 0) != -1);
     check(mp_family_join(&p->f) == MP_OK);
-    uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block};
+    uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         check(mp_block_adopt(&p->f, blocks[i], mp_block_serial(atomic_load(&mp_block_at(&p->f, blocks[i])->word))) == MP_OK);
     check(mp_queue_open(&p->queue, &p->f, queue_block) == MP_OK);
@@ -221,6 +222,51 @@ static void use_condition(struct process *p) {
     unlock(p, guard_block);
 }
 
+static void read_or_wait(struct process *p) {
+    uint32_t tenure, index = rwlock_block;
+    int64_t cell = -1;
+    int error = mp_rw_read_try(&p->f, index);
+    if (error == MP_OK)
+        return;
+    check(error == MP_BUSY && mp_rw_read_enroll(&p->f, index, &tenure) == MP_OK);
+    for (;;) {
+        check((cell = mp_rw_cell(&p->f, index, cell, MP_RW_READ)) >= 0);
+        if (mp_rw_read_look(&p->f, index, tenure))
+            break;
+        mp_cell_wait(&p->f, (uint32_t)cell, -1);
+    }
+    mp_cell_leave(&p->f, (uint32_t)cell);
+}
+
+static void write_or_wait(struct process *p) {
+    int64_t cell = -1;
+    if (mp_rw_write_try(&p->f, rwlock_block))
+        return;
+    lock(p, rwlock_block);
+    mp_rw_write_begin(&p->f, rwlock_block);
+    for (;;) {
+        check((cell = mp_rw_cell(&p->f, rwlock_block, cell, MP_RW_WRITE)) >= 0);
+        if (mp_rw_write_look(&p->f, rwlock_block))
+            break;
+        mp_cell_wait(&p->f, (uint32_t)cell, -1);
+    }
+    mp_cell_leave(&p->f, (uint32_t)cell);
+}
+
+static void use_rwlock(struct process *p, long round) {
+    if ((p->number + round) % 4 != 0) {
+        read_or_wait(p);
+        long seen = written;
+        sched_yield();
+        check(written == seen);
+        mp_rw_read_release(&p->f, rwlock_block);
+    } else {
+        write_or_wait(p);
+        written++;
+        check(mp_rw_write_release(&p->f, rwlock_block) == MP_OK);
+    }
+}
+
 static void *life(void *argument) {
     struct process *p = argument;
     become_process(p);
@@ -238,6 +284,8 @@ static void *life(void *argument) {
         if (round % 16 == 0)
             use_event(p);
         use_condition(p);
+        for (int i = 0; i < 8; i++)
+            use_rwlock(p, round + i);
         if (round % 64 == 0) {
             int64_t index = mp_block_new(&p->f, MP_KIND_LOCK);
             check(index >= 0);
@@ -266,7 +314,9 @@ int main(int argc, char **argv) {
     condition_block = make(MP_KIND_CONDITION);
     lock_block = make(MP_KIND_LOCK);
     guard_block = make(MP_KIND_LOCK);
-    uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block};
+    rwlock_block = make(MP_KIND_RWLOCK);
+    mp_rw_init(mp_block_at(&founder, rwlock_block));
+    uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         mp_block_ready(&founder, blocks[i]);
     check(mp_event_init(&founder, event_block) >= 0);
@@ -279,6 +329,12 @@ int main(int argc, char **argv) {
     while (take(&processes[0]))
         ;
     check(guarded == THREADS * rounds && turns == THREADS * rounds);
+    long writes = 0;
+    for (long round = 0; round < rounds; round++)
+        for (int i = 0; i < THREADS; i++)
+            for (int use = 0; use < 8; use++)
+                writes += (i + round + use) % 4 == 0;
+    check(written == writes);
     check(atomic_load(&sum_in) == atomic_load(&sum_out));
     check(atomic_load(&taken) == THREADS * (rounds + (rounds + 3) / 4 * 16));
     check(mp_sem_value(mp_block_at(&founder, semaphore_block)) == 3);

@@ -726,6 +726,29 @@ static void others_use_cells(void) {
     }
 }
 
+static void child_reads(void) { rw_read_cycle(); }
+static void child_writes(void) { rw_write_cycle(); }
+static void others_read_and_write(void) {
+    bystander(rw_read_cycle);
+    bystander(rw_write_cycle);
+    int64_t deadline = after_ticks();
+    if (done_or_late(rw_read_until(deadline), MP_OK, deadline))
+        mp_rw_read_release(f, block);
+    deadline = after_ticks();
+    if (done_or_late(rw_write_until(deadline), MP_OK, deadline))
+        rw_written();
+}
+/* Who reads or writes is waited for, and who is to read next; all others come in. */
+static void others_read_beside(void) {
+    int64_t deadline = after_ticks();
+    check_equal(rw_read_until(deadline), MP_OK);
+    mp_rw_read_release(f, block);
+}
+static void setup_rw_writer_beside(void) {
+    make_rwlock();
+    bystander(rw_write_cycle);
+}
+
 /* ---- a pool's worker ------------------------------------------------------------------------------------------------------------------- */
 
 /* The pool looks at the ledger of a worker that stands still, takes back what it can, and gives up what it cannot. */
@@ -834,6 +857,13 @@ static const struct scenario stop_scenarios[] = {
     {"event", setup_event, NULL, child_sets_and_clears, NULL, others_use_event, check_whole_event},
     {"cell-wait", setup_condition, NULL, child_waits_in_cell, let_child_wait, others_use_cells, check_no_cells},
     {"cell-notify", setup_condition, NULL, child_notifies, NULL, others_use_cells, check_no_cells},
+    {"rw-read", make_rwlock, NULL, child_reads, NULL, others_read_and_write, check_rw_free},
+    {"rw-read-beside-another", make_rwlock, NULL, child_reads, NULL, others_read_beside, check_rw_free},
+    {"rw-write", make_rwlock, NULL, child_writes, NULL, others_read_and_write, check_rw_free},
+    {"rw-read-beside-a-writer", setup_rw_writer_beside, NULL, child_reads, let_child_wait, others_read_and_write,
+     check_rw_free},
+    {"rw-write-beside-a-writer", setup_rw_writer_beside, NULL, child_writes, let_child_wait, others_read_and_write,
+     check_rw_free},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, others_use_ledger, check_each_has_one},
     {"ledger-finish", setup_ledger, NULL, child_finishes_tasks, NULL, others_use_ledger, check_each_has_one},
     {"wait-record", setup_waits, NULL, child_waits_twice, NULL, others_read_it, check_whole_waits},

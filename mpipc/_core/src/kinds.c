@@ -3,9 +3,11 @@
 
 #include "blocks.h"
 #include "cells.h"
+#include "lock.h"
 #include "named.h"
 #include "objects.h"
 #include "queue.h"
+#include "rwlock.h"
 #include "semaphore.h"
 
 static void remove_segment(struct mp_block *b) {
@@ -21,7 +23,7 @@ static const struct mp_kind_row rows[] = {
     [MP_KIND_LOCK] = {.has_lock = true},
     [MP_KIND_RLOCK] = {.has_lock = true},
     [MP_KIND_BARRIER] = {.has_lock = true},
-    [MP_KIND_SEMAPHORE] = {.let_go = mp_sem_forget, .heal = mp_sem_heal},
+    [MP_KIND_SEMAPHORE] = {.let_go = mp_sem_forget, .give_back = mp_sem_return_units, .heal = mp_sem_heal},
     [MP_KIND_QUEUE] = {.has_lock = true,
                        .take_down = mp_queue_take_down,
                        .remove = mp_remove_queue,
@@ -30,6 +32,7 @@ static const struct mp_kind_row rows[] = {
                        .trim = mp_queue_trim,
                        .purpose = mp_queue_purpose},
     [MP_KIND_SEGMENT] = {.remove = remove_segment, .recover = mp_named_recover, .reclaim = mp_named_reclaim},
+    [MP_KIND_RWLOCK] = {.let_go = mp_rw_forget, .recover = mp_rw_recover, .give_back = mp_rw_give_back, .heal = mp_lock_heal},
 };
 
 const struct mp_kind_row *mp_kind_of(const struct mp_block *b) {

@@ -11,6 +11,7 @@ struct mp_kind_row {
     void (*take_down)(struct mp_family *f, uint32_t index); /* before its kernel object goes */
     void (*remove)(struct mp_block *b); /* the kernel object that it owns */
     void (*recover)(struct mp_family *f, uint32_t index, const uint64_t *dead); /* what these slots had in their hands */
+    void (*give_back)(struct mp_family *f, uint32_t record); /* what a dead process had of it, and then the record */
     void (*reclaim)(struct mp_family *f, uint32_t index, int by_slot); /* pinned, but is it still wanted? */
     void (*heal)(struct mp_family *f, uint32_t index); /* rings that may have been lost */
     void (*trim)(struct mp_family *f, uint32_t index, int64_t idle_ns); /* memory that was not used for so long */

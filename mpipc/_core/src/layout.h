@@ -30,7 +30,7 @@
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_CHUNKS (1u << 18)  /* lists of holders, for blocks that have more than MP_HOLDERS of them */
-#define MP_RECORDS (1u << 16) /* (process, semaphore) pairs in use */
+#define MP_RECORDS (1u << 16) /* (process, semaphore or RWLock) pairs in use */
 #define MP_CELLS (1u << 14)   /* threads waiting in a Condition or Barrier */
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
 #define MP_WAITS_LEAST 64u
@@ -107,7 +107,8 @@ enum mp_kind {
     MP_KIND_QUEUE,   /* owns a message queue */
     MP_KIND_SEGMENT, /* owns a shared memory segment */
     MP_KIND_PIECE,   /* a piece of a segment, handed out by the heap */
-    MP_KIND_DATA     /* 64 bytes of the owner class's own */
+    MP_KIND_DATA,    /* 64 bytes of the owner class's own */
+    MP_KIND_RWLOCK
 };
 
 /* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags */
@@ -115,6 +116,7 @@ enum mp_kind {
 #define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
 #define MP_LOCK_DIED (1ull << 17)      /* the previous owner died holding it; cleared by the next release */
 #define MP_LOCK_LOOK (1ull << 18)      /* of a queue: its owner has to look before the release, see queue.c */
+#define MP_LOCK_INSIDE (1ull << 19)    /* of an RWLock: its owner waits for no reader any more, see rwlock.c */
 
 struct mp_lock {
     _Atomic uint64_t word;
@@ -143,6 +145,16 @@ struct mp_condition {
     _Atomic uint32_t broken;             /* barrier: broken until reset */
     uint32_t parties;
 };
+
+/* The readers stand in records, one for each process; see rwlock.c. */
+struct mp_rwlock {
+    struct mp_lock writer;
+    _Atomic uint64_t tickets; /* of the cells that wait for it, where a condition has them */
+    _Atomic uint32_t tenure;  /* of the writer's lock: changes when somebody begins to have it */
+    _Atomic uint32_t record_low; /* all records of its readers are from here ... */
+    _Atomic uint32_t record_high; /* ... to below here */
+};
+_Static_assert(offsetof(struct mp_rwlock, tickets) == offsetof(struct mp_condition, tickets), "cells.c finds them");
 
 /* Who waits at `bell`. word = count:16 | epoch:16 << 16; see rooms.c */
 struct mp_room {
@@ -184,6 +196,7 @@ struct mp_block {
         struct mp_lock lock;
         struct mp_semaphore semaphore;
         struct mp_condition condition;
+        struct mp_rwlock rwlock;
         uint8_t bytes[64];
     };
     _Atomic uint64_t word; /* state:8 | slot + 1:16 << 8 | serial:32 << 32; the serial grows when the block is freed */
@@ -219,9 +232,10 @@ struct mp_chunk {
     _Atomic uint64_t held[MP_CHUNK_WORDS];
 };
 
-/* ---- records: units of a semaphore held by a process ---------------------------------------------------------- */
+/* ---- records: what a process has of a semaphore, or of an RWLock ----------------------------------------------- */
 
-/* word = units:32 | operation:8 << 32 | sequence:15 << 40; the protocol stands in semaphore.c */
+/* Of a semaphore, word = units:32 | operation:8 << 32 | sequence:15 << 40; the protocol stands in semaphore.c. Of an RWLock,
+ * word = reading:16 | waiting:16 << 16 | tenure:32 << 32, and `done` is left as it was; see rwlock.c. */
 struct mp_record {
     _Atomic uint64_t word;
     _Atomic uint64_t owner; /* block + 1 : 32 | slot + 1 : 16 << 32; 0 while free */

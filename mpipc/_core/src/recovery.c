@@ -12,7 +12,7 @@
 #include "liveness.h"
 #include "lock.h"
 #include "processes.h"
-#include "semaphore.h"
+#include "records.h"
 #include "sets.h"
 #include "slots.h"
 #include "waits.h"
@@ -186,6 +186,14 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
         kind->reclaim(f, index, -1);
 }
 
+static void recover_record(struct mp_family *f, uint32_t i, uint32_t index) {
+    const struct mp_kind_row *kind = index < MP_BLOCKS ? mp_kind_of(mp_block_at(f, index)) : NULL;
+    if (kind != NULL && kind->give_back != NULL)
+        kind->give_back(f, i);
+    else
+        mp_record_free(f, i, atomic_load(&f->seg->records[i].done));
+}
+
 /* Rings again wherever a ring may have died with its ringer or its hearer (rule R5). */
 static void heal(struct mp_family *f) {
     uint32_t high = mp_block_high(f);
@@ -212,7 +220,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
     for (uint32_t i = 0; i < high; i++) {
         uint64_t owner = atomic_load(&f->seg->records[i].owner);
         if (owner != 0 && mp_slots_have(dead->bits, mp_record_slot(owner)))
-            mp_sem_return_units(f, i);
+            recover_record(f, i, (uint32_t)owner - 1);
     }
     high = mp_cell_high(f);
     for (uint32_t i = 0; i < high; i++) {

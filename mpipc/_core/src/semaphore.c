@@ -57,11 +57,12 @@
 #include "semaphore.h"
 
 #include "bells.h"
+#include "records.h"
 #include "slots.h"
 
 enum { OP_NONE, OP_ACQUIRE, OP_RELEASE, OP_RELEASE_HELD, OP_RETURN };
 
-#define SEQUENCE 0x7fffu
+#define SEQUENCE MP_RECORD_SEQUENCE
 #define SIGNAL (1u << 31) /* in the lower half of semaphore.word, above the value */
 
 static uint64_t record_word(uint32_t units, uint32_t op, uint32_t seq) {
@@ -184,46 +185,13 @@ static void take_out(_Atomic uint64_t *where, uint32_t record) {
 
 /* ---- records ------------------------------------------------------------------------------------------------------- */
 
-static int64_t own_record(struct mp_family *f, uint32_t index) {
-    if (f->local_record[index] != 0)
-        return f->local_record[index] - 1;
-    if (mp_family_join(f) != MP_OK)
-        return MP_FAILED;
-    uint64_t owner = ((uint64_t)index + 1) | ((uint64_t)f->slot + 1) << 32;
-    uint32_t start = atomic_load_explicit(&f->h->record_hint, memory_order_relaxed);
-    for (uint32_t n = 0; n < MP_RECORDS; n++) {
-        uint32_t i = (start + n) % MP_RECORDS;
-        struct mp_record *r = &f->seg->records[i];
-        uint64_t nobody = 0;
-        if (atomic_load(&r->owner) != 0)
-            continue;
-        uint32_t high = atomic_load(&f->h->record_high);
-        while (high <= i && !atomic_compare_exchange_weak(&f->h->record_high, &high, i + 1))
-            ;
-        if (!atomic_compare_exchange_strong(&r->owner, &nobody, owner))
-            continue;
-        atomic_store_explicit(&f->h->record_hint, i + 1, memory_order_relaxed);
-        f->local_record[index] = i + 1;
-        return i;
-    }
-    errno = MP_LIMIT;
-    return MP_FAILED;
-}
-
 /* The record's sequence goes on with its next owner, so nothing may be left behind that looks like the new owner's. */
 static void free_record(struct mp_family *f, uint32_t i, struct mp_semaphore *s) {
-    struct mp_record *r = &f->seg->records[i];
-    uint32_t seq = record_seq(atomic_load(&r->word));
     if (s != NULL) {
         take_out(&s->word, i);
         take_out(&s->debt, i);
     }
-    atomic_store(&r->done, ((atomic_load(&r->done) >> 16) + 1) << 16 | seq);
-    atomic_store(&r->word, record_word(0, OP_NONE, seq));
-    atomic_store(&r->waiting, 0);
-    atomic_store(&r->owner, 0);
-    if (i < atomic_load_explicit(&f->h->record_hint, memory_order_relaxed))
-        atomic_store_explicit(&f->h->record_hint, i, memory_order_relaxed);
+    mp_record_free(f, i, record_seq(atomic_load(&f->seg->records[i].word)));
 }
 
 void mp_sem_forget(struct mp_family *f, uint32_t index) {
@@ -258,7 +226,7 @@ bool mp_sem_try(struct mp_family *f, uint32_t index, int *error) {
         return false;
     if (needs_no_record(f, s, word))
         return try_signal(f, s, word);
-    int64_t mine = own_record(f, index);
+    int64_t mine = mp_record_own(f, index);
     if (mine < 0) {
         *error = errno;
         return false;
@@ -322,7 +290,7 @@ int mp_sem_release(struct mp_family *f, uint32_t index) {
     uint64_t word = atomic_load(&s->word);
     if (needs_no_record(f, s, word))
         return release_signal(f, index, word);
-    int64_t mine = own_record(f, index);
+    int64_t mine = mp_record_own(f, index);
     if (mine < 0)
         return errno;
     struct mp_record *r = &f->seg->records[mine];
@@ -351,7 +319,7 @@ int mp_sem_release(struct mp_family *f, uint32_t index) {
  * waiters leaves a value which the waiter's try finds. The order of the two counters makes a death between them leave
  * `waiters` one too high (a needless ring per release), never too low. */
 int mp_sem_enroll(struct mp_family *f, uint32_t index) {
-    int64_t mine = own_record(f, index);
+    int64_t mine = mp_record_own(f, index);
     if (mine < 0)
         return errno;
     atomic_fetch_add(&mp_block_at(f, index)->semaphore.waiters, 1);
