@@ -495,8 +495,8 @@ def _reserve():
 
 
 def _after_collection(phase, info):
-    # A program that allocates nothing more gets the memory back, too, that others held longer than it did. No bytecode is
-    # run on the way: a signal handler would run with it, and what it raises, such as KeyboardInterrupt, be lost here.
+    # A program that allocates nothing more gets the memory back, too, that others held longer than it did. No bytecode
+    # is run on the way: a signal handler would run with it, and what it raises, KeyboardInterrupt say, be lost here.
     cdef Heap heap
     if phase == "stop" and info["generation"] == 2:
         for heap in living_heaps():

@@ -21,7 +21,6 @@ from support.rwlock_crew import (
     LIMIT,
     HandlerError,
     Holder,
-    Shared,
     acquire,
     finish,
     free,
@@ -32,6 +31,7 @@ from support.rwlock_crew import (
     start,
     statistics_become,
 )
+from support.shared import Shared
 
 import mpipc
 from mpipc import synchronize

@@ -22,7 +22,6 @@ from support.rwlock_crew import (
     LIMIT,
     HandlerError,
     Holder,
-    Shared,
     acquire,
     finish,
     free,
@@ -33,6 +32,7 @@ from support.rwlock_crew import (
     start,
     statistics_become,
 )
+from support.shared import Shared
 
 import mpipc
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -18,24 +17,12 @@ from typing import Any
 
 import pytest
 from support import wait_until
+from support.shared import Shared
 
 import mpipc
 from mpipc import _core as family
 
 KILL_ROUNDS = int(os.environ.get("MPIPC_KILL_ROUNDS", "100"))
-
-
-class Shared:
-    """64 bytes of shared memory, as 8 numbers."""
-
-    def __init__(self) -> None:
-        self.block = family.new_data()
-
-    def __getitem__(self, index: int) -> int:
-        return int(struct.unpack_from("q", family.payload(self.block), 8 * index)[0])
-
-    def __setitem__(self, index: int, value: int) -> None:
-        struct.pack_into("q", family.payload(self.block), 8 * index, value)
 
 
 def start(ctx: Any, target: Callable[..., Any], *args: Any) -> Any:
