@@ -12,6 +12,7 @@ import multiprocessing.managers
 import pickle
 import pkgutil
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -241,12 +242,16 @@ def test_import_loads_nothing_heavy() -> None:
     assert "mpipc" in loaded
 
 
+RUNPY = "runpy" if sys.version_info < (3, 15) else ""
+"""From 3.15 on the standard library's popen_fork imports the resource tracker, and with it spawn."""
+
+
 @pytest.mark.parametrize(
     "use, unneeded",
     [
         ("mpipc.Lock()", "mpipc.sysv multiprocessing.util traceback"),
         ("mpipc.Queue()", "mpipc.sysv multiprocessing.util traceback"),
-        ("mpipc.get_context('fork').Pool(1).terminate()", "mpipc.sysv multiprocessing.forkserver runpy"),
+        ("mpipc.get_context('fork').Pool(1).terminate()", f"mpipc.sysv multiprocessing.forkserver {RUNPY}"),
     ],
 )
 def test_first_use_loads_nothing_for_later(use: str, unneeded: str) -> None:
