@@ -59,7 +59,7 @@ NAP = 0.0001
 """Seconds that the result thread sleeps while fast tasks are under way, if there are at least so many for a worker:"""
 NAP_DEPTH = 8
 
-LAST_WORD = 3.0
+LAST_WORD = 1.0
 """Seconds that it has to end when it cannot be told to."""
 
 

@@ -281,7 +281,9 @@ cdef class BatchQueue(MessageQueue):
                     outcome = wait_for(take_messages, &what, mp_queue_soon())
                     if outcome != MP_CORRUPT:
                         outcome = MP_OK  # of an error the next call will hear
-            if outcome != MP_OK:
+            if outcome != MP_OK and outcome != MP_CORRUPT:
+                self.failed(outcome, False)  # of the queue, and not of one message among others
+            if outcome == MP_CORRUPT:
                 failure = queue_error(outcome, False, self.v.id)
             for i in range(what.count):
                 try:

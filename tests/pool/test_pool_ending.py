@@ -398,9 +398,11 @@ def test_terminate_after_ipcrm(ctx: Any, what: str, busy: bool) -> None:
     for channel in channels:
         with contextlib.suppress(OSError, AttributeError):  # after the first one, the pool may have removed the others
             msgctl(channel._messages.block.id, IPC_RMID)
+    receiver = pool._engine.receiver
     pool.terminate()
     pool.join()
     assert not any(process.is_alive() for process in pool._pool)
+    assert not receiver.thread.is_alive(), "it has found out by itself that there is nothing to receive from"
 
 
 @pytest.mark.parametrize("error", [BlockingIOError(11, "again"), PermissionError(13, "no"), MemoryError()], ids=repr)

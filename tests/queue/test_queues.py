@@ -24,7 +24,7 @@ import mpipc
 from mpipc._core import current, infrastructure
 from mpipc._queue.message_queue import INLINE
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue, SimpleQueue
-from mpipc.sysv import LimitError
+from mpipc.sysv import IPC_RMID, LimitError, msgctl
 
 
 @pytest.fixture
@@ -692,6 +692,18 @@ def _refused_before_long(put: Callable[[], object]) -> None:
         except BrokenPipeError:
             return
     raise AssertionError("not refused")
+
+
+def test_removed_for_many_at_once(fork: Any) -> None:
+    """It is the queue that is gone, and not one object among others: there is nothing that was `received`."""
+    queue = fork.Queue()
+    queue.put_many(range(3))
+    assert queue.get_many(3) == [0, 1, 2]
+    msgctl(queue._messages.block.id, IPC_RMID)
+    for block in (True, False):
+        with pytest.raises(EOFError) as caught:
+            queue.get_many(3, block)
+        assert not hasattr(caught.value, "received")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
