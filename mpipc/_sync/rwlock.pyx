@@ -114,7 +114,7 @@ cdef int acquire_writers_lock(void *what, int64_t deadline) noexcept nogil:
 # ---- who has what ----------------------------------------------------------------------------------------------------
 
 cdef struct Turn:
-    uint64_t thread
+    uint32_t thread
     uint32_t reads  # how many times it has acquired the lock to read
     uint32_t waits  # whether it waits to read; a signal handler that runs meanwhile may do so, too
 
@@ -133,7 +133,7 @@ cdef class Turns:
     def __dealloc__(self):
         PyMem_Free(self.rows)
 
-    cdef Turn *of(self, uint64_t thread) noexcept:
+    cdef Turn *of(self, uint32_t thread) noexcept:
         """NULL: it has nothing."""
         cdef uint32_t i
         for i in range(self.count):
@@ -152,7 +152,7 @@ cdef class Turns:
             self.room += 4
         return 0
 
-    cdef void add(self, uint64_t thread, int reads, int waits) noexcept:
+    cdef void add(self, uint32_t thread, int reads, int waits) noexcept:
         """To what the thread has; what has come to nothing goes."""
         cdef Turn *turn = self.of(thread)
         if turn == NULL:
@@ -251,7 +251,7 @@ cdef class RWLockBase(Shared):
 
     def release_read(self):
         """Gives back what acquire_read() took. RuntimeError if this thread does not read."""
-        cdef uint64_t thread = mp_this_thread()
+        cdef uint32_t thread = mp_this_thread()
         cdef Turn *turn = self.turn_of(thread)
         if turn == NULL or turn.reads == 0:
             raise RuntimeError("cannot release an RWLock that this thread does not read")
@@ -274,7 +274,7 @@ cdef class RWLockBase(Shared):
     cdef bint is_writing(self) noexcept:
         return mp_lock_mine(self.f, self.b) and self.b.lock.word & MP_LOCK_INSIDE
 
-    cdef Turn *turn_of(self, uint64_t thread) noexcept:
+    cdef Turn *turn_of(self, uint32_t thread) noexcept:
         """NULL: the thread has nothing, or it is its parent's."""
         if self.f.slot < 0 or self.turns.pid != self.f.pid:
             return NULL
@@ -290,7 +290,7 @@ cdef class RWLockBase(Shared):
         return self.turns.reserve()
 
     cdef bint read_until(self, int64_t deadline) except -1:
-        cdef uint64_t thread = mp_this_thread()
+        cdef uint32_t thread = mp_this_thread()
         cdef Turn *turn
         cdef int outcome
         self.arrive()
@@ -311,7 +311,7 @@ cdef class RWLockBase(Shared):
         self.turns.add(thread, 1, 0)
         return True
 
-    cdef bint wait_to_read(self, uint64_t thread, int64_t deadline) except -1:
+    cdef bint wait_to_read(self, uint32_t thread, int64_t deadline) except -1:
         cdef wish w = wish(self.f, self.f.pid, self.block.index, 0, -1, False)
         cdef int error
         if deadline == 0:

@@ -29,6 +29,7 @@ static bool again(int outcome) { return outcome == MP_TICK || outcome == MP_INTE
 static struct stop_shared {
     volatile int received[MOST_NUMBERS]; /* how often, by whomever */
     volatile int put[MOST_NUMBERS];
+    _Atomic int64_t second_wait; /* when it began; 0: it has not */
 } *record;
 static uint32_t latest[4]; /* of each sender, received by the parent */
 
@@ -796,7 +797,7 @@ static void others_read_it(void) {
 static void child_reads_it(void) {
     struct mp_waiting waiting;
     bool read = mp_wait_read(f, (uint32_t)(parents - f->seg->waits), &waiting);
-    int64_t parents_second = atomic_load((_Atomic int64_t *)&record->put); /* when it began, if it has begun */
+    int64_t parents_second = atomic_load(&record->second_wait);
     if (!read)
         return;
     check(waiting.kind == MP_WAIT_RING && (waiting.where == 100 || waiting.where == 200));
@@ -805,13 +806,13 @@ static void child_reads_it(void) {
 }
 static void others_wait_again(void) {
     mp_wait_leave(parents, false);
-    atomic_store((_Atomic int64_t *)&record->put, mp_now_ns());
+    atomic_store(&record->second_wait, mp_now_ns());
     struct mp_wait *again = mp_wait_enter(f, MP_WAIT_RING, 200);
     check(again == parents);
 }
 static void setup_parents_first_wait(void) {
     setup_parents_wait();
-    atomic_store((_Atomic int64_t *)&record->put, 0);
+    atomic_store(&record->second_wait, 0);
 }
 static void check_whole_waits(bool finished) {
     mp_wait_leave(parents, false);

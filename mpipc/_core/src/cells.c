@@ -1,4 +1,4 @@
-/* Wait cells: one for each thread that waits in a Condition or Barrier, with a bell of its own.
+/* Wait cells: one for each thread that waits in a Condition, Barrier or RWLock, with a bell of its own.
  *
  * A cell's word is {state, slot of the waiter, block}: registering, being notified and giving up are one compare-and-swap
  * each, so notify() counts exactly the waiters that are there, and a dead waiter's cell is found by its slot. Waiters are

@@ -31,7 +31,7 @@
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_CHUNKS (1u << 18)  /* lists of holders, for blocks that have more than MP_HOLDERS of them */
 #define MP_RECORDS (1u << 16) /* (process, semaphore or RWLock) pairs in use */
-#define MP_CELLS (1u << 14)   /* threads waiting in a Condition or Barrier */
+#define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier or RWLock */
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
 #define MP_WAITS_LEAST 64u
 #define MP_RECENT 256u
@@ -245,7 +245,7 @@ struct mp_record {
     uint8_t pad[4];
 };
 
-/* ---- cells: threads that wait in a Condition or Barrier -------------------------------------------------------- */
+/* ---- cells: threads that wait in a Condition, Barrier or RWLock ------------------------------------------------- */
 
 enum mp_cell_state {
     MP_CELL_FREE,

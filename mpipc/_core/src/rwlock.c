@@ -319,6 +319,6 @@ void mp_rw_forget(struct mp_family *f, uint32_t index) {
 /* Recovery. Of the dead readers the records are gone by now, and all cells are rung later. */
 void mp_rw_recover(struct mp_family *f, uint32_t index, const uint64_t *dead) {
     int owner = (int)(lock_word(f, index) & MP_LOCK_OWNER) - 1;
-    if (owner >= 0 && owner < (int)MP_SLOTS && (dead[owner / 64] >> owner % 64 & 1))
+    if (mp_slots_have(dead, owner))
         take_from(f, index, owner);
 }
