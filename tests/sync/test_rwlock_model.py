@@ -8,28 +8,14 @@ Python. What happens when a process dies in the middle of an operation is the su
 from __future__ import annotations
 
 import os
-import select
-import signal
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 from support import wait_until
-
-import mpipc
-from mpipc import _core as family
-
-MOST_AGENTS = 5
+from support.agents import Agent, AgentMachine, run_machine
 
 
 class Model:
@@ -129,77 +115,23 @@ def agent(lock: Any, connection: Connection) -> None:
             connection.send(outcome(lock, command, *arguments))
 
 
-class Agent:
-    """A process, seen from here."""
-
-    def __init__(self, connection: Connection, process: Any = None) -> None:
-        self.connection, self.process = connection, process
-        self.pid: int = self.answer()
-        self.handle = os.pidfd_open(self.pid)
-
-    def call(self, *command: Any) -> Any:
-        self.connection.send(command)
-        return self.answer()
-
-    def answer(self) -> Any:
-        assert self.connection.poll(60), "it hangs"
-        return self.connection.recv()
-
-    def is_over(self) -> None:
-        """Returns when the process has gone and recovery has dealt with it."""
-        assert select.select([self.handle], [], [], 60)[0]
-        os.close(self.handle)
-        self.connection.close()
-        if self.process is not None:
-            self.process.join()
-
-        def recovered() -> bool:
-            family.current().recover()
-            return all(pid != self.pid for _, _, pid in family.current().processes())
-
-        wait_until(recovered, timeout=60)
-
-    def kill(self) -> None:
-        signal.pidfd_send_signal(self.handle, signal.SIGKILL)
-        self.is_over()
-
-
-class RWLockMachine(RuleBasedStateMachine):
-    method = "fork"
+class RWLockMachine(AgentMachine):
+    most = 5
 
     @initialize()
     def begin(self) -> None:
-        self.context: Any = mpipc.get_context(self.method)
-        self.lock = self.context.RWLock()
         self.model = Model()
-        self.listener = Listener(family="AF_UNIX")
-        self.agents: list[Agent] = []
-        for _ in range(3):
-            self.start()
+        self.lock = self.begin_with(agent, lambda context: context.RWLock())
 
-    def start(self) -> None:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=agent, args=(self.lock, theirs))
-        process.start()
-        theirs.close()
-        self.agents.append(Agent(ours, process))
-
-    def waits(self, one: Agent) -> bool:
+    def is_waiting(self, one: Agent) -> bool:
         return self.model.waits is not None and self.model.waits[0] == one.pid
-
-    def idle(self, number: int) -> Agent | None:
-        """One of the agents that does not wait; None is this process."""
-        found = [each for each in self.agents if not self.waits(each)]
-        return None if number % (len(found) + 1) == 0 else found[number % (len(found) + 1) - 1]
 
     def waiter_may_go_on(self) -> None:
         pid = self.model.let_in()
         if pid is not None:
             assert next(one for one in self.agents if one.pid == pid).answer() is True
 
-    numbers = st.integers(0, 60)
-
-    @rule(number=numbers, call=st.sampled_from(["acquire_read", "acquire_write"]))
+    @rule(number=AgentMachine.numbers, call=st.sampled_from(["acquire_read", "acquire_write"]))
     def acquires(self, number: int, call: str) -> None:
         one = self.idle(number)
         if one is None:
@@ -207,7 +139,7 @@ class RWLockMachine(RuleBasedStateMachine):
         else:
             assert one.call(call, False) == getattr(self.model, call)(one.pid)
 
-    @rule(number=numbers, call=st.sampled_from(["release_read", "release_write"]), times=st.integers(1, 3))
+    @rule(number=AgentMachine.numbers, call=st.sampled_from(["release_read", "release_write"]), times=st.integers(1, 3))
     def releases(self, number: int, call: str, times: int) -> None:
         one = self.idle(number)
         for _ in range(times):
@@ -218,7 +150,7 @@ class RWLockMachine(RuleBasedStateMachine):
         self.waiter_may_go_on()
 
     @precondition(lambda self: self.model.waits is None and (self.model.writer is not None or self.model.reads))
-    @rule(number=numbers)
+    @rule(number=AgentMachine.numbers)
     def begins_to_wait(self, number: int) -> None:
         one, model = self.idle(number), self.model
         if one is None or one.pid in model.reads or model.writer == one.pid:
@@ -227,35 +159,19 @@ class RWLockMachine(RuleBasedStateMachine):
         one.connection.send((model.waits[1], True, 60))
         wait_until(lambda: self.lock.statistics().waiters == 1, timeout=60)
 
-    @rule(number=numbers)
-    def is_killed(self, number: int) -> None:
-        """Waiting ones, too."""
-        one = self.agents.pop(number % len(self.agents))
-        one.kill()
-        self.over(one)
-
-    @rule(number=numbers)
+    @rule(number=AgentMachine.numbers)
     def ends(self, number: int) -> None:
         one = self.idle(number)
         if one is not None:
             self.agents.remove(one)
             one.connection.send(("end",))
             one.is_over()
-            self.over(one)
+            self.has_died(one)
+            self.replace()
 
-    def over(self, one: Agent) -> None:
+    def has_died(self, one: Agent) -> None:
         self.model.dead(one.pid)
         self.waiter_may_go_on()
-        if len(self.agents) < 2:
-            self.start()
-
-    @precondition(lambda self: len(self.agents) < MOST_AGENTS)
-    @rule(number=numbers)
-    def forks(self, number: int) -> None:
-        one = self.idle(number)
-        if one is not None:
-            one.connection.send(("fork", self.listener.address))
-            self.agents.append(Agent(self.listener.accept()))
 
     @invariant()
     def is_as_in_the_model(self) -> None:
@@ -264,43 +180,17 @@ class RWLockMachine(RuleBasedStateMachine):
         assert lock.owner_died is model.died
         assert (lock._reads(), lock._is_writing()) == self.has(os.getpid())
         for one in self.agents:
-            if not self.waits(one):
+            if not self.is_waiting(one):
                 assert (one.call("_reads"), one.call("_is_writing")) == self.has(one.pid)
 
     def has(self, pid: int) -> tuple[int, bool]:
         return self.model.reads.get(pid, 0), self.model.writer == pid
 
-    def teardown(self) -> None:
-        for one in getattr(self, "agents", []):
-            one.kill()
-        if hasattr(self, "listener"):
-            self.listener.close()
-
-
-class SpawnMachine(RWLockMachine):
-    method = "spawn"
-
-
-class ForkserverMachine(RWLockMachine):
-    method = "forkserver"
-
 
 @pytest.mark.slow_but("forkserver")
 @pytest.mark.parametrize(
-    ("machine", "examples"),
-    [(RWLockMachine, 60), (SpawnMachine, 2), (ForkserverMachine, 2)],
-    ids=["fork", "spawn", "forkserver"],
+    ("method", "examples"), [("fork", 60), ("spawn", 2), ("forkserver", 2)], ids=["fork", "spawn", "forkserver"]
 )
 @pytest.mark.timeout(600)
-def test_against_the_model(machine: type[RuleBasedStateMachine], examples: int) -> None:
-    steps = int(os.environ.get("MPIPC_MODEL_EXAMPLES", examples))
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine,
-        settings=settings(
-            max_examples=steps,
-            stateful_step_count=40,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def test_against_the_model(method: str, examples: int) -> None:
+    run_machine(RWLockMachine, method, examples)

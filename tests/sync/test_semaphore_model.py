@@ -11,32 +11,21 @@ from __future__ import annotations
 import mmap
 import os
 import random
-import select
-import signal
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 from support import wait_until
+from support.agents import Agent, AgentMachine, run_machine
 
 import mpipc
 from mpipc import _core as family
 from mpipc.synchronize import SEM_VALUE_MAX
 
-AGENTS = 3
-MOST_AGENTS = 6
 STORM_ROUNDS = int(os.environ.get("MPIPC_KILL_ROUNDS", "100")) // 2
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -141,77 +130,18 @@ def agent(semaphore: Any, connection: Connection) -> None:
         connection.send(in_a_thread(act) if arguments[:1] == [True] else act())
 
 
-class Agent:
-    """A process, seen from here."""
-
-    def __init__(self, connection: Connection, process: Any = None) -> None:
-        self.connection, self.process = connection, process
-        self.waits = False
-        assert connection.poll(60)
-        self.pid: int = connection.recv()
-        self.handle = os.pidfd_open(self.pid)
-
-    def call(self, *command: Any) -> Any:
-        self.connection.send(command)
-        return self.answer()
-
-    def answer(self) -> Any:
-        assert self.connection.poll(60), "it hangs"
-        return self.connection.recv()
-
-    def is_over(self) -> None:
-        """Returns when the process has gone and recovery has dealt with it. The kernel undoes, and says by that who is
-        dead, before it lets anybody know by the pidfd."""
-        assert select.select([self.handle], [], [], 60)[0]
-        os.close(self.handle)
-        self.connection.close()
-        if self.process is not None:
-            self.process.join()  # with a timeout it would wait for the end of a pipe, which forked children have, too
-
-        def recovered() -> bool:
-            family.current().recover()
-            return all(pid != self.pid for _, _, pid in family.current().processes())
-
-        wait_until(recovered, timeout=60)
-
-    def kill(self) -> None:
-        signal.pidfd_send_signal(self.handle, signal.SIGKILL)
-        self.is_over()
-
-
-class SemaphoreMachine(RuleBasedStateMachine):
-    method = "fork"
-
+class SemaphoreMachine(AgentMachine):
     @initialize(
         value=st.one_of(st.integers(0, 4), st.sampled_from([SEM_VALUE_MAX - 1, SEM_VALUE_MAX])),
         bounded=st.booleans(),
         returns=st.sampled_from([None, None, True, False]),
     )
     def begin(self, value: int, bounded: bool, returns: bool | None) -> None:
-        self.context: Any = mpipc.get_context(self.method)
-        factory = self.context.BoundedSemaphore if bounded else self.context.Semaphore
-        self.semaphore = factory(value, returns=returns)
+        kind = "BoundedSemaphore" if bounded else "Semaphore"
         self.model = Model(value, value if bounded else SEM_VALUE_MAX, returns)
-        self.listener = Listener(family="AF_UNIX")
-        self.agents: list[Agent] = []
-        for _ in range(AGENTS):
-            self.start()
+        self.semaphore = self.begin_with(agent, lambda context: getattr(context, kind)(value, returns=returns))
 
-    def start(self) -> None:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=agent, args=(self.semaphore, theirs))
-        process.start()
-        theirs.close()
-        self.agents.append(Agent(ours, process))
-
-    def idle(self, number: int) -> Agent | None:
-        """One of the agents that does not wait; None is this process."""
-        found = [each for each in self.agents if not each.waits]
-        return None if number % (len(found) + 1) == 0 else found[number % (len(found) + 1) - 1]
-
-    numbers = st.integers(0, 60)
-
-    @rule(number=numbers, thread=st.booleans())
+    @rule(number=AgentMachine.numbers, thread=st.booleans())
     def acquires(self, number: int, thread: bool) -> None:
         one = self.idle(number)
         if one is None:
@@ -219,7 +149,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
         else:
             assert one.call("acquire", thread, False) is self.model.acquire(one.pid)
 
-    @rule(number=numbers, thread=st.booleans(), times=st.integers(1, 2))
+    @rule(number=AgentMachine.numbers, thread=st.booleans(), times=st.integers(1, 2))
     def releases(self, number: int, thread: bool, times: int) -> None:
         one = self.idle(number)
         for _ in range(times):
@@ -230,7 +160,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
             self.waiter_may_go_on()
 
     @precondition(lambda self: not any(each.waits for each in self.agents) and self.model.value == 0)
-    @rule(number=numbers)
+    @rule(number=AgentMachine.numbers)
     def waits(self, number: int) -> None:
         one = self.idle(number)
         if one is not None:
@@ -244,17 +174,11 @@ class SemaphoreMachine(RuleBasedStateMachine):
                 assert one.answer() is self.model.acquire(one.pid) is True
                 one.waits = False
 
-    @rule(number=numbers)
-    def is_killed(self, number: int) -> None:
-        """Waiting ones, too."""
-        one = self.agents.pop(number % len(self.agents))
-        one.kill()
+    def has_died(self, one: Agent) -> None:
         self.model.killed(one.pid)
         self.waiter_may_go_on()
-        if len(self.agents) < 2:
-            self.start()
 
-    @rule(number=numbers, how=st.sampled_from(["end", "end", "_exit"]))
+    @rule(number=AgentMachine.numbers, how=st.sampled_from(["end", "end", "_exit"]))
     def ends(self, number: int, how: str) -> None:
         """os._exit() is no normal end: nothing of the interpreter is run, and to recovery it is a death like others."""
         one = self.idle(number)
@@ -264,16 +188,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
             one.is_over()
             self.model.ended(one.pid) if how == "end" else self.model.killed(one.pid)
             self.waiter_may_go_on()
-        if len(self.agents) < 2:
-            self.start()
-
-    @precondition(lambda self: len(self.agents) < MOST_AGENTS)
-    @rule(number=numbers)
-    def forks(self, number: int) -> None:
-        one = self.idle(number)
-        if one is not None:
-            one.connection.send(("fork", self.listener.address))
-            self.agents.append(Agent(self.listener.accept()))
+        self.replace()
 
     @invariant()
     def is_as_in_the_model(self) -> None:
@@ -288,40 +203,14 @@ class SemaphoreMachine(RuleBasedStateMachine):
             assert model.value + sum(model.units.values()) <= model.start
         assert 0 <= model.value <= model.maximum
 
-    def teardown(self) -> None:
-        for one in getattr(self, "agents", []):
-            one.kill()
-        if hasattr(self, "listener"):
-            self.listener.close()
-
-
-class SpawnMachine(SemaphoreMachine):
-    method = "spawn"
-
-
-class ForkserverMachine(SemaphoreMachine):
-    method = "forkserver"
-
 
 @pytest.mark.slow_but("forkserver")
 @pytest.mark.parametrize(
-    ("machine", "examples"),
-    [(SemaphoreMachine, 60), (SpawnMachine, 2), (ForkserverMachine, 2)],
-    ids=["fork", "spawn", "forkserver"],
+    ("method", "examples"), [("fork", 60), ("spawn", 2), ("forkserver", 2)], ids=["fork", "spawn", "forkserver"]
 )
 @pytest.mark.timeout(600)
-def test_against_the_model(machine: type[RuleBasedStateMachine], examples: int) -> None:
-    steps = int(os.environ.get("MPIPC_MODEL_EXAMPLES", examples))
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine,
-        settings=settings(
-            max_examples=steps,
-            stateful_step_count=40,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def test_against_the_model(method: str, examples: int) -> None:
+    run_machine(SemaphoreMachine, method, examples)
 
 
 # --- storms -----------------------------------------------------------------------------------------------------------
