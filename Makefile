@@ -26,7 +26,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*
 
 help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
-	@echo 'make test      build, and run a part of the tests that has all kinds of them, in five minutes (ARGS="-k lock" passes'
+	@echo 'make test      build, and run a part of the tests that has all kinds of them, in eight minutes (ARGS="-k lock" passes'
 	@echo '               options to pytest); make test-slow: the rest of them'
 	@echo 'make test-all  both, with each of Python 3.11 to 3.15 that is found'
 	@echo 'make test-without-undo  the tests of killed processes on a kernel that ignores SEM_UNDO, as gVisor does (needs root)'
