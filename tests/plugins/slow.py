@@ -1,8 +1,8 @@
 """The quick part of the tests, which is `make test`, and the slow rest, which is `make test-slow`.
 
-The quick part takes at most five minutes on two processors that have nothing else to do, and has every kind of test in
-it: each file, each primitive, each start method, a sample of each long list of scenarios. What is not in it is marked
-where it stands, by one of
+The quick part is to take five minutes on two processors that have nothing else to do (it takes eight), and has every
+kind of test in it: each file, each primitive, each start method, a sample of each long list of scenarios. What is not
+in it is marked where it stands, by one of
 
     @pytest.mark.slow                            all of it
     @pytest.mark.slow_with("spawn")              of a parametrised test, what one of these means
