@@ -30,13 +30,13 @@ _OWN = {
     ),
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
-        "there is no place to note one more segment of shared memory: a family has room for 262144 objects, a queue for"
-        " 1024 segments"
+        "a table of the family is full: it has room for 262144 objects (a queue for 1024 segments of shared memory),"
+        " 65536 pairs of process and semaphore or RWLock in use, 16384 threads waiting in conditions, barriers and"
+        " RWLocks, and 262144 notes of 384 processes that share an object, for objects that more than 28 share"
     ),
-    errno.ENOSPC: (
-        "a table of the family is full: it has room for 262144 objects, 65536 pairs of process and semaphore or RWLock"
-        " in use, 16384 threads waiting in conditions, barriers and RWLocks, and 262144 notes of 384 processes that"
-        " share an object, for objects that more than 28 share"
+    errno.ENOMEM: (
+        "there is no memory, or no room in this process's address space (ulimit -v, setrlimit(2): RLIMIT_AS), for 1 MB"
+        " more of the family's tables"
     ),
 }
 
@@ -80,8 +80,9 @@ def core_error(
 
 
 def family_error(error: int, what: str) -> OSError:
-    """The OSError for a step of the family itself that failed."""
-    return OSError(error, f"mpipc: {what}: {_OWN.get(error) or os.strerror(error)}")
+    """The OSError for a step of the family itself that failed. A full table is ENOSPC, as a full system is."""
+    text = _OWN.get(error) or os.strerror(error)
+    return OSError(errno.ENOSPC if error == errno.EXFULL else error, f"mpipc: {what}: {text}")
 
 
 def call_error(error: int, call: str, arguments: dict[str, object]) -> SysVError:
@@ -100,13 +101,17 @@ def bell_call(error: int) -> tuple[str, dict[str, object]]:
 
 
 def squatted_error(error: int, key: int) -> OSError:
-    """The error for a semaphore set that cannot be made because others have taken all keys that it may have."""
-    from mpipc.sysv.listing import semaphore_sets
+    """The error for a semaphore set, or a segment for the family's tables, that cannot be made because others have
+    taken all keys that it may have."""
+    from mpipc.sysv.listing import semaphore_sets, shared_memory_segments
 
-    owners = sorted({found.cuid for found in semaphore_sets() if found.key == key})
+    owners = sorted(
+        {found.cuid for found in semaphore_sets() if found.key == key}
+        | {found.cuid for found in shared_memory_segments() if found.key == key}
+    )
     who = f"user id {', '.join(map(str, owners))}" if owners else "another user"
     return OSError(
         error,
-        f"mpipc: a semaphore set could not be made: {who} has made sets under the keys that it would have, {key:#x} for"
-        " one; `ipcs -s` lists them, and root or that user can remove them with ipcrm",
+        f"mpipc: a semaphore set or a segment could not be made: {who} has made some under the keys that it would have,"
+        f" {key:#x} for one; `ipcs` lists them, and root or that user can remove them with ipcrm",
     )

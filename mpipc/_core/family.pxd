@@ -10,6 +10,7 @@ cdef extern from "core.h" nogil:
         MP_BLOCKS
         MP_BELL_SETS
         MP_ALIVE_SETS
+        MP_BANKS
         MP_SET_LEAST
         MP_LOCK_OWNER
         MP_LOCK_CONTENDED
@@ -121,9 +122,12 @@ cdef extern from "core.h" nogil:
         mp_header header
         int32_t[1] alive_sets
         int32_t[1] bell_sets
+        int32_t[1] banks
         mp_slot[1] slots
         mp_cell[1] cells
-        mp_block[1] blocks
+
+    cdef struct mp_bank:
+        pass
 
     cdef struct mp_family:
         mp_segment *seg

@@ -11,7 +11,7 @@ from multiprocessing import context as _mp_context
 from multiprocessing import process as _mp_process
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.errno cimport E2BIG, EADDRINUSE, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
+from libc.errno cimport E2BIG, EADDRINUSE, EFBIG, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
 from libc.string cimport memset, strdup
 
 from mpipc._core.errors import bell_call, core_error
@@ -101,6 +101,14 @@ cdef object fail_bell(int error):
     """Raises the error of a semaphore operation on one of the pooled sets."""
     call, arguments = bell_call(error)
     fail_call(error, call, arguments)
+
+
+cdef object fail_growing(int error, str what):
+    """Raises the error of what may have had to make a bank of the family's tables."""
+    if error == ENOSPC or error == EFBIG:
+        error = EINVAL if error == EFBIG else error
+        fail_call(error, "shmget", {"key": 0, "size": sizeof(mp_bank), "shmflg": 0o13600})
+    fail(error, what)
 
 
 cdef object fail_joining(mp_family *f, int error, str what):
@@ -241,7 +249,8 @@ cdef class Family:
         for i in range(MP_ALIVE_SETS):
             if self.f.seg.alive_sets[i] > 0:
                 sets.add(self.f.seg.alive_sets[i] - 1)
-        return {"shm": {self.f.shmid}, "sem": sets, "msg": set()}
+        banks = {self.f.seg.banks[i] - 1 for i in range(MP_BANKS) if self.f.seg.banks[i] > 0}
+        return {"shm": {self.f.shmid, *banks}, "sem": sets, "msg": set()}
 
 
 def _attach(int shmid, uint64_t nonce):
@@ -324,25 +333,9 @@ def sweep():
 
 
 def segment_size():
-    """Bytes of the segment that a family has: of address space and kernel.shmmax; memory it takes as it is used."""
+    """Bytes of the segment that a family has: of address space and kernel.shmmax; memory it takes as it is used. With
+    more than some thousand objects it grows by smaller ones."""
     return sizeof(mp_segment)
-
-
-def all_families():
-    """The families of this user, to be looked at: this process does not join them.
-
-    It is attached to each of them until its object here is gone, which delays the end of a family that long.
-    """
-    from mpipc.sysv.listing import shared_memory_segments
-
-    cdef Family family
-    found = []
-    for segment in shared_memory_segments():
-        if segment.size == sizeof(mp_segment):
-            family = Family()
-            if mp_family_attach(family.f, segment.shmid, 0, NULL) == MP_OK:
-                found.append(family)
-    return found
 
 
 def reserve_for_child():
@@ -498,7 +491,7 @@ cdef class Block:
                 fail_joining(self.f, errno, "starting a process")
             transit[self.family] = token
         if mp_block_hold(self.f, self.index, mp_transit_slot(transit[self.family])) != MP_OK:
-            fail(errno, "starting a process")
+            fail_growing(errno, "starting a process")
         return _unpickle, (self.f.shmid, self.f.nonce, self.index, self.serial, transit[self.family])
 
 
@@ -518,7 +511,7 @@ def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int64_
 cdef Block _handle(Family family, uint32_t index, uint32_t serial):
     cdef int error = mp_block_adopt(family.f, index, serial)
     if error != MP_OK:
-        fail(error, "taking over an object from the parent process")
+        fail_growing(error, "taking over an object from the parent process")
     cdef Block block = Block.__new__(Block)
     block.family = family
     block.f = family.f
@@ -533,7 +526,7 @@ cdef Block new_block(uint32_t kind):
     cdef Family family = current()
     cdef int64_t index = mp_block_new(family.f, kind)
     if index < 0:
-        fail(errno, f"taking a control block for a {_KIND_NAMES[kind]}")
+        fail_growing(errno, f"taking a control block for a {_KIND_NAMES[kind]}")
     cdef Block block = Block.__new__(Block)
     block.family = family
     block.b = mp_block_at(family.f, <uint32_t> index)

@@ -9,13 +9,16 @@ from mpipc._core.family cimport (
     MP_KIND_LOCK,
     MP_KIND_RLOCK,
     MP_LOCK_OWNER,
+    MP_OK,
     MP_SLOTS,
     mp_block,
     mp_block_at,
     mp_block_is_live,
     mp_family,
+    mp_family_attach,
     mp_kind_of,
     mp_now_ns,
+    mp_segment,
     mp_slot_pid,
     mp_wait_high,
     mp_wait_object,
@@ -54,3 +57,20 @@ def owner_of(Family family, uint32_t index):
         return None
     thread = b.more.lock.thread if b.kind in (MP_KIND_LOCK, MP_KIND_RLOCK) else 0
     return mp_slot_pid(f.seg.slots[owner - 1].word), thread
+
+
+def all_families():
+    """The families of this user, to be looked at: this process does not join them.
+
+    It is attached to each of them until its object here is gone, which delays the end of a family that long.
+    """
+    from mpipc.sysv.listing import shared_memory_segments
+
+    cdef Family family
+    found = []
+    for segment in shared_memory_segments():
+        if segment.size == sizeof(mp_segment):
+            family = Family()
+            if mp_family_attach(family.f, segment.shmid, 0, NULL) == MP_OK:
+                found.append(family)
+    return found

@@ -8,7 +8,7 @@ import threading
 from multiprocessing import process as _process
 from operator import index as index_of
 
-from libc.errno cimport ENOSPC, EOVERFLOW, errno
+from libc.errno cimport EOVERFLOW, EXFULL, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc._core.family cimport (
@@ -334,7 +334,7 @@ cdef class SemaphoreBase(Shared):
         error = mp_sem_release(self.block.f, self.block.index)
         if error == EOVERFLOW:
             raise ValueError("semaphore or lock released too many times")
-        if error == ENOSPC:
+        if error == EXFULL:
             fail(error, "releasing a semaphore")
         if error != MP_OK:
             fail_bell(error)

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _command(_options: argparse.Namespace) -> int:
-    from mpipc._core import all_families
+    from mpipc._core.snapshot import all_families
 
     found = all_families()
     if not found:

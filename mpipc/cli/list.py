@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _command(options: argparse.Namespace) -> int:
-    from mpipc._core import all_families
+    from mpipc._core.snapshot import all_families
 
     found = [family for family in all_families() if not options.families or family.shmid in options.families]
     missing = set(options.families) - {family.shmid for family in found}

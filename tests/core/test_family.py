@@ -34,6 +34,7 @@ from support.reaper import reaper_pid, wait_for_reaper
 
 import mpipc
 from mpipc import _core as family
+from mpipc._core.snapshot import all_families
 
 
 def members() -> list[int]:
@@ -250,7 +251,7 @@ def test_looking_at_families_does_not_keep_them() -> None:
             lambda: reaper_pid(ticket) and kernel_rows("shm")[shmid]["nattch"] == 2, message="the reaper is there"
         )
         attached = kernel_rows("shm")[shmid]["nattch"]
-        found = [other for other in family.all_families() if other.shmid == shmid]
+        found = [other for other in all_families() if other.shmid == shmid]
         assert kernel_rows("shm")[shmid]["nattch"] == attached + 1
         del found
         assert kernel_rows("shm")[shmid]["nattch"] == attached

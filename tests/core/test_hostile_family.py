@@ -60,6 +60,21 @@ def squat(attempts, mode=0o666, nsems=250, forge=False):
     return made
 """
 
+SQUAT_BANKS = """
+def squat_banks(attempts, mode=0o666, size=4096 * 256 + 64, mark=nonce, forge=False):
+    for attempt in attempts:
+        shmid = sysv.shmget(key(nonce, (1 << 18) + 1, attempt), size, sysv.IPC_CREAT | sysv.IPC_EXCL | mode)
+        with sysv.shmat(shmid) as attached, memoryview(attached) as memory:
+            memory[:8] = mark.to_bytes(8, "little")
+        if forge:
+            sysv.shmctl(shmid, sysv.IPC_SET, uid=VICTIM, gid=VICTIM, mode=0o600)
+"""
+
+VICTIM_GROWS = """
+locks = [mpipc.Lock() for _ in range(4100)]
+print(locks[-1].block.index >= 4096, locks[-1].acquire(False), flush=True)
+"""
+
 VICTIM_GOES_ON = """
 event, condition, lock = mpipc.Event(), mpipc.Condition(), mpipc.Lock()
 print(event.is_set(), event.wait(0.05), lock.acquire(False), flush=True)
@@ -82,10 +97,13 @@ def remove_what_the_attacker_made() -> Iterator[None]:
     run_script(
         """
         from mpipc import sysv
-        from mpipc.sysv.listing import semaphore_sets
+        from mpipc.sysv.listing import semaphore_sets, shared_memory_segments
         for found in semaphore_sets():
             if found.cuid == 65534:
                 sysv.semctl(found.semid, 0, sysv.IPC_RMID)
+        for found in shared_memory_segments():
+            if found.cuid == 65534:
+                sysv.shmctl(found.shmid, sysv.IPC_RMID)
         """
     )
     wait_until(lambda: kernel_objects().minus(before, infrastructure()).count == 0)
@@ -131,7 +149,28 @@ def test_when_all_keys_are_taken_the_error_names_who_has_them(mode: str) -> None
         attack(ticket, f"squat(range(16), mode={mode})")
         result = script.finish("\n")
     assert result.returncode == 1
-    assert f"user id {NOBODY} has made sets under the keys" in result.stderr.splitlines()[-1]
+    assert f"user id {NOBODY} has made some under the keys" in result.stderr.splitlines()[-1]
+
+
+BANK_SQUATS = {
+    "open to all": "squat_banks(range(3))",
+    "his own": "squat_banks(range(3), mode=0o600)",
+    "with the victim's uid": "squat_banks(range(3), forge=True)",
+    "without a mark": "squat_banks(range(3), mark=0, forge=True)",
+    "smaller": "squat_banks(range(3), size=4096)",
+    "larger": "squat_banks(range(3), size=2 << 20)",
+    "all keys but one": "squat_banks(range(15))",
+    "all keys": "squat_banks(range(16))",  # then the next bank is made
+}
+
+
+@pytest.mark.parametrize("squat", BANK_SQUATS)
+def test_banks_of_another_user_are_stepped_over(squat: str) -> None:
+    with victim(VICTIM_GROWS) as (script, ticket):
+        attack(ticket, SQUAT_BANKS + BANK_SQUATS[squat])
+        result = script.finish("\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "True"]
 
 
 def test_nothing_of_a_family_can_be_touched() -> None:

@@ -35,7 +35,7 @@ CORE_LAYERS = """
     outcome.h base.h layout.h family.h ledger.h
     threads
     processes sets waits
-    liveness
+    banks liveness
     holders slots.h
     slots
     segment fork objects bells kinds.h records

@@ -7,7 +7,7 @@
 
 static void every_chunk_is_free(void) {
     for (uint32_t i = 0; i < atomic_load(&f->h->chunk_high); i++)
-        check_equal(atomic_load(&f->seg->chunks[i].word), MP_CHUNK_FREE);
+        check_equal(atomic_load(&mp_chunk_at(f, i)->word), MP_CHUNK_FREE);
 }
 static int holders(void) {
     static uint16_t slots[MP_SLOTS];

@@ -92,11 +92,12 @@ static void run_wild(void) {
         {f->h, sizeof *f->h},
         {f->seg->alive_sets, 64},
         {f->seg->bell_sets, 64},
+        {f->seg->banks, 64},
         {f->seg->slots, 8 * sizeof f->seg->slots[0]},
         {f->seg->cells, 4 * sizeof f->seg->cells[0]},
         {f->seg->records, 4 * sizeof f->seg->records[0]},
-        {f->seg->blocks, 16 * sizeof f->seg->blocks[0]},
-        {f->seg->chunks, 32 * sizeof f->seg->chunks[0]},
+        {f->seg->first.blocks, 16 * sizeof f->seg->first.blocks[0]},
+        {f->seg->first.chunks, 32 * sizeof f->seg->first.chunks[0]},
     };
     for (uint64_t n = 1 + draw() % 40; n > 0; n--) {
         size_t r = draw() % (sizeof regions / sizeof *regions);

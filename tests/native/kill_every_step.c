@@ -932,6 +932,7 @@ static void setup_nothing(void) { count_objects(); }
 
 #include "bulk_scenarios.h"
 #include "family_scenarios.h"
+#include "bank_scenarios.h"
 #include "sync_scenarios.h"
 #include "rwlock_scenarios.h"
 #include "wait_scenarios.h"
@@ -1093,6 +1094,13 @@ static const struct scenario scenarios[] = {
      check_another_was_added},
     {"holder-in-a-chunk-beside-its-neighbour", setup_full_block, NULL, op_pass_on, NULL,
      its_neighbour_is_added_and_child_goes_on, check_another_was_added},
+    {"bank-new", setup_first_bank, NULL, op_new_lock, NULL, NULL, check_second_bank},
+    {"bank-new-beside-another", setup_first_bank, NULL, op_new_lock, NULL, parent_makes_one_and_child_goes_on,
+     check_one_for_both},
+    {"bank-adopt", setup_queue_in_second_bank, unmap_all, op_adopt, NULL, NULL, check_still_shared_there},
+    {"bank-for-a-chunk", setup_full_block_and_chunks, NULL, op_pass_on, NULL, NULL, check_full_block_there},
+    {"bank-of-a-family-that-ends", setup_nothing, found_other, op_grow, NULL, NULL, check_swept, .founds = true},
+    {"bank-sweep", setup_dead_family_with_two_banks, NULL, op_sweep, NULL, NULL, check_swept},
     {"block-drop-with-chunks", setup_nothing, hold_alone_with_chunks, op_drop, NULL, NULL, check_nothing_and_no_chunk},
     {"block-drop-while-it-is-passed-on", setup_parent_second, NULL, op_drop_block, NULL, pass_it_on_and_child_goes_on,
      check_passed_to_another},
@@ -1174,8 +1182,9 @@ static uint64_t digest(void) {
         {f->seg->slots, 16 * sizeof f->seg->slots[0]},
         {f->seg->cells, 16 * sizeof f->seg->cells[0]},
         {f->seg->records, 16 * sizeof f->seg->records[0]},
-        {f->seg->blocks, 16 * sizeof f->seg->blocks[0]},
-        {f->seg->chunks, 16 * sizeof f->seg->chunks[0]},
+        {f->seg->first.blocks, 16 * sizeof f->seg->first.blocks[0]},
+        {f->seg->first.chunks, 16 * sizeof f->seg->first.chunks[0]},
+        {f->seg->banks, sizeof f->seg->banks},
     };
     for (size_t r = 0; r < sizeof regions / sizeof *regions; r++)
         for (size_t i = 0; i < regions[r].size / 8; i++)

@@ -21,6 +21,7 @@
  * down. */
 #include "blocks.h"
 
+#include "banks.h"
 #include "holders.h"
 #include "kinds.h"
 #include "slots.h"
@@ -64,18 +65,23 @@ static int64_t take_any(struct mp_family *f) {
     if (recent >= 0)
         return recent;
     uint32_t start = atomic_load_explicit(&f->h->block_hint, memory_order_relaxed) % MP_BLOCKS;
+    int refused = MP_TABLE_FULL, error;
     for (uint32_t n = 0; n < MP_BLOCKS; n++) {
         uint32_t index = (start + n) % MP_BLOCKS;
-        if (take(f, index)) {
+        if ((n == 0 || index % MP_BANK == 0) && (error = mp_bank_need(f, index / MP_BANK)) != MP_OK) {
+            refused = error;
+            n += MP_BANK - 1 - index % MP_BANK;
+        } else if (take(f, index)) {
             atomic_store_explicit(&f->h->block_hint, index + 1, memory_order_relaxed);
             return index;
         }
     }
-    errno = MP_LIMIT;
+    errno = refused;
     return MP_FAILED;
 }
 
-/* Returns the index of a block in MAKING with this process as its holder, or -1 with errno. */
+/* Returns the index of a block in MAKING with this process as its holder, or -1 with errno: MP_TABLE_FULL, or what joining or
+ * mp_bank_need() says. */
 int64_t mp_block_new(struct mp_family *f, uint32_t kind) {
     if (mp_family_join(f) != MP_OK)
         return MP_FAILED;
@@ -152,6 +158,8 @@ bool mp_block_try_free(struct mp_family *f, uint32_t index, int by_slot) {
         uint64_t word = atomic_load(&b->word);
         if (mp_block_state_of(word) != MP_BLOCK_READY || atomic_load(&b->pinned) != 0 || !mp_block_unheld(f, b))
             return false;
+        if (mp_kind_of(b)->take_down != NULL && mp_banks_known(f) != MP_OK)
+            return false; /* what it owns might be overlooked: recovery takes it down, when the next process dies */
         uint64_t leaving = mp_block_word(MP_BLOCK_LEAVING, by_slot, mp_block_serial(word));
         again = !atomic_compare_exchange_strong(&b->word, &word, leaving) || decide(f, index, by_slot, &taken_down);
     }
@@ -173,11 +181,13 @@ void mp_block_settle(struct mp_family *f, uint32_t index, int by_slot) {
 /* One more handle in this process. ESTALE: the block is gone (its last holder died before this process could hold it). Of a
  * process that has just arrived everything is held by its transit slot until it has taken over all of it. */
 int mp_block_adopt(struct mp_family *f, uint32_t index, uint32_t serial) {
-    struct mp_block *b = mp_block_at(f, index);
     if (index >= MP_BLOCKS)
         return ESTALE;
     if (mp_family_join(f) != MP_OK)
         return errno;
+    if (mp_bank_is_hidden(f, index / MP_BANK))
+        return MP_NO_MEMORY;
+    struct mp_block *b = mp_block_at(f, index);
     if (f->local_refs[index] == 0) {
         uint64_t word = atomic_load(&b->word);
         if (!mp_block_is_live(word) || mp_block_serial(word) != serial)

@@ -41,7 +41,7 @@ int64_t mp_cell_enter(struct mp_family *f, uint32_t index, uint64_t generation, 
         atomic_store(&c->word, cell_word(MP_CELL_WAITING, f->slot, index));
         return i;
     }
-    errno = MP_LIMIT;
+    errno = MP_TABLE_FULL;
     return MP_FAILED;
 }
 

@@ -7,6 +7,7 @@
 #include "bells.h"
 #include "cells.h"
 #include "event.h"
+#include "banks.h"
 #include "fork.h"
 #include "holders.h"
 #include "kinds.h"

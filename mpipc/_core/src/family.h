@@ -31,6 +31,8 @@ struct mp_family {
     uint32_t pid_ns; /* this process's pid namespace */
     bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
     _Atomic int recovery_held; /* how this process holds the recovery lock, or wants it; see liveness.c */
+    struct mp_bank *_Atomic banks[MP_BANKS]; /* as far as they are mapped */
+    struct mp_block nothing; /* see mp_block_at() */
     bool outsider; /* attached without being a member or the reaper: the sweep */
     mp_tick_function *tick; /* NULL: of the reaper, and of the sweep, which wait for nobody */
     _Atomic int64_t looked; /* when this process last looked after the family, CLOCK_MONOTONIC_COARSE ns */
@@ -71,6 +73,19 @@ static inline uint32_t mp_wait_high(struct mp_family *f) {
     return high > MP_WAITS_LEAST ? high : MP_WAITS_LEAST;
 }
 
-static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) { return &f->seg->blocks[index]; }
+struct mp_block *mp_block_unmapped(struct mp_family *f, uint32_t index); /* banks.c */
+struct mp_chunk *mp_chunk_unmapped(struct mp_family *f, uint32_t chunk);
+
+/* `index` is below MP_BLOCKS. Of a bank that cannot be mapped here: a block that nobody has and nobody can take. */
+static inline struct mp_block *mp_block_at(struct mp_family *f, uint32_t index) {
+    struct mp_bank *e = atomic_load_explicit(&f->banks[index / MP_BANK], memory_order_acquire);
+    return __builtin_expect(e != NULL, 1) ? &e->blocks[index % MP_BANK] : mp_block_unmapped(f, index);
+}
+
+/* `chunk` is below MP_CHUNKS. NULL: of a bank that cannot be mapped here, or does not exist. */
+static inline struct mp_chunk *mp_chunk_at(struct mp_family *f, uint32_t chunk) {
+    struct mp_bank *e = atomic_load_explicit(&f->banks[chunk / MP_BANK], memory_order_acquire);
+    return __builtin_expect(e != NULL, 1) ? &e->chunks[chunk % MP_BANK] : mp_chunk_unmapped(f, chunk);
+}
 
 #endif

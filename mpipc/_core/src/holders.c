@@ -12,6 +12,8 @@
  * its end. */
 #include "holders.h"
 
+#include "banks.h"
+
 static bool is_in(const uint64_t *slots, uint32_t slot) { return slots[slot / 64] >> slot % 64 & 1; }
 
 static uint64_t chunk_word(enum mp_chunk_state state, int slot, uint32_t index) {
@@ -20,11 +22,11 @@ static uint64_t chunk_word(enum mp_chunk_state state, int slot, uint32_t index) 
 static enum mp_chunk_state chunk_state(uint64_t word) { return word & 0xff; }
 
 static struct mp_chunk *chunk_at(struct mp_family *f, uint32_t next) {
-    return next == 0 || next > MP_CHUNKS ? NULL : &f->seg->chunks[next - 1];
+    return next == 0 || next > MP_CHUNKS ? NULL : mp_chunk_at(f, next - 1);
 }
 
 /* Calls for each chunk of a block: for (link = ...; (c = next_chunk(f, &link, &n)) != NULL;). A chain cannot be longer than
- * there are ranges, whatever is in memory. */
+ * there are ranges, whatever is in memory. It may go on where this process cannot see: is_cut(). */
 static struct mp_chunk *next_chunk(struct mp_family *f, _Atomic uint32_t **link, uint32_t *n) {
     struct mp_chunk *c = (*n)++ < MP_CHUNK_RANGES ? chunk_at(f, atomic_load(*link)) : NULL;
     if (c != NULL)
@@ -32,11 +34,21 @@ static struct mp_chunk *next_chunk(struct mp_family *f, _Atomic uint32_t **link,
     return c;
 }
 
+static bool is_cut(struct mp_family *f, uint32_t next) {
+    return next != 0 && next <= MP_CHUNKS && mp_bank_is_hidden(f, (next - 1) / MP_BANK);
+}
+
 static int64_t claim_chunk(struct mp_family *f, uint32_t index, uint32_t range) {
     uint32_t start = atomic_load_explicit(&f->h->chunk_hint, memory_order_relaxed);
+    int refused = MP_TABLE_FULL, error;
     for (uint32_t k = 0; k < MP_CHUNKS; k++) {
         uint32_t i = (start + k) % MP_CHUNKS;
-        struct mp_chunk *c = &f->seg->chunks[i];
+        if ((k == 0 || i % MP_BANK == 0) && (error = mp_bank_need(f, i / MP_BANK)) != MP_OK) {
+            refused = error;
+            k += MP_BANK - 1 - i % MP_BANK;
+            continue;
+        }
+        struct mp_chunk *c = mp_chunk_at(f, i);
         uint64_t unused = 0;
         if (atomic_load_explicit(&c->word, memory_order_relaxed) != 0)
             continue;
@@ -52,7 +64,7 @@ static int64_t claim_chunk(struct mp_family *f, uint32_t index, uint32_t range) 
             atomic_store(&c->held[w], 0);
         return i;
     }
-    errno = MP_LIMIT;
+    errno = refused;
     return MP_FAILED;
 }
 
@@ -72,7 +84,7 @@ static struct mp_chunk *make_chunk(struct mp_family *f, uint32_t index, uint32_t
     int64_t mine = found != NULL ? -1 : claim_chunk(f, index, range);
     if (mine < 0)
         return found;
-    struct mp_chunk *made = &f->seg->chunks[mine], *c;
+    struct mp_chunk *made = mp_chunk_at(f, (uint32_t)mine), *c;
     for (;;) {
         _Atomic uint32_t *end = &mp_block_at(f, index)->chunks;
         uint32_t n = 0, none = 0;
@@ -85,9 +97,9 @@ static struct mp_chunk *make_chunk(struct mp_family *f, uint32_t index, uint32_t
             atomic_store(&made->word, chunk_word(MP_CHUNK_LINKED, -1, index));
             return made;
         }
-        if (n > MP_CHUNK_RANGES || none > MP_CHUNKS) { /* what is in memory is no chain */
+        if (n > MP_CHUNK_RANGES || none > MP_CHUNKS || chunk_at(f, none) == NULL) { /* it goes on where we cannot */
+            errno = is_cut(f, none) ? MP_NO_MEMORY : MP_CORRUPT;
             atomic_store(&made->word, 0);
-            errno = MP_CORRUPT;
             return NULL;
         }
     }
@@ -105,17 +117,20 @@ void mp_chunks_free(struct mp_family *f, uint32_t index) {
     }
     atomic_store(links[count], 0);
     while (count-- > 0) {
-        uint32_t i = atomic_load(links[count]) - 1;
-        atomic_store(&f->seg->chunks[i].word, 0);
+        uint32_t next = atomic_load(links[count]);
+        if ((c = chunk_at(f, next)) != NULL)
+            atomic_store(&c->word, 0);
         atomic_store(links[count], 0);
-        if (i < atomic_load_explicit(&f->h->chunk_hint, memory_order_relaxed))
-            atomic_store_explicit(&f->h->chunk_hint, i, memory_order_relaxed);
+        if (next - 1 < atomic_load_explicit(&f->h->chunk_hint, memory_order_relaxed))
+            atomic_store_explicit(&f->h->chunk_hint, next - 1, memory_order_relaxed);
     }
 }
 
 /* Recovery, before the holders that are dead are dropped, so that the block cannot go meanwhile. */
 void mp_chunk_recover(struct mp_family *f, uint32_t chunk, const uint64_t *dead) {
-    struct mp_chunk *mine = &f->seg->chunks[chunk], *c;
+    struct mp_chunk *mine = mp_chunk_at(f, chunk), *c;
+    if (mine == NULL)
+        return;
     uint64_t word = atomic_load(&mine->word);
     int slot = (int)(word >> 8 & 0xffff) - 1;
     uint32_t index = word >> 32;
@@ -175,7 +190,7 @@ static int add_holder(struct mp_family *f, uint32_t index, int slot) {
     return MP_OK;
 }
 
-/* Also done twice. -1 with errno MP_LIMIT: there is no chunk left. */
+/* Also done twice. -1 with errno: there is no chunk for it, MP_TABLE_FULL or what mp_bank_need() says; MP_CORRUPT. */
 int mp_block_hold(struct mp_family *f, uint32_t index, int slot) {
     struct mp_block *b = mp_block_at(f, index);
     if (add_holder(f, index, slot) != MP_OK)
@@ -211,7 +226,7 @@ bool mp_block_unheld(struct mp_family *f, struct mp_block *b) {
         for (uint32_t w = 0; w < MP_CHUNK_WORDS; w++)
             if (atomic_load(&c->held[w]) != 0)
                 return false;
-    return true;
+    return !is_cut(f, atomic_load(link));
 }
 
 /* Up to `most` of the slots that hold the block. Returns how many. */

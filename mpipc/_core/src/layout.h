@@ -1,7 +1,7 @@
 /* What lies in shared memory: which processes share mpipc objects, which of them live, and who holds what.
  *
- * Everything shared lies in one System V shared memory segment, laid out by the structures below, and in pooled
- * semaphore sets. Nothing here knows Python: the same code runs in the Cython modules, in any process that recovers
+ * Everything shared lies in a System V shared memory segment, laid out by the structures below, in banks of it that are
+ * made when they are needed, and in pooled semaphore sets. Nothing here knows Python: the same code runs in the Cython modules, in any process that recovers
  * for a dead one, and in the reaper (reaper.c).
  *
  * The rules that keep it sound when a process is killed at any instruction:
@@ -25,11 +25,13 @@
 #include <sys/shm.h>
 
 #define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
-#define MP_VERSION 4u
+#define MP_VERSION 5u
 
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_CHUNKS (1u << 18)  /* lists of holders, for blocks that have more than MP_HOLDERS of them */
+#define MP_BANK (1u << 12) /* blocks, and chunks, of a bank: see banks.c */
+#define MP_BANKS (MP_BLOCKS / MP_BANK)
 #define MP_RECORDS (1u << 16) /* (process, semaphore or RWLock) pairs in use */
 #define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier or RWLock */
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
@@ -52,10 +54,11 @@
 /* The family's own semaphore set. */
 enum { MP_SEM_MARK, MP_SEM_DEATHS, MP_SEM_REAPER, MP_SEM_RECOVERY, MP_SEM_TRIAL, MP_SEM_COUNT };
 
-/* The numbers that sets have within a family, from which their keys follow. */
+/* The numbers that sets and banks have within a family, from which their keys follow. */
 #define MP_SET_OWN 0u
 #define MP_SET_BELLS (1u << 16)
 #define MP_SET_ALIVE (1u << 17)
+#define MP_KEYS_BANKS (1u << 18)
 
 /* ---- process table ------------------------------------------------------------------------------------------- */
 
@@ -306,6 +309,7 @@ struct mp_header {
     _Atomic uint32_t slot_high;
     _Atomic uint32_t chunk_high;
     _Atomic uint32_t wait_high;
+    _Atomic uint32_t bank_high;
     _Atomic uint32_t undo; /* MP_UNDO_: does SEM_UNDO work here? See liveness.c */
 
     /* Written by whoever takes something: in a line that nobody else has to read. */
@@ -321,6 +325,15 @@ struct mp_header {
     _Atomic uint64_t recoverer; /* who has the recovery lock, 0: nobody */
 };
 
+struct mp_bank {
+    union {
+        _Atomic uint64_t mark; /* the family's nonce; not used in the first one */
+        uint8_t line[64];
+    };
+    struct mp_block blocks[MP_BANK];
+    struct mp_chunk chunks[MP_BANK];
+};
+
 struct mp_segment {
     union {
         struct mp_header header;
@@ -328,12 +341,12 @@ struct mp_segment {
     };
     _Atomic int32_t alive_sets[MP_ALIVE_SETS + -MP_ALIVE_SETS % 16]; /* id + 1, 0 while there is none */
     _Atomic int32_t bell_sets[MP_BELL_SETS + -MP_BELL_SETS % 16];
+    _Atomic int32_t banks[MP_BANKS]; /* the same; of the first one, 0 */
     struct mp_slot slots[MP_SLOTS];
     struct mp_cell cells[MP_CELLS];
     struct mp_wait waits[MP_WAITS];
     struct mp_record records[MP_RECORDS];
-    struct mp_block blocks[MP_BLOCKS];
-    struct mp_chunk chunks[MP_CHUNKS];
+    struct mp_bank first;
 };
 
 _Static_assert(sizeof(struct mp_header) <= 4096, "the header fits its page");
@@ -343,7 +356,8 @@ _Static_assert(sizeof(struct mp_slot) == 64 && sizeof(struct mp_cell) == 64 && s
 _Static_assert(sizeof(struct mp_record) == 32 && sizeof(struct mp_wait) == 32, "two to a cache line");
 _Static_assert(offsetof(struct mp_block, word) == 64, "the payload has a cache line of its own");
 _Static_assert(offsetof(struct mp_block, holders) == 128 && sizeof(struct mp_block) == 192, "three cache lines");
-_Static_assert(offsetof(struct mp_segment, slots) % 64 == 0 && offsetof(struct mp_segment, blocks) % 64 == 0, "aligned");
+_Static_assert(offsetof(struct mp_segment, slots) % 64 == 0 && offsetof(struct mp_segment, first.blocks) % 64 == 0, "aligned");
+_Static_assert(MP_CHUNKS == MP_BLOCKS && MP_BLOCKS % MP_BANK == 0, "a bank has as many of both");
 
 /* ---- the words of the tables ------------------------------------------------------------------------------------------ */
 

@@ -32,10 +32,9 @@ enum mp_outcome {
     MP_REMOVED = EIDRM,     /* somebody has removed the kernel object (ipcrm(1)) */
     MP_CORRUPT = EBADMSG,   /* what stands in shared memory, or in the kernel queue, cannot be: it was dropped */
     MP_NO_MEMORY = ENOMEM,  /* of the machine, or no room in this process's address space */
-    MP_LIMIT = ENOSPC,      /* a limit of the system on kernel objects or on their memory; from what takes a place in a table
-                             * of the family (a block, a record, a cell): that table is full */
+    MP_LIMIT = ENOSPC,      /* a limit of the system on kernel objects or on their memory */
     MP_TOO_LARGE = EFBIG,   /* larger than a segment of shared memory may be (kernel.shmmax) */
-    MP_TABLE_FULL = EXFULL, /* the family's table of blocks, or the queue's list of segments, when one more is wanted */
+    MP_TABLE_FULL = EXFULL, /* a table of the family (of blocks, chunks, records, cells), or the queue's list of segments */
     MP_SLOTS_FULL = EUSERS, /* the process table of the family */
     MP_SETS_SMALL = E2BIG,  /* the kernel's limit on semaphores in a set (SEMMSL) is below what a family needs */
     MP_SQUATTED = EADDRINUSE, /* another user has made sets under all keys that one of ours may have */

@@ -101,10 +101,8 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         bool pending = mp_family_pending(&f) || recovered < 0;
         if (!pending && !mp_family_populated(&f)) {
             atomic_store(&f.h->state, MP_CLOSING);
-            if (!mp_family_populated(&f)) {
-                mp_family_destroy(&f);
+            if (!mp_family_populated(&f) && mp_family_destroy(&f))
                 return 0;
-            }
             atomic_store(&f.h->state, MP_OPEN);
         }
         /* Deaths are announced by the kernel. What it does not announce (a child on its way in, an attachment that is no

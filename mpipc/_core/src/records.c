@@ -27,7 +27,7 @@ int64_t mp_record_claim(struct mp_family *f, uint32_t index) {
         f->local_record[index] = i + 1;
         return i;
     }
-    errno = MP_LIMIT;
+    errno = MP_TABLE_FULL;
     return MP_FAILED;
 }
 

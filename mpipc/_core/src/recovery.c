@@ -7,6 +7,7 @@
 
 #include "blocks.h"
 #include "cells.h"
+#include "banks.h"
 #include "holders.h"
 #include "kinds.h"
 #include "liveness.h"
@@ -247,14 +248,17 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
         }
 }
 
-/* Returns the number of slots that were cleared, -1 if somebody else is recovering. */
+/* Returns the number of slots that were cleared; -1: somebody else is recovering, or has to, because this process cannot see all that
+ * the dead had. */
 int mp_recover(struct mp_family *f) {
     struct dead dead;
     if (!mp_recovery_lock(f))
         return -1;
     mp_undo_for_the_dead(f);
     find_dead(f, &dead);
-    if (dead.count != 0)
+    if (dead.count != 0 && mp_banks_known(f) != MP_OK)
+        dead.count = -1;
+    else if (dead.count != 0)
         clear_dead(f, &dead);
     mp_recovery_unlock(f);
     return dead.count;

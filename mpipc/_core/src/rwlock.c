@@ -147,7 +147,7 @@ static struct mp_record *with_room(struct mp_family *f, uint32_t index, uint64_t
     *word = as_of(atomic_load_explicit(&r->word, memory_order_relaxed), atomic_load(&at(f, index)->tenure));
     if (reading(*word) + waiting(*word) < MOST)
         return r;
-    errno = MP_LIMIT;
+    errno = MP_TABLE_FULL;
     return NULL;
 }
 

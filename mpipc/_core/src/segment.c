@@ -1,6 +1,7 @@
 /* The family's segment: founding a family, attaching to one. */
 #include "segment.h"
 
+#include "banks.h"
 #include "processes.h"
 #include "sets.h"
 
@@ -35,6 +36,7 @@ static void unattached(struct mp_family *f, mp_tick_function *tick) {
 
 static int local_setup(struct mp_family *f) {
     f->h = &f->seg->header;
+    atomic_store(&f->banks[0], &f->seg->first);
     f->set_size = f->h->set_size;
     f->semid = mp_own_set(f, &f->h->semid, MP_SET_OWN, MP_SEM_COUNT);
     if (f->semid < 0 || local_tables(f) != MP_OK) {
@@ -120,6 +122,7 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, mp_tick_fun
 }
 
 void mp_family_detach(struct mp_family *f) {
+    mp_banks_unmap(f);
     if (f->seg != NULL && f->seg != (void *)-1)
         shmdt(f->seg);
     if (f->local_refs != NULL && f->local_refs != MAP_FAILED)

@@ -29,7 +29,8 @@ uint32_t mp_mark(struct mp_family *f) { return 1 + mp_mix(f->nonce) % 32767; }
  * Another user may have made a set under our key. What he cannot do is make it in our name: a set is ours only if it was
  * created by our user (cuid, which IPC_SET does not change), and nobody else has any right on it. Others are stepped over. */
 
-static key_t set_key(struct mp_family *f, uint32_t which, uint32_t attempt) {
+/* The keys of what the family makes under keys that follow from its nonce: sets, and banks. */
+key_t mp_family_key(struct mp_family *f, uint32_t which, uint32_t attempt) {
     return (key_t)(MP_KEY_PREFIX | (mp_mix(f->nonce ^ mp_mix(((uint64_t)which << 8) + attempt)) & ~MP_KEY_MASK));
 }
 
@@ -50,7 +51,7 @@ int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, 
     union semun arg;
     struct semid_ds ds;
     for (uint32_t attempt = 0; attempt < SET_ATTEMPTS; attempt++) {
-        key_t key = set_key(f, which, attempt);
+        key_t key = mp_family_key(f, which, attempt);
         int id = semget(key, nsems, IPC_CREAT | 0600);
         if (id < 0) {
             int error = errno;
@@ -97,7 +98,7 @@ static void remove_own_set(struct mp_family *f, int32_t published, uint32_t whic
         return;
     }
     for (uint32_t attempt = 0; attempt < SET_ATTEMPTS; attempt++)
-        remove_set_if_ours(f, semget(set_key(f, which, attempt), 0, 0), nsems);
+        remove_set_if_ours(f, semget(mp_family_key(f, which, attempt), 0, 0), nsems);
 }
 
 /* The sets that have the semaphores from `first` to `end`, as far as they exist. One may exist and not be published. */

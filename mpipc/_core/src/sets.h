@@ -6,6 +6,7 @@
 
 uint64_t mp_mix(uint64_t x);
 uint32_t mp_mark(struct mp_family *f);
+key_t mp_family_key(struct mp_family *f, uint32_t which, uint32_t attempt);
 int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, int nsems);
 void mp_remove_sets(struct mp_family *f);
 uint32_t mp_choose_set_size(void);

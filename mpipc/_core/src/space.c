@@ -61,14 +61,13 @@ static void *attach(struct mp_family *f, uint32_t index, uint32_t serial, uint64
     return base;
 }
 
-/* A segment that belongs to the queue and to no process. Returns its block, or -1 with errno: EXFULL if it is the family's table
- * that is full, ENOSPC is for a limit of the system. */
+/* A segment that belongs to the queue and to no process. Returns its block, or -1 with errno. */
 static int64_t own_segment(struct mp_queue_view *v, uint64_t size) {
     struct mp_family *f = v->f;
     atomic_fetch_or(&v->q->token, MP_TOKEN_ARENA);
     int64_t index = mp_block_new(f, MP_KIND_SEGMENT);
     if (index < 0) {
-        errno = errno == ENOSPC ? MP_TABLE_FULL : mp_error(errno);
+        errno = mp_error(errno);
         return MP_FAILED;
     }
     if (mp_block_shmget(f, (uint32_t)index, size, 0600) < 0) {

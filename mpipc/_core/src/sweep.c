@@ -1,6 +1,7 @@
 /* The end of a family, and the sweep, which ends those that have died with their reaper. */
 #include "sweep.h"
 
+#include "banks.h"
 #include "kinds.h"
 #include "liveness.h"
 #include "processes.h"
@@ -13,14 +14,19 @@
 #include <unistd.h>
 
 /* The end. The caller has set the state to CLOSING and then found nobody: who joins looks at the state after it has
- * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. */
-void mp_family_destroy(struct mp_family *f) {
+ * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. false: this
+ * process cannot see all of it, and nothing was done. */
+bool mp_family_destroy(struct mp_family *f) {
+    if (mp_banks_known(f) != MP_OK)
+        return false;
     uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
             mp_kind_remove(mp_block_at(f, i));
     mp_remove_sets(f);
+    mp_remove_banks(f);
     shmctl(f->shmid, IPC_RMID, NULL);
+    return true;
 }
 
 /* Seen by an outsider. The name of a reaper may be of another pid namespace, but it has the segment attached. */
@@ -46,9 +52,7 @@ static bool sweep_family(int shmid, pid_t creator) {
     if (semctl(f.semid, MP_SEM_MARK, GETVAL) < 0 && (errno == EINVAL || errno == EIDRM)) {
         /* Whoever destroyed it died before the end, or somebody used ipcrm: nobody can join without the set. */
         struct shmid_ds ds;
-        swept = shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1;
-        if (swept)
-            mp_family_destroy(&f);
+        swept = shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1 && mp_family_destroy(&f);
         mp_family_detach(&f);
         return swept;
     }
@@ -57,8 +61,8 @@ static bool sweep_family(int shmid, pid_t creator) {
         atomic_store(&f.h->state, MP_CLOSING);
         for (int attempt = 0; attempt < 20 && !swept; attempt++) {
             if (!mp_family_populated(&f)) { /* another sweep may be attached for a moment */
-                mp_family_destroy(&f);
-                swept = true;
+                swept = mp_family_destroy(&f);
+                break;
             } else {
                 usleep(1000);
             }
