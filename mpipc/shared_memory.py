@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from mpipc._memory import named as _named
 from mpipc._stdlib import private
-from mpipc.sysv import IPC_STAT, SHM_HUGETLB, shmctl, shmid_ds
+from mpipc.sysv import IPC_RMID, IPC_SET, IPC_STAT, SHM_DEST, SHM_HUGETLB, shmctl, shmid_ds
 
 _base: Any = multiprocessing.shared_memory  # its private names are unknown to type checkers
 _make_filename, _SHM_NAME_PREFIX = private.segment_names()
@@ -55,6 +55,17 @@ def _encode(name: str) -> bytes:
     return encoded
 
 
+def _checked(mode: int, group: int | str | None) -> int | None:
+    """The id of the group. ValueError for a mode that cannot be meant."""
+    if not isinstance(mode, int) or mode & ~0o777 or mode & 0o600 != 0o600:
+        raise ValueError(f"'mode' is 0o600 and bits for the group and others, up to 0o777, not {mode!r}")
+    if isinstance(group, str):
+        import grp
+
+        return grp.getgrnam(group).gr_gid
+    return group
+
+
 class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
     """Create shared memory of `size` bytes, or attach that of this name; the constructor's first three arguments are
     multiprocessing's.
@@ -65,10 +76,14 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
     `track`: as said above; of no effect when attaching.
     `readonly`: attach so that `buf` cannot be written, by anybody in this process.
     `huge_pages`: create it in huge pages (SHM_HUGETLB); mpipc.sysv.LimitError says what to do if there are none.
+    `mode`, `group`: who else may attach what is created: see chmod().
 
-    PermissionError if the segment is another user's: they are created with mode 0600. LimitError, an OSError, if a
-    limit of the system is met, with its name, its value and the sysctl that raises it.
+    PermissionError if the segment is another user's who has not permitted it. LimitError, an OSError, if a limit of the
+    system is met, with its name, its value and the sysctl that raises it.
     """
+
+    _mmap: Any
+    _buf: Any
 
     def __init__(
         self,
@@ -79,6 +94,8 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
         track: bool = True,
         readonly: bool = False,
         huge_pages: bool = False,
+        mode: int = 0o600,
+        group: int | str | None = None,
     ) -> None:
         if not size >= 0:
             raise ValueError(f"'size' must be a positive integer, not {size}")
@@ -90,6 +107,9 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
                 raise OverflowError(f"size {size} is more than an address space can hold")
             if readonly:
                 raise ValueError("'readonly' is for attaching: what is created would stay empty")
+            gid = _checked(mode, group)
+        elif mode != 0o600 or group is not None:
+            raise ValueError("'mode' and 'group' are for creating; chmod() changes them later")
         if name is None and not self._flags & os.O_EXCL:
             raise ValueError("'name' can only be None if create=True")
         self._track = track
@@ -105,6 +125,13 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
             self._open("/" + name, size)
         self._size = self._mmap.size
         self._buf = memoryview(self._mmap)
+        if create and (mode != 0o600 or group is not None):
+            try:
+                self._permit(mode, gid)
+            except BaseException:
+                self.close()
+                self.unlink()
+                raise
 
     def _open(self, name: str, size: int) -> None:
         encoded = _encode(name)
@@ -127,12 +154,29 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
         self._name = name
         self._shmid = self._mmap.shmid
 
+    def _permit(self, mode: int, gid: int | None) -> None:
+        if gid is None:
+            shmctl(self._shmid, IPC_SET, mode=mode)
+        else:
+            shmctl(self._shmid, IPC_SET, mode=mode, gid=gid)
+
+    def close(self) -> None:
+        """Let go of the memory here: `buf` is of no use afterwards. BufferError while there are slices of `buf`, or
+        other objects that have its buffer.
+
+        numpy keeps the object that an array was made of, but not its buffer: with multiprocessing the next look into
+        such an array ends the process. Here the memory stays mapped as long as there is such an array. See
+        multiprocessing.shared_memory.SharedMemory.close.
+        """
+        if self._buf is not None:
+            self._buf.release()
+            self._buf = None
+        if self._mmap is not None:
+            self._mmap.let_go()
+            self._mmap = None
+
     def __del__(self) -> None:
-        # While there are views, the mapping lives on with them.
-        try:  # noqa: SIM105  (contextlib may be gone when the interpreter ends)
-            self.close()
-        except (OSError, BufferError):
-            pass
+        self._buf = self._mmap = None  # while there are views, the mapping lives on with them
 
     def __reduce__(self) -> tuple[Any, ...]:
         cls = partial(self.__class__, readonly=True) if self._readonly else self.__class__
@@ -147,6 +191,19 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
     def readonly(self) -> bool:
         """Whether it was attached read-only."""
         return self._readonly
+
+    def chmod(self, mode: int, group: int | str | None = None) -> None:
+        """Say who may attach the segment from now on: `mode` has bits as for a file, 0o660 for a group, 0o644 to be read
+        by everybody; a process that has it attached keeps it. Of `group` (a number or a name), if it is given, it
+        belongs to that; at first it is that of the process that has created it.
+
+        Nobody has such rights unless they are given here, or by the constructor's arguments of the same names. Whoever
+        may write the memory may also write where its name stands, and so take the name away: see SECURITY.md.
+
+        PermissionError if it is another user's; ValueError; KeyError for a group that is not there;
+        mpipc.sysv.RemovedError if it is gone. Source: shmctl(2), IPC_SET.
+        """
+        self._permit(mode, _checked(mode, group))
 
     def stat(self) -> shmid_ds:
         """What the kernel knows about the segment: number of attachments, pids of its creator and of the last process
@@ -163,7 +220,24 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
         """
         if self._name:
             encoded = _encode(self._name)
-            _named.unlink(encoded, _hash_name(encoded), self._shmid)
+            try:
+                _named.unlink(encoded, _hash_name(encoded), self._shmid)
+            except FileNotFoundError:
+                if not self._has_lost_its_name():
+                    raise
+                shmctl(self._shmid, IPC_RMID)
+
+    def _has_lost_its_name(self) -> bool:
+        """Whether it is still there, ours, and where its name stood others may have written: see chmod()."""
+        try:
+            now = self.stat()
+        except OSError:
+            return False
+        perm = now.shm_perm
+        if perm.cuid != os.geteuid() or not perm.mode & 0o022 or perm.mode & SHM_DEST:
+            return False
+        hashed = _hash_name(_encode(self._name))
+        return perm.key in (_named.key(hashed, position) for position in range(_named.PROBES))
 
 
 def _bound(function: Any) -> Any:

@@ -73,7 +73,9 @@ cdef extern from "core.h" nogil:
     void mp_named_reclaim(mp_family *f, uint32_t index, int by_slot)
     int32_t mp_named_key(uint32_t hash, uint32_t position)
 
-__all__ = ["Mapping", "attach", "create", "key", "unlink"]
+__all__ = ["PROBES", "Mapping", "attach", "create", "key", "unlink"]
+
+PROBES = MP_NAMED_PROBES
 
 # How often what was about to be created may be taken back by others, who took us for dead.
 cdef int UNDONE_AT_MOST = 100
@@ -83,7 +85,7 @@ cdef int UNDONE_AT_MOST = 100
 cdef class Mapping:
     """The bytes of a named segment, attached: an object with the buffer protocol."""
 
-    cdef mp_named *header   # NULL once it is closed
+    cdef mp_named *header
     cdef readonly int shmid
     cdef readonly bint readonly
     cdef readonly Py_ssize_t size
@@ -94,22 +96,17 @@ cdef class Mapping:
             shmdt(self.header)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        if self.header == NULL:
-            raise ValueError("the shared memory is closed")
         show_bytes(buffer, self, <char *> self.header + MP_NAMED_DATA, self.size, self.readonly, flags)
         self.views += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
         self.views -= 1
 
-    def close(self):
-        """Detaches. BufferError while a view is alive; does nothing the second time."""
-        if self.header == NULL:
-            return
+    def let_go(self):
+        """BufferError while a view is alive. It stays attached as long as somebody refers to this object: who has asked
+        for its buffer and given it back (numpy) may use the address nevertheless."""
         if self.views:
             raise BufferError(f"cannot close exported pointers exist: {self.views} view(s) of the memory are alive")
-        shmdt(self.header)
-        self.header = NULL
 
 
 cdef Mapping mapping(mp_named_ref *ref, bint readonly):

@@ -434,10 +434,12 @@ void mp_named_remove(struct mp_block *b) {
         return;
     }
     uint32_t state = atomic_load(&h->state);
+    bool made = (uint64_t)ds.shm_cpid == b->more.named.creator && ds.shm_segsz == b->size && ds.shm_ctime >= b->made_at;
     bool ours;
     if (state == MP_NAMED_NEW) /* by key it might be a rival's that was there first */
-        ours = !found_by_key ||
-               ((uint64_t)ds.shm_cpid == b->more.named.creator && ds.shm_segsz == b->size && ds.shm_ctime >= b->made_at);
+        ours = !found_by_key || made;
+    else if (!found_by_key && made_by_us(&ds) && ds.shm_perm.mode & 022 && made) /* others may write there, and have, perhaps */
+        ours = mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_MAKING;
     else
         ours = is_named(h) && h->token == b->more.named.token &&
                (state != MP_NAMED_LIVE || mp_block_state_of(atomic_load(&b->word)) != MP_BLOCK_MAKING);
