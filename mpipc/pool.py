@@ -16,6 +16,7 @@ results. How it works stands in _pool/engine.py.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import sys
 import threading
@@ -293,12 +294,17 @@ class Pool(_base.Pool):
         *,
         timeout: float | None = None,
         progress: bool = False,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
         """Return an iterator over the results of map(), in order, which gives each as soon as it is there.
 
-        The iterable is read as workers get free.
+        The iterable is read by a thread, as workers get free: ahead of them are twice as many tasks for each worker as
+        one is given at a time (1 if they take long, some hundreds if they take microseconds). With `buffersize` it is
+        also read no more than so many items ahead of the results that were taken from the iterator (but always a
+        chunk), and no further when nobody has the iterator any more; once the pool is closed, all of it is read, since
+        join() waits for it. ValueError if it is not positive. See Executor.map of Python 3.14, buffersize.
         """
-        return self._imap(IMapIterator, func, iterable, chunksize, timeout, progress)
+        return self._imap(IMapIterator, func, iterable, chunksize, timeout, progress, buffersize)
 
     def imap_unordered(  # type: ignore[override]
         self,
@@ -308,9 +314,10 @@ class Pool(_base.Pool):
         *,
         timeout: float | None = None,
         progress: bool = False,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
         """imap(), in the order in which the results come."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, timeout, progress)
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, timeout, progress, buffersize)
 
     def _imap(
         self,
@@ -320,17 +327,21 @@ class Pool(_base.Pool):
         chunksize: int,
         timeout: float | None,
         progress: bool,
+        buffersize: int | None,
     ) -> Iterator[Any]:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+        if buffersize is not None and operator.index(buffersize) < 1:
+            raise ValueError(f"'buffersize' must be None or > 0, not {buffersize!r}")
         options = self._options(timeout)
         bar = Progress(getattr(iterable, "__len__", lambda: None)(), function_name(func)) if progress else None
         result: Any = make_iterator(self)
         function = Function(func, result._job + 1)
         kind = ITEM if chunksize == 1 else CHUNK
 
-        if type(iterable) in (list, tuple, range):
+        found: Iterator[Any] = result
+        if buffersize is None and type(iterable) in (list, tuple, range):
             # A list may be changed by the caller before the last chunk is made of it.
             items: Any = tuple(iterable) if type(iterable) is list else iterable
             count = -(-len(items) // chunksize)
@@ -338,16 +349,15 @@ class Pool(_base.Pool):
             if count:
                 self._engine.take_on(result, Source(result, kind, function, items, chunksize, **options))
         else:
-            feed = Feed()
+            feed = Feed(None if buffersize is None else max(1, buffersize // chunksize))
 
             def make(index: int, first: int, items: tuple[Any, ...]) -> Task:
                 payload = items[0] if kind == ITEM else items
                 return Task(result, index, kind, function, payload, first=first, feed=feed, **options)
 
-            self._engine.feed(result, _chunks(iterable, chunksize, make), feed)
-        found: Iterator[Any] = result
+            found = self._engine.feed(result, _chunks(iterable, chunksize, make), feed)
         if chunksize > 1:
-            found = (item for chunk in result for item in chunk)
+            found = (item for chunk in found for item in chunk)
         return found if bar is None else _Showing(bar, found)
 
     # --- the rest -----------------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
 
     _mmap: Any
     _buf: Any
+    _shmid: int
 
     def __init__(
         self,
@@ -193,9 +194,9 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
         return self._readonly
 
     def chmod(self, mode: int, group: int | str | None = None) -> None:
-        """Say who may attach the segment from now on: `mode` has bits as for a file, 0o660 for a group, 0o644 to be read
-        by everybody; a process that has it attached keeps it. Of `group` (a number or a name), if it is given, it
-        belongs to that; at first it is that of the process that has created it.
+        """Say who may attach the segment from now on: `mode` has bits as for a file, 0o660 for a group, 0o644 to be
+        read by everybody; a process that has it attached keeps it. `group` (a number or a name): whose it is from now
+        on; at first it is that of the process that has created it.
 
         Nobody has such rights unless they are given here, or by the constructor's arguments of the same names. Whoever
         may write the memory may also write where its name stands, and so take the name away: see SECURITY.md.

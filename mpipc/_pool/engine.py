@@ -35,7 +35,7 @@ from typing import Any
 
 from mpipc._pool.channel import Channel, OwnReducers
 from mpipc._pool.codec import Source, Task
-from mpipc._pool.feed import Feeders
+from mpipc._pool.feed import Feeders, Taken
 from mpipc._pool.life import Life
 from mpipc._pool.receiver import Receiver
 from mpipc._pool.results import Cache, opened
@@ -150,9 +150,12 @@ class Engine:
         else:
             self.receiver.fail(job, 0, error)
 
-    def feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> None:
-        """Take on the tasks that an iterator of the user gives, a few at a time, in a thread of their own."""
+    def feed(self, job: Any, tasks: Iterator[Task], feed: Feed) -> Any:
+        """Take on the tasks that an iterator of the user gives, a few at a time, in a thread of their own. Returns an
+        iterator over the results."""
+        results = job if feed.most is None else Taken(job, self.schedule, feed)
         self._feeders.start(job, tasks, feed)
+        return results
 
     def cancel_backlog(self) -> None:
         """Cancel what can be cancelled and no worker has been given."""
@@ -178,6 +181,7 @@ class Engine:
         with self.life.lock:
             if self.life.may_enter(State.CLOSED):
                 self.life.enter(State.CLOSED)
+                self.schedule.backlog.ring_all()
         self.life.wake()
 
     def terminate(self, *, mercy: bool = True) -> None:

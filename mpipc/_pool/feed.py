@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from mpipc._pool.results import Last
 from mpipc._pool.schedule import Schedule
 from mpipc._pool.tasks import Feed
 
-__all__ = ["Feeders"]
+__all__ = ["Feeders", "Taken"]
 
 
 class Feeders:
@@ -60,7 +62,8 @@ class Feeders:
         count = 0
         error: BaseException | None = None
         try:
-            while (task := self._read(tasks)) is not None:
+            while (task := self._read(tasks, feed)) is not None:
+                feed.read += 1
                 feed.low = task.function.pace.depth * schedule.size
                 if feed.waiting >= 2 * feed.low:
                     # Woken up for each task, this thread would take more time than the tasks do.
@@ -83,9 +86,13 @@ class Feeders:
             count += 1
         job._set_length(count)
 
-    def _read(self, tasks: Iterator[Task]) -> Task | None:
-        """The next task that a user's iterator gives; None if there is none, or the pool is over."""
+    def _read(self, tasks: Iterator[Task], feed: Feed) -> Task | None:
+        """The next task that a user's iterator gives; None if there is none, the pool is over, or nobody wants it."""
         thread = threading.current_thread()
+        while feed.most is not None and self._schedule.wait_for_taker(feed):
+            feed.bell.acquire()
+        if feed.left:
+            return None
         with self._life.lock:
             if self._life.is_over:
                 return None
@@ -95,3 +102,43 @@ class Feeders:
         finally:
             with self._life.lock:
                 self._reading.discard(thread)
+
+
+class _Results(deque[Any]):
+    """What an IMapIterator has and nobody has taken yet."""
+
+    def __init__(self, schedule: Schedule, feed: Feed) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._feed = feed
+
+    def popleft(self) -> Any:
+        result = super().popleft()
+        self._schedule.took(self._feed)
+        return result
+
+
+class Taken:
+    """An iterator over the results of an imap() that is to read only so much ahead of them. When nobody has it any
+    more, nothing more is read."""
+
+    def __init__(self, job: Any, schedule: Schedule, feed: Feed) -> None:
+        self._job = job
+        self._schedule = schedule
+        self._feed = feed
+        self._pid = os.getpid()
+        job._items = _Results(schedule, feed)  # nothing was read so far
+
+    def __iter__(self) -> Taken:
+        return self
+
+    def __next__(self) -> Any:
+        return self._job.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """See IMapIterator.next."""
+        return self._job.next(timeout)
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:  # in a child somebody may have had the lock when it was forked
+            self._schedule.leave(self._feed)

@@ -545,6 +545,27 @@ cdef class Schedule:
         with self.lock:
             return not self.life.over() and self.backlog.await_room(feed)
 
+    def wait_for_taker(self, feed):
+        """The same, before it reads on, if results of what it has read are to be taken first. Once the pool is closed,
+        all is read, as join() waits for it."""
+        with self.lock:
+            if feed.left or not self.life.runs() or feed.read - feed.taken < feed.most:
+                return False
+            self.backlog.feeds.add(feed)
+            return True
+
+    def took(self, feed):
+        """A result was taken of what a feeder has read."""
+        with self.lock:
+            feed.taken += 1
+            self.backlog.ring(feed)
+
+    def leave(self, feed):
+        """Nobody will take any more."""
+        with self.lock:
+            feed.left = True
+            self.backlog.ring(feed)
+
     # ---- the end
 
     def give_up(self):

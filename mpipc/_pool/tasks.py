@@ -88,17 +88,24 @@ def pace_of(call: Any) -> Pace:
 
 
 class Feed:
-    """How many tasks made from a user's iterator wait in the backlog; guarded by the lock of the pool's life."""
+    """How many tasks made from a user's iterator wait in the backlog, and how many are on the way in all; guarded by
+    the lock of the pool's life."""
 
-    __slots__ = ("bell", "low", "waiting")
+    __slots__ = ("bell", "left", "low", "most", "read", "taken", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         self.bell = threading.Lock()
         """Released when the feeder, which waits for it, is to go on."""
         self.bell.acquire()
         self.waiting = 0
         self.low = 0
         """How many there are when the feeder goes on; twice as many when it stops."""
+        self.most = most
+        """How many may have been read whose results nobody has taken; None: any number."""
+        self.read = 0
+        self.taken = 0
+        self.left = False
+        """Nobody will take the others: no more is read."""
 
 
 def function_name(function: Any) -> str:

@@ -9,10 +9,10 @@ import inspect
 import multiprocessing
 import multiprocessing.dummy
 import multiprocessing.managers
+import multiprocessing.popen_fork
 import pickle
 import pkgutil
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -242,8 +242,8 @@ def test_import_loads_nothing_heavy() -> None:
     assert "mpipc" in loaded
 
 
-RUNPY = "runpy" if sys.version_info < (3, 15) else ""
-"""From 3.15 on the standard library's popen_fork imports the resource tracker, and with it spawn."""
+RUNPY = "" if "resource_tracker" in inspect.getsource(multiprocessing.popen_fork) else "runpy"
+"""Where the standard library's popen_fork imports the resource tracker (3.15, late releases of 3.14), runpy comes."""
 
 
 @pytest.mark.parametrize(
