@@ -88,7 +88,8 @@ static void become_process(struct process *p) {
     p->f.me = 0;
     p->f.local_refs = calloc(MP_BLOCKS, sizeof *p->f.local_refs);
     p->f.local_record = calloc(MP_BLOCKS, sizeof *p->f.local_record);
-    check(p->f.local_refs != NULL && p->f.local_record != NULL);
+    p->f.stretches = calloc(MP_ARENA_SEGMENTS, sizeof *p->f.stretches);
+    check(p->f.local_refs != NULL && p->f.local_record != NULL && p->f.stretches != NULL);
     /* Unused, but counted: a process that is not attached to the family's segment has become another program (recovery.c). */
     check(syscall(SYS_shmat, founder.shmid, NULL, 0) != -1);
     check(mp_family_join(&p->f) == MP_OK);

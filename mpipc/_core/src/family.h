@@ -26,9 +26,11 @@ struct mp_family {
     pid_t reaper_child;    /* a reaper that is a direct child of this process, 0 if none */
     uint32_t *local_refs;   /* handles of this process, by block */
     uint32_t *local_record; /* record + 1 of this process, by block */
+    _Atomic uintptr_t *stretches; /* of the queue that is being recovered; MP_ARENA_SEGMENTS */
     char *reaper_path;
     struct mp_family *next;
     uint32_t pid_ns; /* this process's pid namespace */
+    bool reaper_failed; /* this process could not start one, when it last tried */
     bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
     _Atomic int recovery_held; /* how this process holds the recovery lock, or wants it; see liveness.c */
     struct mp_bank *_Atomic banks[MP_BANKS]; /* as far as they are mapped */

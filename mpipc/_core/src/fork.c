@@ -7,7 +7,6 @@
 #include "slots.h"
 #include "threads.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* A process that execs keeps its pid and its SEM_UNDO entries, and loses everything it held. The new image cancels the undo
@@ -96,8 +95,7 @@ int mp_fork_child(struct mp_family *f) {
     f->slot = f->fork_slot = f->start_slot = -1;
     f->me = 0;
     f->reaper_child = 0;
-    atomic_store(&f->recovery_held, 0); /* by another thread of the parent's, perhaps */
-    madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED); /* the parent's units are the parent's */
+    mp_forget_what_threads_did(f);
     if (slot >= 0) {
         uint64_t word = atomic_load(&f->seg->slots[slot].word);
         for (int attempt = 0; attempt < 3; attempt++) { /* FORKING may turn to FORKED under us, once */

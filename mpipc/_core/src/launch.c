@@ -10,6 +10,7 @@
  * sets the exit signal to SIGCHLD. It keeps the pages of the program that it was cloned from. */
 #include "launch.h"
 
+#include "banks.h"
 #include "reaper.h"
 
 #include <fcntl.h>
@@ -67,16 +68,27 @@ __attribute__((no_sanitize("address"))) static int middle(void *arg) {
     _exit(pid < 0 ? 1 : 0);
 }
 
+/* Where /proc is not there (chroot(2)): of the families of the program, as far as this one knows them. Segments of memory that it
+ * had live on with us then, until it has ended. */
+static void detach_families(struct mp_family *f) {
+    for (; f != NULL; f = f->next) {
+        mp_banks_unmap(f);
+        shmdt(f->seg);
+    }
+}
+
 /* Segments that the program had attached would live on with us. Read without stdio: the lock of malloc(3) may have been held by
  * another thread at the moment of the clone. */
-static void detach_inherited_segments(void) {
+static void detach_inherited_segments(struct mp_family *f) {
     static char text[1 << 16];
     void *found[1024];
     size_t count = 0, kept = 0;
     ssize_t got;
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    if (fd < 0) {
+        detach_families(f);
         return;
+    }
     while ((got = read(fd, text + kept, sizeof text - 1 - kept)) > 0) {
         text[kept + (size_t)got] = 0;
         char *line = text, *end;
@@ -100,7 +112,7 @@ static int launch_as_child(struct mp_family *f) {
         int shmid = f->shmid;
         uint64_t nonce = f->nonce;
         detach_from_program();
-        detach_inherited_segments();
+        detach_inherited_segments(f);
         prctl(PR_SET_NAME, "mpipc-reaper");
         _exit(mp_reaper_main(shmid, nonce));
     }
@@ -141,5 +153,6 @@ int mp_launch_reaper(struct mp_family *f) {
         free(stacks);
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+    f->reaper_failed = result != MP_OK;
     return result;
 }

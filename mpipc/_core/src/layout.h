@@ -37,6 +37,7 @@
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
 #define MP_WAITS_LEAST 64u
 #define MP_RECENT 256u
+#define MP_ARENA_SEGMENTS 1024u /* of shared memory, of one queue */
 
 /* Semaphores stand in pooled sets of one size, the first of each set carries the family's mark. The size is what SEMMSL allows at
  * the founding, but no more than MP_SET_MOST: whoever uses one semaphore of a set with SEM_UNDO pays kernel memory for all of
@@ -66,21 +67,21 @@ enum mp_slot_state {
     MP_SLOT_FREE,
     MP_SLOT_JOINING, /* being claimed by the process `pid`; not yet known to the kernel as alive */
     MP_SLOT_FORKING, /* reserved by a parent that is about to fork */
-    MP_SLOT_FORKED,  /* the fork is done; its child (if there is one) has not claimed the slot yet */
+    MP_SLOT_FORKED, /* the fork is done; its child (if there is one) has not claimed the slot yet */
     MP_SLOT_TRANSIT, /* holds what was pickled for a spawned child until the child has unpickled it */
-    MP_SLOT_ALIVE,   /* claimed: alive[slot] says whether the process lives */
-    MP_SLOT_DEAD     /* being cleared by recovery */
+    MP_SLOT_ALIVE, /* claimed: alive[slot] says whether the process lives */
+    MP_SLOT_DEAD /* being cleared by recovery */
 };
 
 /* word = state:8 | generation:24 | pid:32, always changed as a whole. */
 struct mp_slot {
     _Atomic uint64_t word;
     _Atomic uint64_t start_time; /* of the process, in clock ticks since boot; with the pid it names it for good */
-    _Atomic uint32_t parent;     /* slot + 1 of the process that reserved this slot, 0 if none */
-    _Atomic uint32_t leaving;    /* the process announced a normal exit: its semaphore units stay as they are */
-    _Atomic uint32_t suspect;    /* since when (ms, 0: not) scans have found no process behind a reservation */
-    _Atomic uint32_t kept;       /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
-    _Atomic uint32_t pid_ns;     /* in which the pid in the word means something; 0: not noted yet */
+    _Atomic uint32_t parent; /* slot + 1 of the process that reserved this slot, 0 if none */
+    _Atomic uint32_t leaving; /* the process announced a normal exit: its semaphore units stay as they are */
+    _Atomic uint32_t suspect; /* since when (ms, 0: not) scans have found no process behind a reservation */
+    _Atomic uint32_t kept; /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
+    _Atomic uint32_t pid_ns; /* in which the pid in the word means something; 0: not noted yet */
     uint8_t pad[28];
 };
 
@@ -93,7 +94,7 @@ enum mp_block_state {
     MP_BLOCK_MAKING, /* by the slot in the state word; a kernel object may exist under `key` */
     MP_BLOCK_READY,
     MP_BLOCK_LEAVING, /* READY, and the slot in the state word has found no holder and looks a second time; see blocks.c */
-    MP_BLOCK_DYING    /* by the slot in the state word; its kernel object may be gone already */
+    MP_BLOCK_DYING /* by the slot in the state word; its kernel object may be gone already */
 };
 
 #define MP_HOLDER_WORDS 7
@@ -107,23 +108,23 @@ enum mp_kind {
     MP_KIND_EVENT,
     MP_KIND_CONDITION,
     MP_KIND_BARRIER,
-    MP_KIND_QUEUE,   /* owns a message queue */
+    MP_KIND_QUEUE, /* owns a message queue */
     MP_KIND_SEGMENT, /* owns a shared memory segment */
-    MP_KIND_PIECE,   /* a piece of a segment, handed out by the heap */
-    MP_KIND_DATA,    /* 64 bytes of the owner class's own */
+    MP_KIND_PIECE, /* a piece of a segment, handed out by the heap */
+    MP_KIND_DATA, /* 64 bytes of the owner class's own */
     MP_KIND_RWLOCK
 };
 
 /* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags */
 #define MP_LOCK_OWNER 0xffffull
 #define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
-#define MP_LOCK_DIED (1ull << 17)      /* the previous owner died holding it; cleared by the next release */
-#define MP_LOCK_LOOK (1ull << 18)      /* of a queue: its owner has to look before the release, see queue.c */
-#define MP_LOCK_INSIDE (1ull << 19)    /* of an RWLock: its owner waits for no reader any more, see rwlock.c */
+#define MP_LOCK_DIED (1ull << 17) /* the previous owner died holding it; cleared by the next release */
+#define MP_LOCK_LOOK (1ull << 18) /* of a queue: its owner has to look before the release, see queue.c */
+#define MP_LOCK_INSIDE (1ull << 19) /* of an RWLock: its owner waits for no reader any more, see rwlock.c */
 
 struct mp_lock {
     _Atomic uint64_t word;
-    _Atomic uint32_t depth;  /* of an RLock; written by the owner only, and of no meaning while there is none */
+    _Atomic uint32_t depth; /* of an RLock; written by the owner only, and of no meaning while there is none */
     _Atomic uint32_t parked; /* somebody has parked at the bell since the block was made: recovery has to look */
 };
 
@@ -134,7 +135,7 @@ enum mp_returns { MP_RETURNS_GUESSED, MP_RETURNS_ALWAYS, MP_RETURNS_NEVER };
  * the operation that wrote the word. */
 struct mp_semaphore {
     _Atomic uint64_t word;
-    _Atomic uint64_t debt;    /* units that recovery has returned and nobody has released since */
+    _Atomic uint64_t debt; /* units that recovery has returned and nobody has released since */
     _Atomic uint32_t waiters; /* registered waiters; never too few, see mp_sem_enroll() */
     uint32_t maximum;
     uint32_t always; /* MP_RETURNS_ALWAYS */
@@ -145,7 +146,7 @@ struct mp_condition {
     _Atomic uint64_t tickets;
     _Atomic uint64_t generation; /* barrier: how many times it has ended a cycle */
     _Atomic uint64_t broken_generations; /* barrier: bit i set: generation - 1 - i ended broken */
-    _Atomic uint32_t broken;             /* barrier: broken until reset */
+    _Atomic uint32_t broken; /* barrier: broken until reset */
     uint32_t parties;
 };
 
@@ -153,7 +154,7 @@ struct mp_condition {
 struct mp_rwlock {
     struct mp_lock writer;
     _Atomic uint64_t tickets; /* of the cells that wait for it, where a condition has them */
-    _Atomic uint32_t tenure;  /* of the writer's lock: changes when somebody begins to have it */
+    _Atomic uint32_t tenure; /* of the writer's lock: changes when somebody begins to have it */
     _Atomic uint32_t record_low; /* all records of its readers are from here ... */
     _Atomic uint32_t record_high; /* ... to below here */
 };

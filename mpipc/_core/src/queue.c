@@ -91,7 +91,7 @@ int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_
     return error;
 }
 
-int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
+static void view(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
     memset(v, 0, sizeof *v);
     v->f = f;
     v->index = index;
@@ -102,11 +102,26 @@ int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) 
     atomic_init(&v->patience, MP_SHORTEST_STREAK);
     atomic_init(&v->longest, MP_BODY_SIZE);
     v->selector = v->flags & MP_QUEUE_PRIORITY ? -LONG_MAX : 0;
+}
+
+int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
+    view(v, f, index);
     v->segments = calloc(MP_ARENA_SEGMENTS, sizeof *v->segments);
     return v->segments == NULL ? MP_NO_MEMORY : MP_OK;
 }
 
-void mp_queue_close(struct mp_queue_view *v) { mp_arena_close(v); }
+void mp_queue_close(struct mp_queue_view *v) {
+    mp_arena_close(v);
+    free(v->segments);
+    v->segments = NULL;
+}
+
+/* For who has the recovery lock, without malloc(3): he may be the reaper, cloned from a program while another thread of that had
+ * malloc's lock. */
+static void open_for_recovery(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
+    view(v, f, index);
+    v->segments = f->stretches;
+}
 
 /* ---- was it removed? ------------------------------------------------------------------------------------------------------- */
 
@@ -372,20 +387,22 @@ void mp_queue_take_down(struct mp_family *f, uint32_t index) {
 /* Recovery, before the slots are free for others: pieces that the dead had in their hands. */
 void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead) {
     struct mp_queue_view v;
-    if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0 || mp_queue_open(&v, f, index) != MP_OK)
+    if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0)
         return;
+    open_for_recovery(&v, f, index);
     if (mp_arena_recover(&v, dead))
         atomic_fetch_or(&v.q->token, MP_DOUBTS);
-    mp_queue_close(&v);
+    mp_arena_close(&v);
 }
 
 /* The reaper, under the recovery lock. */
 void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns) {
     struct mp_queue_view v;
-    if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0 || mp_queue_open(&v, f, index) != MP_OK)
+    if (atomic_load(&mp_queue_of(mp_block_at(f, index))->arena) == 0)
         return;
+    open_for_recovery(&v, f, index);
     mp_arena_trim(&v, idle_ns);
-    mp_queue_close(&v);
+    mp_arena_close(&v);
 }
 
 /* Recovery, after every death: rings that were lost, and tokens. */

@@ -19,11 +19,24 @@ static uint64_t random_u64(void) {
     return value;
 }
 
+#define LOCAL_SIZE (MP_BLOCKS * sizeof(uint32_t))
+#define STRETCHES_SIZE (MP_ARENA_SEGMENTS * sizeof(uintptr_t))
+
+static void *local_table(size_t size) {
+    void *table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return table == MAP_FAILED ? NULL : table;
+}
+
 static int local_tables(struct mp_family *f) {
-    size_t size = MP_BLOCKS * sizeof(uint32_t);
-    f->local_refs = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    f->local_record = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return f->local_refs == MAP_FAILED || f->local_record == MAP_FAILED ? MP_FAILED : MP_OK;
+    f->local_refs = local_table(LOCAL_SIZE);
+    f->local_record = local_table(LOCAL_SIZE);
+    f->stretches = local_table(STRETCHES_SIZE);
+    return f->local_refs == NULL || f->local_record == NULL || f->stretches == NULL ? MP_FAILED : MP_OK;
+}
+
+static void drop_table(void *table, size_t size) {
+    if (table != NULL)
+        munmap(table, size);
 }
 
 static void unattached(struct mp_family *f, mp_tick_function *tick) {
@@ -125,10 +138,10 @@ void mp_family_detach(struct mp_family *f) {
     mp_banks_unmap(f);
     if (f->seg != NULL && f->seg != (void *)-1)
         shmdt(f->seg);
-    if (f->local_refs != NULL && f->local_refs != MAP_FAILED)
-        munmap(f->local_refs, MP_BLOCKS * sizeof(uint32_t));
-    if (f->local_record != NULL && f->local_record != MAP_FAILED)
-        munmap(f->local_record, MP_BLOCKS * sizeof(uint32_t));
+    drop_table(f->local_refs, LOCAL_SIZE);
+    drop_table(f->local_record, LOCAL_SIZE);
+    drop_table(f->stretches, STRETCHES_SIZE);
     f->seg = NULL;
     f->local_refs = f->local_record = NULL;
+    f->stretches = NULL;
 }

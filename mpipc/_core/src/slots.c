@@ -133,6 +133,13 @@ int mp_hold_all_local(struct mp_family *f, int slot) {
     return MP_OK;
 }
 
+/* In a forked child: the parent's units are the parent's, and a recovery that a thread of it was in is that one's. */
+void mp_forget_what_threads_did(struct mp_family *f) {
+    atomic_store(&f->recovery_held, 0);
+    madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
+    madvise(f->stretches, MP_ARENA_SEGMENTS * sizeof(uintptr_t), MADV_DONTNEED);
+}
+
 /* Joins as a process nobody prepared a slot for. What this process inherited handles of (a fork that ran no hooks) it
  * holds from now on. */
 int mp_family_join(struct mp_family *f) {
@@ -140,9 +147,8 @@ int mp_family_join(struct mp_family *f) {
         return MP_OK;
     if (f->pid != getpid()) { /* forked behind our back: the parent's units are the parent's, and so is what its threads do */
         f->pid = getpid();
-        atomic_store(&f->recovery_held, 0);
         f->pid_ns = mp_pid_namespace();
-        madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
+        mp_forget_what_threads_did(f);
     }
     for (;;) {
         int slot = mp_slot_reserve(f, MP_SLOT_JOINING);

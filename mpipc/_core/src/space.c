@@ -12,7 +12,6 @@
 #include "blocks.h"
 #include "objects.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* 0: there is no such size. */
@@ -126,11 +125,11 @@ int mp_arena_make(struct mp_queue_view *v) {
 }
 
 void mp_arena_close(struct mp_queue_view *v) {
-    for (uint32_t i = 0; v->segments != NULL && i < MP_ARENA_SEGMENTS; i++)
-        if (atomic_load(&v->segments[i]) != 0)
-            shmdt(mp_stretch_of(atomic_load(&v->segments[i])).base);
-    free(v->segments);
-    v->segments = NULL;
+    for (uint32_t i = 0; v->segments != NULL && i < MP_ARENA_SEGMENTS; i++) {
+        uintptr_t word = atomic_exchange(&v->segments[i], 0);
+        if (word != 0)
+            shmdt(mp_stretch_of(word).base);
+    }
     struct mp_arena *a = atomic_exchange(&v->arena, NULL);
     if (a != NULL)
         shmdt(a);

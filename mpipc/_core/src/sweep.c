@@ -7,6 +7,7 @@
 #include "processes.h"
 #include "recovery.h"
 #include "segment.h"
+#include "slots.h"
 #include "sets.h"
 
 #include <stdio.h>
@@ -27,6 +28,30 @@ bool mp_family_destroy(struct mp_family *f) {
     mp_remove_banks(f);
     shmctl(f->shmid, IPC_RMID, NULL);
     return true;
+}
+
+static bool others_in_use(struct mp_family *f) {
+    uint32_t high = mp_slot_high(f);
+    for (uint32_t i = 0; i < high; i++)
+        if ((int)i != f->slot && mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
+            return true;
+    return false;
+}
+
+/* The normal end of a process that could not start a reaper (RLIMIT_NPROC, seccomp(2)): the last member does its work. Whoever joins
+ * meanwhile looks at the state after he has taken a slot. */
+void mp_family_leave(struct mp_family *f) {
+    struct shmid_ds ds;
+    mp_leaving(f);
+    if (!f->reaper_failed || f->slot < 0 || f->fork_slot >= 0 || f->start_slot >= 0 || mp_reaper_present(f))
+        return;
+    mp_recover(f);
+    uint32_t open = MP_OPEN;
+    if (others_in_use(f) || !atomic_compare_exchange_strong(&f->h->state, &open, MP_CLOSING))
+        return;
+    if (others_in_use(f) || shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1 || mp_reaper_present(f) ||
+        !mp_family_destroy(f))
+        atomic_store(&f->h->state, MP_OPEN);
 }
 
 /* Seen by an outsider. The name of a reaper may be of another pid namespace, but it has the segment attached. */

@@ -4,6 +4,7 @@
 
 #include "family.h"
 
+void mp_family_leave(struct mp_family *f);
 bool mp_family_destroy(struct mp_family *f);
 int mp_sweep(void);
 
