@@ -79,7 +79,6 @@ struct mp_item {
 
 /* ---- the arena ----------------------------------------------------------------------------------------------------- */
 
-
 /* head = position of the first message: chunk:32 << 32 | offset:32; 0 while the lane is empty. The first chunk leads to the
  * others. tail is the last of them, as far as is known. */
 struct mp_lane {
