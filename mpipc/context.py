@@ -10,6 +10,7 @@ through it settles mpipc's start method, never multiprocessing's, and the other 
 
 from __future__ import annotations
 
+import multiprocessing
 import multiprocessing.context as _base
 import signal
 import sys
@@ -22,6 +23,7 @@ from multiprocessing.context import TimeoutError as TimeoutError
 from multiprocessing.context import assert_spawning as assert_spawning
 from multiprocessing.context import get_spawning_popen as get_spawning_popen
 from multiprocessing.context import set_spawning_popen as set_spawning_popen
+from types import MethodType
 
 from mpipc._stdlib import private, start_method
 from mpipc._stdlib.start_method import INHERITED_METHOD
@@ -177,6 +179,20 @@ class BaseContext(_base.BaseContext):
         from mpipc.popen_forkserver import set_preload
 
         set_preload(module_names, on_error)
+
+    def freeze_support(self) -> None:
+        """In a program that was frozen: become the child process, or the helper, that this process was started as.
+
+        What freezes programs (PyInstaller) puts a function of its own in the place of multiprocessing.freeze_support;
+        that one is called, as it is when this is. See multiprocessing.freeze_support.
+        """
+        current = multiprocessing.freeze_support
+        if not isinstance(current, MethodType):
+            current()
+        elif getattr(sys, "frozen", False):
+            from multiprocessing.spawn import freeze_support
+
+            freeze_support()
 
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method, without one this context (of the default context, the settled one).

@@ -31,7 +31,7 @@ import os
 import sys
 import threading
 from importlib import import_module
-from types import CellType, FunctionType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 
 from mpipc._stdlib import private
 from mpipc._stdlib.standard import modules, set_in_place
@@ -94,6 +94,8 @@ def install() -> None:
                 _open_window(ours)
         package = import_module("mpipc")
         for name in package.__all__:
+            if name == "freeze_support" and not isinstance(multiprocessing.freeze_support, MethodType):
+                continue  # that of the tool by which the program was frozen, which knows how its children begin
             changes.set(vars(multiprocessing), name, getattr(package, name))
         replacements = _replacements(pairs)
         for _, standard, ours in pairs:
