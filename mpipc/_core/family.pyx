@@ -425,8 +425,8 @@ def arrived():
 
 
 def leaving():
-    """This process ends in the normal way: semaphore units that it holds stay taken, as in multiprocessing. The last one
-    removes what there is, if nobody else can."""
+    """This process ends in the normal way: semaphore units that it holds stay taken, as in multiprocessing. The last
+    one removes what there is, if nobody else can."""
     cdef mp_family *f = families
     while f != NULL:
         mp_family_leave(f)
