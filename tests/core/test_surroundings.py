@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
-from support import NOBODY, can_become, kernel_rows, run_script, wait_until
+from support import NOBODY, can_become, kernel_rows, package_folder, run_script, wait_until
 from support.native_programs import CORE
 
 IDS = """
@@ -87,3 +90,67 @@ def test_nothing_that_a_reaper_does_allocates() -> None:
     for name in ("mp_queue_recover", "mp_queue_trim", "mp_queue_heal"):
         body = sources["queue.c"].partition(f"void {name}(")[2].partition("\n}")[0]
         assert body and "mp_queue_open" not in body
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="_interpreters is of 3.13")
+def test_a_subinterpreter_says_what_it_cannot_do() -> None:
+    """It goes on, and so does the main interpreter."""
+    source = """
+import _interpreters
+interpreter = _interpreters.create("isolated")
+for made in ("Lock()", "Value('i', 1)", "Event()", "SimpleQueue()", "Lock()"):
+    failed = _interpreters.exec(interpreter, f"import mpipc; mpipc.{made}")
+    print(failed.type.__name__, failed.msg)
+assert _interpreters.exec(interpreter, "import mpipc; mpipc.cpu_count()") is None
+import mpipc
+with mpipc.Lock():
+    pass
+_interpreters.destroy(interpreter)
+"""
+    lines = run_script(source).stdout.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert line.startswith("ImportError") and "does not support loading in subinterpreters" in line
+
+
+def test_a_reaper_that_cannot_be_executed_is_a_clone(tmp_path: Path) -> None:
+    """As on a mount that is noexec: here its file is not executable."""
+    package = package_folder()
+    assert package is not None
+    for path in package.rglob("*"):
+        copy = tmp_path / "mpipc" / path.relative_to(package)
+        if path.is_dir():
+            copy.mkdir(parents=True)
+        elif path.name == "mpipc-reaper":
+            shutil.copyfile(path, copy)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.symlink_to(path)
+    source = (
+        IDS
+        + """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import mpipc
+from support import wait_until
+assert mpipc.__file__.startswith(sys.argv[1])
+lock = mpipc.Lock()
+def comm(pid):
+    with open(f"/proc/{pid}/comm") as file:
+        return file.read().strip()
+def children():
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+wait_until(lambda: [comm(pid) for pid in children()] == ["mpipc-reaper"])
+def hold():
+    lock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+process = mpipc.get_context("fork").Process(target=hold)
+process.start()
+process.join()
+assert lock.acquire(timeout=30)
+ids()
+"""
+    )
+    output = run_script(source, arguments=[str(tmp_path)]).stdout
+    wait_until(lambda: left(output) == [], message="it has removed all")
