@@ -36,6 +36,8 @@ import mpipc
 from mpipc import _core as family
 from mpipc._core.snapshot import all_families
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+
 
 def members() -> list[int]:
     return sorted(pid for _, state, pid in family.current().processes() if state == "alive")

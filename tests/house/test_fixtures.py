@@ -101,6 +101,7 @@ def test_a_process_left_behind_fails_the_test(tmp_path: Path, start: str) -> Non
     assert "exit status 1" in output
 
 
+@pytest.mark.slow
 def test_an_orphan_that_was_only_forked_is_found(tmp_path: Path) -> None:
     output = run_pytest(
         tmp_path,
@@ -183,6 +184,7 @@ def test_fails(owner):
     assert "error" not in output.splitlines()[-3]
 
 
+@pytest.mark.slow
 def test_each_worker_has_a_namespace_of_its_own(tmp_path: Path) -> None:
     output = run_pytest(
         tmp_path,

@@ -16,6 +16,8 @@ import mpipc
 from mpipc import sharedctypes
 from mpipc._core import current
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+
 MIB = 1 << 20
 
 

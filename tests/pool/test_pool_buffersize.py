@@ -13,6 +13,9 @@ from support import wait_until
 
 from mpipc import TimeoutError as PoolTimeoutError
 
+# Nothing of this differs by start method.
+pytestmark = pytest.mark.slow_with("spawn", "forkserver")
+
 
 def double(number: int) -> int:
     if number < 0:

@@ -15,6 +15,8 @@ from support import TESTS, package_folder, processes, run_script, start_script, 
 
 import mpipc
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+
 CALLS = {
     "Lock.acquire": ("x = mpipc.Lock(); x.acquire()", "x.acquire()", "x.release(); assert x.acquire(False)"),
     "Lock.acquire with a timeout": ("x = mpipc.Lock(); x.acquire()", "x.acquire(timeout=500)", "x.release()"),

@@ -18,6 +18,8 @@ from support import run_script
 import mpipc
 from mpipc.managers import BaseManager, SharedMemoryManager, SyncManager
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+
 GONE = (EOFError, ConnectionError)
 """What multiprocessing raises when the server does not answer any more."""
 
