@@ -23,9 +23,7 @@ def fuzz_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow_but("new")
-@pytest.mark.parametrize(
-    ("first", "families"), [(0, 3000), (random.randrange(1 << 60), 1000)], ids=["known", "new"]
-)
+@pytest.mark.parametrize(("first", "families"), [(0, 3000), (random.randrange(1 << 60), 1000)], ids=["known", "new"])
 def test_wild_contents_of_a_family(fuzz_family: Path, first: int, families: int) -> None:
     result = subprocess.run([fuzz_family, str(first), str(families)], capture_output=True, text=True, timeout=100)
     print(result.stdout, result.stderr)
