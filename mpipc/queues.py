@@ -12,16 +12,18 @@ The classes have the names, signatures and errors of multiprocessing.queues. Wha
 """
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
 from queue import Empty, Full
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc._queue.batch import BatchQueue
 from mpipc._queue.message_queue import LEVELS, Watch
+from mpipc._stdlib import picklers
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._stdlib.subclasses import settle_queue
 
@@ -464,3 +466,26 @@ class SimpleQueue(_Base, Generic[T]):
         """This process will use the queue no more."""
         self._reader.close()
         self._writer.close()
+
+
+# ---- the module ------------------------------------------------------------------------------------------------------
+
+
+class _Module(ModuleType):
+    """This module, which is told when a program puts another pickler into it."""
+
+    @property
+    def _ForkingPickler(self) -> Any:
+        """The pickler of the queues: whatever is assigned pickles, and unpickles, from then on."""
+        return picklers.current()
+
+    @_ForkingPickler.setter
+    def _ForkingPickler(self, pickler: Any) -> None:
+        picklers.set_for_queues(pickler)
+
+    @_ForkingPickler.deleter
+    def _ForkingPickler(self) -> None:
+        picklers.set_for_queues(None)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -29,7 +29,7 @@ from mpipc._core.waits cimport deadline_if, wait_for
 from mpipc._queue.calls cimport waiting
 from mpipc._queue.message_queue cimport MessageQueue
 from mpipc._queue.plain cimport write_plain
-from mpipc._queue.serializer cimport Serializer, claim, give_back, take_serializer
+from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
 from mpipc._core.errors import queue_error
 
@@ -135,7 +135,9 @@ cdef class Bundle:
 
     cdef bint add_plain(self, object obj) except -1:
         cdef mp_body *body = self.next_body(MP_QUEUE_INLINE)
-        cdef uint32_t length = <uint32_t> write_plain(obj, body.body + 1, MP_QUEUE_INLINE)
+        cdef uint32_t length = 0
+        if not is_replaced:
+            length = <uint32_t> write_plain(obj, body.body + 1, MP_QUEUE_INLINE)
         if length == 0:
             return False
         body.length = 1 + length

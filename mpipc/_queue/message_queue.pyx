@@ -89,7 +89,7 @@ from mpipc._queue.calls cimport (
     waiting,
 )
 from mpipc._queue.plain cimport read_plain, write_plain
-from mpipc._queue.serializer cimport Serializer, claim, give_back, take_serializer
+from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
 from mpipc._core.errors import queue_error
 
@@ -306,7 +306,7 @@ cdef class MessageQueue:
         self.sender = self.v.f.slot
         if level < 0:
             level = self.last_level
-        length = <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
+        length = 0 if is_replaced else <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
         if length != 0:
             item.message.kind = MP_BODY_PLAIN
             outcome = mp_queue_try_send(&self.v, &item.message, length, <uint32_t> level)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from multiprocessing import context as _context
 from multiprocessing import process as _process
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.reduction import AbstractReducer
 
 from mpipc._stdlib.standard import standard_module
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTEXTS",
     "NAMES",
+    "ORIGINAL_PICKLER",
     "QUEUE_INTERNALS",
     "SAFE_QUEUE",
     "SETUP_QUEUES",
@@ -284,6 +285,13 @@ NAMES = (
         "read",
         "What programs have registered with ForkingPickler.register(), for queues, which use the C pickler directly.",
     ),
+    (
+        "multiprocessing.queues",
+        "_ForkingPickler",
+        EVER,
+        "offered",
+        "The pickler of the queues. Programs put another one there, which takes lambdas, say.",
+    ),
     # --- shared memory and managers
     (
         "multiprocessing.shared_memory",
@@ -498,7 +506,10 @@ QUEUE_INTERNALS = frozenset(
 )
 """What multiprocessing's queues are made of and mpipc's are not."""
 
-extra_reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+ORIGINAL_PICKLER: Any = AbstractReducer.ForkingPickler
+"""multiprocessing.reduction.ForkingPickler, as long as nobody has put another there."""
+
+extra_reducers: dict[type, Any] = ORIGINAL_PICKLER._extra_reducers
 """The reducers registered with ForkingPickler, by type. It changes whenever one is registered."""
 
 # --- shared memory and managers ---------------------------------------------------------------------------------------
