@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
 from queue import Empty, Full
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc._queue.batch import BatchQueue
@@ -471,7 +471,7 @@ class SimpleQueue(_Base, Generic[T]):
 # ---- the module ------------------------------------------------------------------------------------------------------
 
 
-class _Module(ModuleType):
+class _Module(picklers.Module):
     """This module, which is told when a program puts another pickler into it."""
 
     @property

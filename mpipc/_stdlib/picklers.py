@@ -15,6 +15,7 @@ do something with an integer, too.
 from __future__ import annotations
 
 import pickle
+from importlib import import_module
 from multiprocessing import context as _context
 from multiprocessing import reduction as _reduction
 from types import FunctionType, ModuleType
@@ -26,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
+__all__ = ["Module", "current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
 
 _for_queues: Any = None
 _reducer: Any = None
@@ -56,7 +57,14 @@ def set_reducer(reducer: Any) -> None:
     _note()
 
 
-class _Reduction(type(_reduction)):  # type: ignore[misc]
+class Module(ModuleType):
+    """A module that dill and cloudpickle, which know modules by their type, can pickle by name all the same."""
+
+    def __reduce__(self) -> Any:
+        return import_module, (self.__name__,)
+
+
+class _Reduction(Module):
     """The module multiprocessing.reduction, which says when another ForkingPickler is put into it."""
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "segment_names",
     "segment_tracker",
     "send_signal",
+    "set_connections_pickler",
     "set_preloaded",
     "set_thread_state",
     "settle",
@@ -292,6 +293,13 @@ NAMES = (
         "offered",
         "The pickler of the queues. Programs put another one there, which takes lambdas, say.",
     ),
+    (
+        "multiprocessing.connection",
+        "_ForkingPickler",
+        EVER,
+        "read",
+        "The pickler of connections, which is replaced where `multiprocess` is to be multiprocessing with dill.",
+    ),
     # --- shared memory and managers
     (
         "multiprocessing.shared_memory",
@@ -511,6 +519,13 @@ ORIGINAL_PICKLER: Any = AbstractReducer.ForkingPickler
 
 extra_reducers: dict[type, Any] = ORIGINAL_PICKLER._extra_reducers
 """The reducers registered with ForkingPickler, by type. It changes whenever one is registered."""
+
+
+
+def set_connections_pickler(pickler: Any) -> None:
+    """Have connections, and with them managers, pickle with this from now on."""
+    standard_module("connection")._ForkingPickler = pickler  # type: ignore[attr-defined]
+
 
 # --- shared memory and managers ---------------------------------------------------------------------------------------
 
