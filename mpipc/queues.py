@@ -24,6 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from mpipc._queue.batch import BatchQueue
 from mpipc._queue.message_queue import LEVELS, Watch
 from mpipc._stdlib import picklers
+from mpipc._stdlib.likeness import Likeness
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._stdlib.subclasses import settle_queue
 
@@ -92,8 +93,10 @@ def _debug(message: str) -> None:
 # ---- the ends of a queue, as multiprocessing's queues have them ------------------------------------------------------
 
 
-class _End:
+class _End(Likeness):
     """What code that uses `queue._reader` or `queue._writer` expects of a multiprocessing.connection.Connection."""
+
+    _like = "connection", "Connection"
 
     def __init__(self, messages: BatchQueue) -> None:
         self._messages = messages
@@ -200,7 +203,7 @@ class Writer(_End):
 # ---- the queues ------------------------------------------------------------------------------------------------------
 
 
-class _Base:
+class _Base(Likeness):
     """What all queues have in common."""
 
     _messages: BatchQueue
@@ -235,6 +238,8 @@ class Queue(_Base, Generic[T]):
     `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
     pickling an object raises, instead of telling `_on_queue_feeder_error()`.
     """
+
+    _like = "queues", "Queue"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -385,6 +390,8 @@ class JoinableQueue(Queue[T]):
     killed: nobody knows how far it had come. Any process may call task_done() for it.
     """
 
+    _like = "queues", "JoinableQueue"
+
     def _make(self, maxsize: int) -> BatchQueue:
         return BatchQueue(maxsize, counted=True)
 
@@ -431,6 +438,8 @@ class PriorityQueue(Queue[T]):
 
 class SimpleQueue(_Base, Generic[T]):
     """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue."""
+
+    _like = "queues", "SimpleQueue"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
