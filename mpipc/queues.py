@@ -23,6 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc._queue.batch import BatchQueue
 from mpipc._queue.message_queue import LEVELS, Watch
+from mpipc._queue.parts import JoinableQueueParts, QueueParts, SimpleQueueParts
 from mpipc._stdlib import picklers
 from mpipc._stdlib.likeness import Likeness
 from mpipc._stdlib.start_method import assert_shareable, is_fork
@@ -155,6 +156,8 @@ class Reader(_End):
                 os.eventfd_write(watch.fd, 1)
                 return watch.fd
             self._stop = weakref.finalize(self, watch.stop)
+        elif self._failure is None:
+            self._watch.look_again()  # another process may have taken what there was; who asks is about to wait
         return self._watch.fd
 
     def poll(self, timeout: float | None = 0.0) -> bool:
@@ -175,6 +178,17 @@ class Reader(_End):
             raise failure
         return self._messages.get()
 
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """The next object as it is pickled, or what a Writer has sent with send_bytes(), waited for.
+
+        EOFError: the queue was removed; OSError: it is longer than `maxlength` bytes, and gone.
+        """
+        self._check_open()
+        data = self._messages.get_pickle()
+        if maxlength is not None and len(data) > maxlength:
+            raise OSError(f"got {len(data)} bytes where at most {maxlength} were expected")
+        return data
+
     def close(self) -> None:
         super().close()
         self._messages.watched_by(None)
@@ -194,6 +208,30 @@ class Writer(_End):
     readable = False
     writable = True
 
+    def __init__(self, messages: BatchQueue) -> None:
+        super().__init__(messages)
+        self._descriptor: int | None = None
+
+    def fileno(self) -> int:
+        """A file descriptor that can always be written to, as far as select and the like can tell; only for waiting."""
+        self._check_open()
+        if self._descriptor is None:
+            self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            weakref.finalize(self, os.close, self._descriptor).atexit = False
+        return self._descriptor
+
+    def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        """Puts bytes into the queue: an object as it is pickled, or anything if a Reader's recv_bytes() is to get it.
+
+        ValueError: they are none, or not in `buf`.
+        """
+        self._check_open()
+        view = memoryview(buf).cast("B")
+        size = len(view) - offset if size is None else size
+        if offset < 0 or size < 0 or offset + size > len(view):
+            raise ValueError(f"there are not {size} bytes from {offset} on in a buffer of {len(view)}")
+        self._messages.put_pickle(bytes(view[offset : offset + size]))
+
     def send(self, obj: Any) -> None:
         """Puts obj into the queue; raises what pickling it raises."""
         self._check_open()
@@ -203,7 +241,7 @@ class Writer(_End):
 # ---- the queues ------------------------------------------------------------------------------------------------------
 
 
-class _Base(Likeness):
+class _Base(SimpleQueueParts, Likeness):
     """What all queues have in common."""
 
     _messages: BatchQueue
@@ -232,7 +270,7 @@ class _Base(Likeness):
         return self._messages.trim()
 
 
-class Queue(_Base, Generic[T]):
+class Queue(QueueParts, _Base, Generic[T]):
     """A queue of objects between processes: multiprocessing.Queue.
 
     `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
@@ -251,6 +289,7 @@ class Queue(_Base, Generic[T]):
         self._is_fork_ctx = is_fork(ctx)
         self._raise_on_pickle_error = raise_on_pickle_error
         self._ignore_epipe = False  # concurrent.futures sets it
+        self._opid = os.getpid()
         self._reset(self._make(max(maxsize, 0)))
 
     def _make(self, maxsize: int) -> BatchQueue:
@@ -260,14 +299,15 @@ class Queue(_Base, Generic[T]):
         self._open(messages)
         self._maxsize = messages.maxsize or LIMIT
         self._closed = False
+        self._joincancelled = False
         self._has_put = False
 
     def __getstate__(self) -> Any:
         assert_shareable(self)
-        return (self._ignore_epipe, self._raise_on_pickle_error, self._messages.block)
+        return (self._ignore_epipe, self._raise_on_pickle_error, self._opid, self._messages.block)
 
     def __setstate__(self, state: Any) -> None:
-        self._ignore_epipe, self._raise_on_pickle_error, block = state
+        self._ignore_epipe, self._raise_on_pickle_error, self._opid, block = state
         self._reset(BatchQueue(block=block))
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
@@ -366,6 +406,7 @@ class Queue(_Base, Generic[T]):
     def cancel_join_thread(self) -> None:
         """Does nothing: there is no thread to be waited for."""
         _debug("Queue.cancel_join_thread()")
+        self._joincancelled = True
 
     def _terminate_broken(self) -> None:
         # concurrent.futures (from Python 3.12 on) calls it when its workers are gone.
@@ -383,7 +424,7 @@ class Queue(_Base, Generic[T]):
 LIMIT = 0x7FFFFFFF  # what multiprocessing's queues have as _maxsize when there is none
 
 
-class JoinableQueue(Queue[T]):
+class JoinableQueue(JoinableQueueParts, Queue[T]):
     """A Queue that knows when all that was put has been dealt with: multiprocessing.JoinableQueue.
 
     An object that a consumer took counts as unfinished until task_done() is called for it, also if the consumer is

@@ -324,6 +324,10 @@ class Event(EventBase, Likeness):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
 
+    @property
+    def _flag(self) -> _Reading:
+        return _Reading(int(self.is_set()))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _reduce(self)
 

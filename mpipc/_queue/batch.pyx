@@ -22,6 +22,7 @@ from mpipc._core.queue cimport (
     mp_queue_send_many,
     mp_queue_soon,
     mp_queue_take_many,
+    mp_queue_try_send,
     mp_queue_try_take,
     mp_queue_view,
 )
@@ -32,6 +33,7 @@ from mpipc._queue.plain cimport write_plain
 from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
 from mpipc._core.errors import queue_error
+from mpipc._queue.serializer import dumps
 
 # As many go at once: the lock is held while they are copied.
 cdef uint32_t BATCH = 128
@@ -205,7 +207,46 @@ cdef class Bundle:
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class BatchQueue(MessageQueue):
-    """A MessageQueue that sends and takes several objects at once, too; what mpipc.queues are made of."""
+    """A MessageQueue that sends and takes several objects at once, too, and pickles; what mpipc.queues are made of."""
+
+    def put_pickle(self, bytes pickled):
+        """Sends an object that is pickled already, or what else receivers expect; waits for room. ValueError if it is
+        empty."""
+        cdef mp_item item
+        cdef uint32_t length
+        cdef int outcome
+        cdef Serializer serializer
+        if not pickled:
+            raise ValueError("a message cannot be empty")
+        self.ensure()
+        self.sender = self.v.f.slot
+        serializer = take_serializer()
+        try:
+            serializer.total = 0
+            serializer.write(pickled)
+            length = self.fill(&item, serializer)
+        finally:
+            give_back(serializer)
+        outcome = mp_queue_try_send(&self.v, &item.message, length, self.last_level)
+        self.send(&item, length, self.last_level, outcome, -1)
+
+    def get_pickle(self):
+        """The next object, waited for, as it is pickled. EOFError: the queue was removed."""
+        cdef mp_item item
+        cdef int outcome
+        self.ensure()
+        outcome = mp_queue_try_take(&self.v, &item)
+        if outcome != MP_OK:
+            self.take(&item, outcome, -1)
+        if item.message.kind == MP_BODY_PLAIN:
+            return dumps(self.opened(&item))
+        try:
+            return PyBytes_FromStringAndSize(<char *> item.data, item.size)
+        finally:
+            if item.message.kind == MP_BODY_PIECE:
+                mp_piece_free(&self.v, &item.piece)
+            if self.watch is not None:
+                self.watch.look_again()
 
     def put_many(self, objects, block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are

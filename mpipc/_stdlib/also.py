@@ -1,9 +1,9 @@
 """Another package's name for multiprocessing: `python -m mpipc run --also multiprocess`.
 
-`multiprocess` is multiprocessing under another name, with dill in the place of pickle; pathos, p_tqdm, datasets and others
-are written for it. With its name in place, `import multiprocess.pool` gives what `import multiprocessing.pool` gives, the
-very same module, and the package itself is not loaded, nor need it be installed. What pickles by dill there does so
-here, if dill can be imported.
+`multiprocess` is multiprocessing under another name, with dill in the place of pickle; pathos, p_tqdm, datasets and
+others are written for it. With its name in place, `import multiprocess.pool` gives what `import multiprocessing.pool`
+gives, the very same module, and the package itself is not loaded, nor need it be installed. What pickles by dill there
+does so here, if dill can be imported.
 
 The name stays for as long as the process runs, also after mpipc.uninstall(). Children get it with install().
 """
@@ -69,7 +69,7 @@ def stand_in(names: list[str]) -> None:
 
 def _pickle_by_dill() -> None:
     """Pickle as `multiprocess` does, unless the program has put a pickler there, or there is no dill."""
-    reduction = import_module("multiprocessing.reduction")
+    reduction: Any = import_module("multiprocessing.reduction")
     if reduction.ForkingPickler is not private.ORIGINAL_PICKLER:
         return
     try:

@@ -1,8 +1,8 @@
 """isinstance(): objects of mpipc are instances of multiprocessing's classes, too, of which theirs are not derived.
 
 Programs ask `isinstance(x, multiprocessing.queues.Queue)`, the logging package does. isinstance() asks the type of x
-first, and then `x.__class__`: which here is a class that is a subclass of multiprocessing's, and in all else the type of
-x. If multiprocessing's module is not loaded, nobody can have its class to ask with, and it is not loaded for that.
+first, and then `x.__class__`: which here is a class that is a subclass of multiprocessing's, and in all else the type
+of x. If multiprocessing's module is not loaded, nobody can have its class to ask with, and it is not loaded for that.
 
 issubclass(type(x), multiprocessing.queues.Queue) stays False: there is no `__class__` between.
 """
@@ -109,6 +109,7 @@ class _Face(type):
     def __dir__(cls) -> list[str]:
         return dir(_class_of(cls))
 
+
 def _class_of(face: Any) -> Any:
     return type.__getattribute__(face, "__dict__")["_bases"][0]
 
@@ -117,7 +118,7 @@ def _reduce_face(face: Any) -> Any:
     return operator.getitem, ((_class_of(face),), 0)
 
 
-copyreg.pickle(_Face, _reduce_face)  # type: ignore[arg-type]
+copyreg.pickle(_Face, _reduce_face)
 
 
 def _face_of(cls: type, standard: type) -> type:
@@ -127,7 +128,7 @@ def _face_of(cls: type, standard: type) -> type:
         if type(cls) is not type:
             kind = type("_Face", (_Face, type(cls)), {})
             copyreg.pickle(kind, _reduce_face)
-        face = type.__new__(kind, cls.__name__, (cls, standard), {"__slots__": ()})
+        face: type = type.__new__(kind, cls.__name__, (cls, standard), {"__slots__": ()})
         type.__setattr__(face, "_bases", (cls, standard))
         type.__setattr__(face, "__bases__", (cls, standard))  # has mro() called again
         setattr(cls, _FACE, face)

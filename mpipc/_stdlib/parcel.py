@@ -22,7 +22,8 @@ __all__ = ["child_source", "spawning"]
 def child_source(function: str | None = "install", module: str = "mpipc._stdlib.install") -> str:
     """Python source that imports a module of mpipc in another interpreter, and calls a function of it, if any.
 
-    If that puts mpipc in the place of multiprocessing, other packages' names follow that do so here. It takes mpipc from where it is here: the other interpreter has not been told this one's sys.path yet.
+    With a function, other packages' names that mean multiprocessing here do so there. It takes mpipc from where it is
+    here: the other interpreter has not been told this one's sys.path yet.
     """
     calls = f"{module}.{function}()\n" if function is not None else ""
     also = ""

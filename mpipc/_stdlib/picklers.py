@@ -6,10 +6,10 @@ They do so in three places, in all of which multiprocessing looks, in this order
 * `reducer` of a context, which is public: an object with a ForkingPickler, and a dump() for the start of processes;
 * `reduction.ForkingPickler`.
 
-multiprocessing's modules look when they are imported, or when they pickle; for mpipc's it counts from the assignment on,
-of which this module is told: asking all three for each message would take as long as a part of sending it. As long as
-nobody has put anything anywhere, small objects travel without a pickler. A replaced one is asked for everything: it may
-do something with an integer, too.
+multiprocessing's modules look when they are imported, or when they pickle; for mpipc's it counts from the assignment
+on, of which this module is told: asking all three for each message would be a part of what sending it costs. As long
+as nobody has put anything anywhere, small objects travel without a pickler. A replaced one is asked for everything: it
+may do something with an integer, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import pickle
 from importlib import import_module
 from multiprocessing import context as _context
-from multiprocessing import reduction as _reduction
+from multiprocessing import reduction as _standard_reduction
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Module", "current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
 
+_reduction: Any = _standard_reduction
 _for_queues: Any = None
 _reducer: Any = None
 _listeners: list[Callable[[bool], object]] = []
@@ -113,4 +114,4 @@ def with_reducer(function: Any, module: ModuleType) -> Any:
 
 
 _reduction.__class__ = _Reduction
-set_reducer(_context.reduction)  # which a program may have set before it has imported mpipc
+set_reducer(_context.reduction)  # type: ignore[attr-defined]  # which a program may have set before it has imported mpipc

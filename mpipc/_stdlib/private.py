@@ -201,6 +201,14 @@ NAMES = (
     ),
     (
         "multiprocessing.pool.Pool",
+        "_inqueue _outqueue _quick_put _result_handler _task_handler _taskqueue _worker_handler",
+        EVER,
+        "derived",
+        "Programs put tasks for results of their own into _taskqueue, ask it how many are waiting, and look at the"
+        " threads.",
+    ),
+    (
+        "multiprocessing.pool.Pool",
         "_setup_queues",
         EVER,
         "sought",
@@ -374,11 +382,25 @@ NAMES = (
         "concurrent.futures calls it when its workers are gone. Nobody calls it where there is none.",
     ),
     (
-        "multiprocessing.queues.SimpleQueue",
-        "_reader _writer",
+        "multiprocessing.queues.Queue",
+        "_buffer _joincancelled _opid _poll _recv_bytes _rlock _sem _send_bytes _thread _wlock",
         EVER,
         "offered",
-        "concurrent.futures waits for _reader.",
+        "Programs look whether something is still to be sent, and receive beside get(). See _queue/parts.py.",
+    ),
+    (
+        "multiprocessing.queues.JoinableQueue",
+        "_unfinished_tasks",
+        EVER,
+        "offered",
+        "Its value tells how much is to be done.",
+    ),
+    (
+        "multiprocessing.queues.SimpleQueue",
+        "_poll _reader _rlock _wlock _writer",
+        EVER,
+        "offered",
+        "concurrent.futures waits for _reader; programs look whether there is something.",
     ),
     (
         "multiprocessing.synchronize.SemLock",
@@ -387,6 +409,13 @@ NAMES = (
         "offered",
         "Who asks a lock for its name or value asks its _semlock, which is the lock. One that was made by a context of"
         " fork is not sent to a child of spawn.",
+    ),
+    (
+        "multiprocessing.synchronize.Event",
+        "_flag",
+        EVER,
+        "offered",
+        "Its value tells whether it is set.",
     ),
     (
         "multiprocessing.synchronize.Condition",
@@ -519,7 +548,6 @@ ORIGINAL_PICKLER: Any = AbstractReducer.ForkingPickler
 
 extra_reducers: dict[type, Any] = ORIGINAL_PICKLER._extra_reducers
 """The reducers registered with ForkingPickler, by type. It changes whenever one is registered."""
-
 
 
 def set_connections_pickler(pickler: Any) -> None:
