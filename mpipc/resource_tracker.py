@@ -2,8 +2,8 @@
 
 Programs written for Pythons before 3.13, in which SharedMemory has no `track`, say `unregister(segment._name,
 "shared_memory")` instead, or replace register() by a function that leaves shared memory out. The same is meant here:
-register() and unregister() set and clear what `track` is for a segment, and the tracker, a process that knows nothing of
-it, hears nothing. A register() that stands in the place of this one is called when a segment is created.
+register() and unregister() set and clear what `track` is for a segment, and the tracker, a process that knows nothing
+of it, hears nothing. A register() that stands in the place of this one is called when a segment is created.
 
 Everything else is multiprocessing's, and what is assigned to it here is assigned there.
 """
@@ -17,6 +17,8 @@ from typing import Any
 from mpipc._stdlib.picklers import Module
 
 __all__ = ["ensure_running", "register", "unregister"]
+
+ensure_running = _standard.ensure_running
 
 SEGMENT = "shared_memory"
 

@@ -14,6 +14,7 @@ may do something with an integer, too.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from importlib import import_module
 from multiprocessing import context as _context
@@ -45,9 +46,13 @@ def current() -> Any:
 
 
 def set_for_queues(pickler: Any) -> None:
-    """Somebody has assigned to `queues._ForkingPickler`; None: it is what the others are."""
+    """Somebody has assigned to `queues._ForkingPickler`; None, or what the others are: it is what these are."""
     global _for_queues
-    _for_queues = None if pickler is ORIGINAL_PICKLER else pickler
+    _for_queues = None
+    with contextlib.suppress(AttributeError):
+        if pickler is current():
+            pickler = None
+    _for_queues = pickler
     _note()
 
 
@@ -104,12 +109,31 @@ def loads(data: bytes) -> Any:
     return getattr(current(), "loads", pickle.loads)(data)
 
 
+class _Dumping:
+    """A reducer that has a dump(). That of AbstractReducer takes the reducer for the object, and fails."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def dump(self, obj: Any, file: Any, protocol: int | None = None) -> None:
+        """Pickle an object into a file."""
+        dump = self._reducer.dump
+        if getattr(dump, "__func__", None) is _reduction.AbstractReducer.dump:
+            self._reducer.ForkingPickler(file, protocol).dump(obj)
+        else:
+            dump(obj, file, protocol)
+
+
 def with_reducer(function: Any, module: ModuleType) -> Any:
     """A function of multiprocessing's that pickles with the `reduction` that its module has imported: with the reducer
-    of the contexts instead, if there is one."""
-    if _reducer is None:
+    of the contexts instead. (The module has what that was when it was imported.)"""
+    reducer = _reduction if _reducer is None else _reducer
+    if vars(module).get("reduction") is reducer:
         return function
-    names = {**vars(module), "reduction": _reducer}
+    names = {**vars(module), "reduction": reducer if reducer is _reduction else _Dumping(reducer)}
     return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
 
 

@@ -1,6 +1,6 @@
 """Recipes: what programs do with multiprocessing that goes beyond its documentation, and that many have copied.
 
-Each program of recipes/ runs on multiprocessing, on mpipc where it imports multiprocessing, and unmodified by `python -m
+Each program of recipes/ runs on multiprocessing, on mpipc by other import statements, and unmodified by `python -m
 mpipc run`. The output is the same.
 """
 

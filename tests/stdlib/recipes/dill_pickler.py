@@ -29,6 +29,9 @@ def answer(queue, function):
 
 
 if __name__ == "__main__":
+    if sys.argv[1] != "fork":
+        print("skipped: a fresh interpreter reads what it is sent before it knows of dill, and cannot read this")
+        sys.exit()
     context = multiprocessing.get_context(sys.argv[1])
     queue = context.Queue()
     queue.put(add(1))

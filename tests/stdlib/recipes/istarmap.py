@@ -61,12 +61,12 @@ if __name__ == "__main__":
     done = []
     with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
         print(list(pool.istarmap(power, [(2, i) for i in range(10)])))
-        print(list(pool.istarmap(power, zip(range(9), range(9)), chunksize=4)))
+        print(list(pool.istarmap(power, zip(range(9), range(9), strict=True), chunksize=4)))
         print(list(pool.istarmap(power, [])))
         print(results(iter(pool.istarmap(power, [(1, 1), (13, 1), (2, 2)]))))
         print(results(iter(pool.istarmap(power, broken(3)))))
-        print(sorted(pool.istarmap_unordered(power, zip(range(5), range(5)))))
-        print(starmap_with_result(pool, power, zip(range(5), range(5)), done.append).get(), done)
+        print(sorted(pool.istarmap_unordered(power, zip(range(5), range(5), strict=True))))
+        print(starmap_with_result(pool, power, zip(range(5), range(5), strict=True), done.append).get(), done)
         pool.close()
         pool.join()
     try:

@@ -1,4 +1,4 @@
-"""A server by connection.Listener that children talk to, several at once, with wait(); objects, bytes and a queue's end."""
+"""A server by connection.Listener that children talk to, several at once, with wait(); and the end of a queue."""
 
 import multiprocessing
 import sys

@@ -21,8 +21,8 @@ class Logged:
 
 
 class LoggingPool(multiprocessing.pool.Pool):
-    def apply_async(self, func, args=(), kwds={}, callback=None, error_callback=None):
-        return super().apply_async(Logged(func), args, kwds, callback, error_callback)
+    def apply_async(self, func, args=(), kwds=None, callback=None, error_callback=None):
+        return super().apply_async(Logged(func), args, kwds or {}, callback, error_callback)
 
     def map_async(self, func, iterable, chunksize=None, callback=None, error_callback=None):
         return super().map_async(Logged(func), iterable, chunksize, callback, error_callback)

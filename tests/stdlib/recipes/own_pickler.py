@@ -38,6 +38,13 @@ class Reducer(AbstractReducer):
     ForkingPickler = Pickler
     register = Pickler.register
     dump = staticmethod(dump)
+    HAVE_SEND_HANDLE = True
+    # multiprocessing's modules take these from the reducer, too, and would call them as methods.
+    DupFd = staticmethod(AbstractReducer.DupFd)
+    sendfds = staticmethod(AbstractReducer.sendfds)
+    recvfds = staticmethod(AbstractReducer.recvfds)
+    send_handle = staticmethod(AbstractReducer.send_handle)
+    recv_handle = staticmethod(AbstractReducer.recv_handle)
 
 
 def receive(queue, arguments):

@@ -36,5 +36,7 @@ if __name__ == "__main__":
                 results.append(pool.apply_async(square, (i,), callback=lambda _: done.release()))
             for _ in results:
                 done.acquire()
-            print(sum(each.get() for each in results), pool._taskqueue.qsize(), pool._taskqueue.empty(), len(pool._cache))
+            print(
+                sum(each.get() for each in results), pool._taskqueue.qsize(), pool._taskqueue.empty(), len(pool._cache)
+            )
             print([thread.is_alive() for thread in (pool._worker_handler, pool._task_handler, pool._result_handler)])

@@ -1,4 +1,4 @@
-"""Logging of several processes in one place: QueueHandlers, set up by dictConfig() with a queue, and a QueueListener."""
+"""Logging of several processes in one place: QueueHandlers, set up by dictConfig(), and a QueueListener."""
 
 import logging
 import logging.config
