@@ -44,6 +44,14 @@ class BaseContext(_base.BaseContext):
     The signatures are multiprocessing's; so are the imports inside, which keep `import mpipc` cheap.
     """
 
+    @_base.BaseContext.reducer.setter  # type: ignore[attr-defined, untyped-decorator]
+    def reducer(self, reduction: Any) -> None:
+        """Controls how objects will be reduced to a form that can be shared with other processes."""
+        from mpipc._stdlib.picklers import set_reducer
+
+        _base.BaseContext.reducer.fset(self, reduction)  # type: ignore[attr-defined]
+        set_reducer(reduction)
+
     def Manager(self) -> managers.SyncManager:
         """Return a manager with a server process that has been started, for objects that live in that process."""
         from mpipc.managers import SyncManager

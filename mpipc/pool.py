@@ -38,6 +38,7 @@ from typing import Any
 
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool.engine import Engine
+from mpipc._pool.parts import Parts
 from mpipc._pool.results import (
     ApplyResult,
     AsyncResult,
@@ -68,7 +69,7 @@ def default_processes() -> int:
     return count or 1
 
 
-class Pool(_base.Pool):
+class Pool(Parts, _base.Pool):
     """multiprocessing.Pool on System V message queues.
 
     `retries`: how many times a task is run again when the worker that runs it dies. It may have had effects before
@@ -174,7 +175,7 @@ class Pool(_base.Pool):
         self._check_running()
         options = self._options(timeout)
         kind, payload = (CALL, (tuple(args), kwds)) if kwds else (APPLY, tuple(args))
-        result = ApplyResult(self, callback, error_callback)
+        result = ApplyResult(self, callback, error_callback, ours=True)
         function = Function(func, result._job + 1, lasting=False)
         return result, Task(result, 0, kind, function, payload, **options)
 
@@ -275,12 +276,12 @@ class Pool(_base.Pool):
         options = self._options(timeout)
         bar = Progress(length, function_name(func)) if progress else None
         if error is not None:
-            result = MapResult(self, 1, 1, callback, error_callback, bar)
+            result = MapResult(self, 1, 1, callback, error_callback, bar, ours=True)
             self._engine.take_on_failure(result, error)
             return result
         if chunksize == 1 and kind == CHUNK:
             kind = ITEM
-        result = MapResult(self, chunksize, length, callback, error_callback, bar, single=kind == ITEM)
+        result = MapResult(self, chunksize, length, callback, error_callback, bar, single=kind == ITEM, ours=True)
         if length:
             function = Function(func, result._job + 1)
             self._engine.take_on(result, Source(result, kind, function, items, chunksize, **options))

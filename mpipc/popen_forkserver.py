@@ -8,6 +8,7 @@ from typing import Any
 
 from mpipc._stdlib import private
 from mpipc._stdlib.parcel import child_source, spawning
+from mpipc._stdlib.picklers import with_reducer
 from mpipc._stdlib.standard import installed
 
 __all__ = ["Popen"]
@@ -55,7 +56,7 @@ class Popen(_base.Popen):
         private.set_preloaded(_server, _Preload(modules))
         try:
             with spawning(self, process_obj) as parcel:
-                super()._launch(parcel)  # type: ignore[misc]
+                with_reducer(_base.Popen._launch, _base)(self, parcel)  # type: ignore[attr-defined]
         except (EOFError, OSError) as error:
             if _on_error == "fail":
                 error.add_note(

@@ -7,6 +7,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mpipc._stdlib.parcel import spawning
+from mpipc._stdlib.picklers import with_reducer
 
 __all__ = ["Popen"]
 
@@ -16,7 +17,7 @@ class Popen(_base.Popen):
 
     def _launch(self, process_obj: BaseProcess) -> None:
         with spawning(self, process_obj) as parcel:
-            super()._launch(parcel)  # type: ignore[misc]
+            with_reducer(_base.Popen._launch, _base)(self, parcel)  # type: ignore[attr-defined]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ The classes have the names, signatures and errors of multiprocessing.queues. Wha
 """
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterable
@@ -22,6 +23,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc._queue.batch import BatchQueue
 from mpipc._queue.message_queue import LEVELS, Watch
+from mpipc._queue.parts import JoinableQueueParts, QueueParts, SimpleQueueParts
+from mpipc._stdlib import picklers
+from mpipc._stdlib.likeness import Likeness
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._stdlib.subclasses import settle_queue
 
@@ -90,8 +94,10 @@ def _debug(message: str) -> None:
 # ---- the ends of a queue, as multiprocessing's queues have them ------------------------------------------------------
 
 
-class _End:
+class _End(Likeness):
     """What code that uses `queue._reader` or `queue._writer` expects of a multiprocessing.connection.Connection."""
+
+    _like = "connection", "Connection"
 
     def __init__(self, messages: BatchQueue) -> None:
         self._messages = messages
@@ -150,6 +156,8 @@ class Reader(_End):
                 os.eventfd_write(watch.fd, 1)
                 return watch.fd
             self._stop = weakref.finalize(self, watch.stop)
+        elif self._failure is None:
+            self._watch.look_again()  # another process may have taken what there was; who asks is about to wait
         return self._watch.fd
 
     def poll(self, timeout: float | None = 0.0) -> bool:
@@ -170,6 +178,17 @@ class Reader(_End):
             raise failure
         return self._messages.get()
 
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """The next object as it is pickled, or what a Writer has sent with send_bytes(), waited for.
+
+        EOFError: the queue was removed; OSError: it is longer than `maxlength` bytes, and gone.
+        """
+        self._check_open()
+        data = self._messages.get_pickle()
+        if maxlength is not None and len(data) > maxlength:
+            raise OSError(f"got {len(data)} bytes where at most {maxlength} were expected")
+        return data
+
     def close(self) -> None:
         super().close()
         self._messages.watched_by(None)
@@ -189,6 +208,30 @@ class Writer(_End):
     readable = False
     writable = True
 
+    def __init__(self, messages: BatchQueue) -> None:
+        super().__init__(messages)
+        self._descriptor: int | None = None
+
+    def fileno(self) -> int:
+        """A file descriptor that can always be written to, as far as select and the like can tell; only for waiting."""
+        self._check_open()
+        if self._descriptor is None:
+            self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            weakref.finalize(self, os.close, self._descriptor).atexit = False
+        return self._descriptor
+
+    def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        """Puts bytes into the queue: an object as it is pickled, or anything if a Reader's recv_bytes() is to get it.
+
+        ValueError: they are none, or not in `buf`.
+        """
+        self._check_open()
+        view = memoryview(buf).cast("B")
+        size = len(view) - offset if size is None else size
+        if offset < 0 or size < 0 or offset + size > len(view):
+            raise ValueError(f"there are not {size} bytes from {offset} on in a buffer of {len(view)}")
+        self._messages.put_pickle(bytes(view[offset : offset + size]))
+
     def send(self, obj: Any) -> None:
         """Puts obj into the queue; raises what pickling it raises."""
         self._check_open()
@@ -198,7 +241,7 @@ class Writer(_End):
 # ---- the queues ------------------------------------------------------------------------------------------------------
 
 
-class _Base:
+class _Base(SimpleQueueParts, Likeness):
     """What all queues have in common."""
 
     _messages: BatchQueue
@@ -227,12 +270,14 @@ class _Base:
         return self._messages.trim()
 
 
-class Queue(_Base, Generic[T]):
+class Queue(QueueParts, _Base, Generic[T]):
     """A queue of objects between processes: multiprocessing.Queue.
 
     `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
     pickling an object raises, instead of telling `_on_queue_feeder_error()`.
     """
+
+    _like = "queues", "Queue"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -244,6 +289,7 @@ class Queue(_Base, Generic[T]):
         self._is_fork_ctx = is_fork(ctx)
         self._raise_on_pickle_error = raise_on_pickle_error
         self._ignore_epipe = False  # concurrent.futures sets it
+        self._opid = os.getpid()
         self._reset(self._make(max(maxsize, 0)))
 
     def _make(self, maxsize: int) -> BatchQueue:
@@ -253,14 +299,15 @@ class Queue(_Base, Generic[T]):
         self._open(messages)
         self._maxsize = messages.maxsize or LIMIT
         self._closed = False
+        self._joincancelled = False
         self._has_put = False
 
     def __getstate__(self) -> Any:
         assert_shareable(self)
-        return (self._ignore_epipe, self._raise_on_pickle_error, self._messages.block)
+        return (self._ignore_epipe, self._raise_on_pickle_error, self._opid, self._messages.block)
 
     def __setstate__(self, state: Any) -> None:
-        self._ignore_epipe, self._raise_on_pickle_error, block = state
+        self._ignore_epipe, self._raise_on_pickle_error, self._opid, block = state
         self._reset(BatchQueue(block=block))
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
@@ -359,6 +406,7 @@ class Queue(_Base, Generic[T]):
     def cancel_join_thread(self) -> None:
         """Does nothing: there is no thread to be waited for."""
         _debug("Queue.cancel_join_thread()")
+        self._joincancelled = True
 
     def _terminate_broken(self) -> None:
         # concurrent.futures (from Python 3.12 on) calls it when its workers are gone.
@@ -376,12 +424,14 @@ class Queue(_Base, Generic[T]):
 LIMIT = 0x7FFFFFFF  # what multiprocessing's queues have as _maxsize when there is none
 
 
-class JoinableQueue(Queue[T]):
+class JoinableQueue(JoinableQueueParts, Queue[T]):
     """A Queue that knows when all that was put has been dealt with: multiprocessing.JoinableQueue.
 
     An object that a consumer took counts as unfinished until task_done() is called for it, also if the consumer is
     killed: nobody knows how far it had come. Any process may call task_done() for it.
     """
+
+    _like = "queues", "JoinableQueue"
 
     def _make(self, maxsize: int) -> BatchQueue:
         return BatchQueue(maxsize, counted=True)
@@ -430,6 +480,8 @@ class PriorityQueue(Queue[T]):
 class SimpleQueue(_Base, Generic[T]):
     """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue."""
 
+    _like = "queues", "SimpleQueue"
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         settle_queue(cls, "SimpleQueue", SimpleQueue)
@@ -464,3 +516,26 @@ class SimpleQueue(_Base, Generic[T]):
         """This process will use the queue no more."""
         self._reader.close()
         self._writer.close()
+
+
+# ---- the module ------------------------------------------------------------------------------------------------------
+
+
+class _Module(picklers.Module):
+    """This module, which is told when a program puts another pickler into it."""
+
+    @property
+    def _ForkingPickler(self) -> Any:
+        """The pickler of the queues: whatever is assigned pickles, and unpickles, from then on."""
+        return picklers.current()
+
+    @_ForkingPickler.setter
+    def _ForkingPickler(self, pickler: Any) -> None:
+        picklers.set_for_queues(pickler)
+
+    @_ForkingPickler.deleter
+    def _ForkingPickler(self) -> None:
+        picklers.set_for_queues(None)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -1,10 +1,76 @@
-"""multiprocessing.resource_tracker itself: the process that cleans up the standard library's named resources.
+"""multiprocessing.resource_tracker, but for shared memory, which the families of processes track themselves.
 
-Under either name this is one and the same module object, so its state is one, whichever way it is read or assigned.
+Programs written for Pythons before 3.13, in which SharedMemory has no `track`, say `unregister(segment._name,
+"shared_memory")` instead, or replace register() by a function that leaves shared memory out. The same is meant here:
+register() and unregister() set and clear what `track` is for a segment, and the tracker, a process that knows nothing
+of it, hears nothing. A register() that stands in the place of this one is called when a segment is created.
+
+Everything else is multiprocessing's, and what is assigned to it here is assigned there.
 """
 
-import sys
-from multiprocessing import resource_tracker
-from multiprocessing.resource_tracker import *  # noqa: F403  (for type checkers; at run time the line below counts)
+from __future__ import annotations
 
-sys.modules[__name__] = resource_tracker
+import sys
+from multiprocessing import resource_tracker as _standard
+from typing import Any
+
+from mpipc._stdlib.picklers import Module
+
+__all__ = ["ensure_running", "register", "unregister"]
+
+ensure_running = _standard.ensure_running
+
+SEGMENT = "shared_memory"
+
+OWN = ("register", "unregister")
+
+
+def register(name: str, rtype: str) -> None:
+    """Have a segment end with the processes that use mpipc together with this one; others are the tracker's affair.
+
+    Nothing happens if there is no such segment, or if other processes look after it.
+    """
+    if rtype == SEGMENT:
+        from mpipc.shared_memory import set_track
+
+        set_track(name, True)
+    else:
+        _standard.register(name, rtype)
+
+
+def unregister(name: str, rtype: str) -> None:
+    """Have a segment stay until it is unlinked; what is none is the tracker's affair.
+
+    Nothing happens if there is no such segment, or if other processes look after it.
+    """
+    if rtype == SEGMENT:
+        from mpipc.shared_memory import set_track
+
+        set_track(name, False)
+    else:
+        _standard.unregister(name, rtype)
+
+
+class _Module(Module):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_standard, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OWN or name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            setattr(_standard, name, value)
+            vars(self).pop(name, None)  # install() may have put it there
+
+    def __delattr__(self, name: str) -> None:
+        if name in OWN or name.startswith("__"):
+            super().__delattr__(name)
+        else:
+            delattr(_standard, name)
+            vars(self).pop(name, None)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *vars(_standard)})
+
+
+sys.modules[__name__].__class__ = _Module

@@ -66,6 +66,25 @@ def _checked(mode: int, group: int | str | None) -> int | None:
     return group
 
 
+def set_track(name: str, track: bool) -> None:
+    """Say whether a segment ends with the family of this process, as `track` does when it is created.
+
+    Nothing happens if there is none of this name, if it is another user's, or if another family tracks it.
+    """
+    try:
+        encoded = _encode(name)
+    except (OSError, ValueError):
+        return
+    _named.track(encoded, _hash_name(encoded), track)
+
+
+def _replaced_register() -> Any:
+    """The function that a program has put in the place of resource_tracker.register(), to leave shared memory out."""
+    tracker = sys.modules.get("mpipc.resource_tracker")
+    register = getattr(tracker, "register", None)
+    return None if getattr(register, "__module__", None) == "mpipc.resource_tracker" else register
+
+
 class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
     """Create shared memory of `size` bytes, or attach that of this name; the constructor's first three arguments are
     multiprocessing's.
@@ -115,6 +134,8 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
             raise ValueError("'name' can only be None if create=True")
         self._track = track
         self._readonly = readonly
+        register = _replaced_register() if create and track else None
+        self._track_at_once = track and register is None
         self._creation_flags = self._mode | (SHM_HUGETLB if huge_pages else 0)
         if name is None:
             while self._mmap is None:
@@ -126,6 +147,8 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
             self._open("/" + name, size)
         self._size = self._mmap.size
         self._buf = memoryview(self._mmap)
+        if register is not None:
+            register(self._name, "shared_memory")
         if create and (mode != 0o600 or group is not None):
             try:
                 self._permit(mode, gid)
@@ -146,7 +169,7 @@ class SharedMemory(_base.SharedMemory):  # type: ignore[misc]
                     if not self._flags & os.O_CREAT:
                         raise
             try:
-                self._mmap = _named.create(encoded, hashed, size, self._creation_flags, self._track)
+                self._mmap = _named.create(encoded, hashed, size, self._creation_flags, self._track_at_once)
                 break
             except FileExistsError:
                 # It has come since; and gone again, and come ...

@@ -18,6 +18,7 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from mpipc._stdlib.likeness import Likeness
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._sync.condition import BarrierState, Waiters
 from mpipc._sync.primitives import EventBase, LockBase, SemaphoreBase
@@ -40,11 +41,13 @@ class Statistics(NamedTuple):
     """Threads that are waiting now, in all processes."""
 
 
-class Lock(LockBase):
+class Lock(LockBase, Likeness):
     """A non-recursive lock between processes (multiprocessing.Lock), which survives the death of its owner.
 
     It may be released by a process or thread other than the one that acquired it.
     """
+
+    _like = "synchronize", "Lock"
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
         super().__init__(False)
@@ -65,8 +68,10 @@ class Lock(LockBase):
         return Statistics(self._units_free(), self._holder_pid(), self._waiters())
 
 
-class RLock(LockBase):
+class RLock(LockBase, Likeness):
     """A recursive lock between processes (multiprocessing.RLock), which survives the death of its owner."""
+
+    _like = "synchronize", "RLock"
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
         super().__init__(True)
@@ -144,7 +149,7 @@ class RWLock(RWLockBase):
         return RWLockStatistics(readers, self._writer_pid(), waiting_readers, waiting_writers)
 
 
-class Semaphore(SemaphoreBase):
+class Semaphore(SemaphoreBase, Likeness):
     """A counting semaphore between processes (multiprocessing.Semaphore).
 
     What becomes of the units that a process has acquired and not released when it is killed is said by `returns`, which
@@ -159,6 +164,8 @@ class Semaphore(SemaphoreBase):
     holds none, pays for them: it does not raise the value. A process that ends normally changes nothing. The threads of
     a process hold their units together; a forked child holds none.
     """
+
+    _like = "synchronize", "Semaphore"
 
     def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: BaseContext | None = None) -> None:
         super().__init__(value, returns=returns)
@@ -185,6 +192,8 @@ class BoundedSemaphore(Semaphore):
     `returns` is Semaphore's. A release that pays for a unit which has come back from a killed process is not too many.
     """
 
+    _like = "synchronize", "BoundedSemaphore"
+
     def __init__(self, value: int = 1, *, returns: bool | None = None, ctx: BaseContext | None = None) -> None:
         SemaphoreBase.__init__(self, value, value, returns=returns)
         self._is_fork_ctx = is_fork(ctx)
@@ -193,12 +202,14 @@ class BoundedSemaphore(Semaphore):
         return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._maximum})>"
 
 
-class Condition:
+class Condition(Likeness):
     """A condition variable between processes (multiprocessing.Condition).
 
     Waiters are notified in the order in which they came. One that was killed is not counted, and a notification that
     was on its way to it goes to the next.
     """
+
+    _like = "synchronize", "Condition"
 
     def __init__(self, lock: Lock | RLock | None = None, *, ctx: BaseContext | None = None) -> None:
         self._lock = RLock(ctx=ctx) if lock is None else lock
@@ -298,11 +309,13 @@ class _Reading(NamedTuple):
         return self.value
 
 
-class Event(EventBase):
+class Event(EventBase, Likeness):
     """A flag that processes can wait for (multiprocessing.Event).
 
     set() never blocks, whoever was killed while waiting.
     """
+
+    _like = "synchronize", "Event"
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
         super().__init__()
@@ -310,6 +323,10 @@ class Event(EventBase):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
+
+    @property
+    def _flag(self) -> _Reading:
+        return _Reading(int(self.is_set()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reduce(self)
@@ -319,12 +336,14 @@ class Event(EventBase):
         return Statistics(int(self.is_set()), None, self._waiters())
 
 
-class Barrier(threading.Barrier):
+class Barrier(threading.Barrier, Likeness):
     """A barrier between processes (multiprocessing.Barrier).
 
     A process that is killed while it waits is as if it had not come: it is not counted, and the barrier opens when
     `parties` living ones have arrived.
     """
+
+    _like = "synchronize", "Barrier"
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ cdef extern from "core.h" nogil:
         mp_named *header
         int shmid
         bint attaching
+        bint own
         uint64_t size
         uint64_t family
 
@@ -69,11 +70,14 @@ cdef extern from "core.h" nogil:
     void mp_named_discard(mp_named_ref *ref)
     int mp_named_unlink(const mp_name *name, int shmid, mp_named_ref *ref)
     bint mp_named_unlinked(mp_family *f, const mp_named_ref *ref)
+    bint mp_named_is_tracked(mp_family *f, const mp_named_ref *ref)
+    int mp_named_track(mp_family *f, uint32_t index, mp_named_ref *ref)
+    void mp_named_untrack(mp_family *f, mp_named_ref *ref)
     void mp_named_release(mp_family *f, uint32_t index, uint32_t serial, int by_slot)
     void mp_named_reclaim(mp_family *f, uint32_t index, int by_slot)
     int32_t mp_named_key(uint32_t hash, uint32_t position)
 
-__all__ = ["PROBES", "Mapping", "attach", "create", "key", "unlink"]
+__all__ = ["PROBES", "Mapping", "attach", "create", "key", "track", "unlink"]
 
 PROBES = MP_NAMED_PROBES
 
@@ -241,7 +245,43 @@ def unlink(bytes name, uint32_t hash, int shmid):
         error = mp_named_unlink(&c_name, shmid, &ref)
     if error != 0:
         raise failure(error, name, hash)
-    if ref.family != 0 and os.environ.get(ENVIRONMENT, "").endswith(f":{ref.family:x}"):
-        current()  # a spawned child, say, that has not used its family yet
+    _look_for_family(ref.family)
     for family in families_of_this_process():
         mp_named_unlinked(family.f, &ref)
+
+
+cdef int _look_for_family(uint64_t nonce) except -1:
+    """Have the family with this nonce among those of this process, if it belongs there."""
+    if nonce != 0 and os.environ.get(ENVIRONMENT, "").endswith(f":{nonce:x}"):
+        current()  # a spawned child, say, that has not used its family yet
+    return 0
+
+
+def track(bytes name, uint32_t hash, bint tracked):
+    """Has the segment of this name end with this process's family, or, if that is so, stay when it ends. Does nothing
+    if there is none, if another family tracks it, or if it is another user's."""
+    cdef mp_name c_name = mp_name(name, <uint32_t> len(name), hash)
+    cdef mp_named_ref ref
+    cdef Family family
+    cdef Block block
+    cdef bint known = False
+    cdef int error
+    with nogil:
+        error = mp_named_attach(&c_name, False, &ref)
+    if error != 0:
+        return
+    try:
+        _look_for_family(ref.family)
+        for family in families_of_this_process():
+            if mp_named_is_tracked(family.f, &ref):
+                known = True
+                if not tracked:
+                    mp_named_untrack(family.f, &ref)
+                break
+        if tracked and not known and ref.own and ref.family == 0:
+            block = _new_block()
+            error = mp_named_track(block.family.f, block.index, &ref)
+            if error != 0:
+                mp_block_abandon(block.family.f, block.index)
+    finally:
+        shmdt(ref.header)

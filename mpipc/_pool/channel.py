@@ -74,6 +74,11 @@ class Channel:
         if messages is not None:
             messages.remove()
 
+    def size(self) -> int:
+        """How many messages there are that nobody has received. 0 when it is closed."""
+        messages = self._messages
+        return 0 if messages is None else messages.size()
+
     def __getstate__(self) -> Any:
         assert self._messages is not None
         return self._messages.block

@@ -4,6 +4,8 @@
 import io
 import pickle
 
+from mpipc._queue.serializer cimport is_replaced, pickled_by_own
+
 from collections import ChainMap
 
 from mpipc._queue.serializer import Reducers, dumps
@@ -66,7 +68,9 @@ def pack(value, own=None):
 
     `own` reducers go before those that are registered.
     """
-    if type(value) is list and not own:
+    if is_replaced and not own:
+        value = pickled_by_own(value)
+    elif type(value) is list and not own:
         copy = list(value)
         if is_plain_or_of_plain(copy):
             return copy, None
@@ -131,7 +135,7 @@ cdef class Task:
     cdef tuple envelope(self, object tag, object number, bint known, object own):
         """The message for a worker, to which the function is `known` or not. Runs the user's code, to pickle."""
         cdef object function = self.function, body = self.payload, buffers = None
-        if own or type(body) is list or not is_plain_or_of_plain(body):
+        if own or type(body) is list or is_replaced or not is_plain_or_of_plain(body):
             body, buffers = pack(body, own)
         return (
             self.kind, tag, number, None if known else function.pickled(own), function.id if function.lasting else 0,

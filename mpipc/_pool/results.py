@@ -9,6 +9,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing import pool as _base
 from typing import Any
@@ -63,6 +64,22 @@ class Cache(dict[int, Any]):
     def __init__(self, on_empty: Callable[[], object]) -> None:
         super().__init__()
         self._on_empty = on_empty
+        self._made_elsewhere: weakref.WeakValueDictionary[int, Any] | None = None
+
+    def remember(self, result: Any) -> None:
+        """Somebody else than the pool has made a result, and is about to submit tasks for it."""
+        if self._made_elsewhere is None:
+            self._made_elsewhere = weakref.WeakValueDictionary()
+        self._made_elsewhere[result._job] = result
+
+    def find(self, job: int) -> Any:
+        """The result of a job that has been remembered or is outstanding. ValueError if there is none."""
+        result = self.get(job)
+        if result is None and self._made_elsewhere is not None:
+            result = self._made_elsewhere.get(job)
+        if result is None:
+            raise ValueError(f"the pool knows of no result with the number {job}: make it with the pool")
+        return result
 
     def enter(self, job: Any) -> None:
         """A result is outstanding."""
@@ -132,7 +149,7 @@ class Latch:
 
 
 class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
-    """multiprocessing.pool.ApplyResult."""
+    """multiprocessing.pool.ApplyResult. `ours`: the pool has made it, and not somebody else."""
 
     cancellable = False
     _job: int
@@ -143,9 +160,13 @@ class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
         pool: Any,
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        ours: bool = False,
     ) -> None:
         super().__init__(pool, _guarded(callback), _guarded(error_callback))
         self._event = Latch()
+        if not ours:
+            pool._cache.remember(self)
 
     def _abort(self, error: BaseException, *, callback: bool) -> None:
         """Complete with an error that stands for whatever is missing."""
@@ -181,12 +202,15 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
         progress: Progress | None = None,
         *,
         single: bool = False,
+        ours: bool = False,
     ) -> None:
         self._progress = progress
         self._single = single
         super().__init__(pool, chunksize, length, _guarded(callback), _guarded(error_callback))
         if not self._event.is_set():  # it is if there is nothing to wait for
             self._event = Latch()
+        if not ours:
+            pool._cache.remember(self)
         if progress is not None and not length:
             progress.finish()
 

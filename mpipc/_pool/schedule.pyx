@@ -23,7 +23,7 @@ from cpython.dict cimport PyDict_DelItem, PyDict_SetItem
 from cpython.pythread cimport PyThread_get_thread_ident
 
 from mpipc._pool.backlog cimport Backlog
-from mpipc._pool.codec cimport Task
+from mpipc._pool.codec cimport Source, Task
 from mpipc._pool.life cimport Life
 from mpipc._pool.worker_handle cimport Member, monotonic
 
@@ -565,6 +565,14 @@ cdef class Schedule:
         with self.lock:
             feed.left = True
             self.backlog.ring(feed)
+
+    def count_waiting(self):
+        """How many tasks no worker has."""
+        cdef Py_ssize_t count = 0
+        with self.lock:
+            for work in self.backlog.waiting:
+                count += 1 if isinstance(work, Task) else (<Source> work).remaining
+        return count
 
     # ---- the end
 

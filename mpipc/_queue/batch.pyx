@@ -22,6 +22,7 @@ from mpipc._core.queue cimport (
     mp_queue_send_many,
     mp_queue_soon,
     mp_queue_take_many,
+    mp_queue_try_send,
     mp_queue_try_take,
     mp_queue_view,
 )
@@ -29,9 +30,10 @@ from mpipc._core.waits cimport deadline_if, wait_for
 from mpipc._queue.calls cimport waiting
 from mpipc._queue.message_queue cimport MessageQueue
 from mpipc._queue.plain cimport write_plain
-from mpipc._queue.serializer cimport Serializer, claim, give_back, take_serializer
+from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
 from mpipc._core.errors import queue_error
+from mpipc._queue.serializer import dumps
 
 # As many go at once: the lock is held while they are copied.
 cdef uint32_t BATCH = 128
@@ -135,7 +137,9 @@ cdef class Bundle:
 
     cdef bint add_plain(self, object obj) except -1:
         cdef mp_body *body = self.next_body(MP_QUEUE_INLINE)
-        cdef uint32_t length = <uint32_t> write_plain(obj, body.body + 1, MP_QUEUE_INLINE)
+        cdef uint32_t length = 0
+        if not is_replaced:
+            length = <uint32_t> write_plain(obj, body.body + 1, MP_QUEUE_INLINE)
         if length == 0:
             return False
         body.length = 1 + length
@@ -203,7 +207,46 @@ cdef class Bundle:
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class BatchQueue(MessageQueue):
-    """A MessageQueue that sends and takes several objects at once, too; what mpipc.queues are made of."""
+    """A MessageQueue that sends and takes several objects at once, too, and pickles; what mpipc.queues are made of."""
+
+    def put_pickle(self, bytes pickled):
+        """Sends an object that is pickled already, or what else receivers expect; waits for room. ValueError if it is
+        empty."""
+        cdef mp_item item
+        cdef uint32_t length
+        cdef int outcome
+        cdef Serializer serializer
+        if not pickled:
+            raise ValueError("a message cannot be empty")
+        self.ensure()
+        self.sender = self.v.f.slot
+        serializer = take_serializer()
+        try:
+            serializer.total = 0
+            serializer.write(pickled)
+            length = self.fill(&item, serializer)
+        finally:
+            give_back(serializer)
+        outcome = mp_queue_try_send(&self.v, &item.message, length, self.last_level)
+        self.send(&item, length, self.last_level, outcome, -1)
+
+    def get_pickle(self):
+        """The next object, waited for, as it is pickled. EOFError: the queue was removed."""
+        cdef mp_item item
+        cdef int outcome
+        self.ensure()
+        outcome = mp_queue_try_take(&self.v, &item)
+        if outcome != MP_OK:
+            self.take(&item, outcome, -1)
+        if item.message.kind == MP_BODY_PLAIN:
+            return dumps(self.opened(&item))
+        try:
+            return PyBytes_FromStringAndSize(<char *> item.data, item.size)
+        finally:
+            if item.message.kind == MP_BODY_PIECE:
+                mp_piece_free(&self.v, &item.piece)
+            if self.watch is not None:
+                self.watch.look_again()
 
     def put_many(self, objects, block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are

@@ -4,6 +4,7 @@ from mpipc._core.family cimport Block
 from mpipc._core.queue cimport mp_item, mp_queue_view, mp_room, mp_watch
 from mpipc._core.waits cimport attempt_function, look_function
 from mpipc._queue.calls cimport waiting
+from mpipc._queue.serializer cimport Serializer
 
 
 cdef class MessageQueue:
@@ -21,6 +22,7 @@ cdef class MessageQueue:
     cdef int64_t call(self, attempt_function attempt, bint *none_left) except -1
     cdef int64_t room(self) except -1
     cdef bint has_room(self, int64_t deadline) except -1
+    cdef uint32_t fill(self, mp_item *item, Serializer serializer) except 0
     cdef int send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1
     cdef int finish_send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1
     cdef int wait_and_send(self, mp_item *item, uint32_t length, uint32_t level, int64_t deadline) except -1
@@ -39,4 +41,4 @@ cdef class Watch:
     cdef readonly int fd
     cdef readonly int pid
     cdef MessageQueue queue
-    cdef int look_again(self) except -1
+    cpdef int look_again(self) except -1

@@ -89,7 +89,7 @@ from mpipc._queue.calls cimport (
     waiting,
 )
 from mpipc._queue.plain cimport read_plain, write_plain
-from mpipc._queue.serializer cimport Serializer, claim, give_back, take_serializer
+from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
 from mpipc._core.errors import queue_error
 
@@ -292,6 +292,17 @@ cdef class MessageQueue:
             return 0
         return self.failed(outcome, True)
 
+    cdef uint32_t fill(self, mp_item *item, Serializer serializer) except 0:
+        """Makes a message of what a serializer has, in a piece if it is long. Its length."""
+        if serializer.total <= MP_QUEUE_INLINE:
+            item.message.kind = MP_BODY_INLINE
+            serializer.copy_to(item.message.data)
+            return <uint32_t> serializer.total
+        claim(&self.v, serializer, &item.piece)
+        item.message.kind = MP_BODY_PIECE
+        memcpy(item.message.data, &item.piece, sizeof(mp_piece))
+        return sizeof(mp_piece)
+
     def put(self, obj, bint block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends obj; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
 
@@ -306,7 +317,7 @@ cdef class MessageQueue:
         self.sender = self.v.f.slot
         if level < 0:
             level = self.last_level
-        length = <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
+        length = 0 if is_replaced else <uint32_t> write_plain(obj, item.message.data, MP_QUEUE_INLINE)
         if length != 0:
             item.message.kind = MP_BODY_PLAIN
             outcome = mp_queue_try_send(&self.v, &item.message, length, <uint32_t> level)
@@ -327,15 +338,7 @@ cdef class MessageQueue:
                     raise
                 owner._on_queue_feeder_error(e, obj)
                 return True
-            if serializer.total <= MP_QUEUE_INLINE:
-                item.message.kind = MP_BODY_INLINE
-                length = <uint32_t> serializer.total
-                serializer.copy_to(item.message.data)
-            else:
-                claim(&self.v, serializer, &item.piece)
-                item.message.kind = MP_BODY_PIECE
-                length = sizeof(mp_piece)
-                memcpy(item.message.data, &item.piece, sizeof(mp_piece))
+            length = self.fill(&item, serializer)
         finally:
             give_back(serializer)
         outcome = mp_queue_try_send(&self.v, &item.message, length, <uint32_t> level)
@@ -573,7 +576,8 @@ cdef class Watch:
         with nogil:
             mp_watch_run(&queue.v, &self.w)
 
-    cdef int look_again(self) except -1:
+    cpdef int look_again(self) except -1:
+        """If the queue is empty, the descriptor is not readable when this returns."""
         if self.pid == os.getpid():
             mp_watch_look_again(&self.queue.v, &self.w)
         return 0

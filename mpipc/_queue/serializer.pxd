@@ -12,6 +12,8 @@ cdef class Serializer:
     cdef void reset(self)
 
 
+cdef bint is_replaced  # objects are for a pickler of the program's, all of them
+cdef object pickled_by_own(object obj)
 cdef Serializer take_serializer()
 cdef int give_back(Serializer serializer) except -1
 cdef int claim(mp_queue_view *v, Serializer serializer, mp_piece *piece) except -1

@@ -1,4 +1,8 @@
-"""Pickling: objects into bytes, without gathering them more often than it takes."""
+"""Pickling: objects into bytes, without gathering them more often than it takes.
+
+Where a program has put a pickler of its own in the place of ForkingPickler (_stdlib/picklers.py), what that makes of an
+object travels as the contents of an `Own`: whoever receives it need not know before it is unpickled.
+"""
 
 import copyreg
 import pickle
@@ -12,6 +16,8 @@ from mpipc._core.family cimport MP_OK
 from mpipc._core.queue cimport mp_piece_claim, mp_piece_free
 
 from mpipc._core.errors import queue_error
+from mpipc._stdlib import picklers
+from mpipc._stdlib.private import ORIGINAL_PICKLER as _ORIGINAL_PICKLER
 from mpipc._stdlib.private import extra_reducers as _extra_reducers
 
 # Copying this much takes longer than giving up the GIL and getting it back.
@@ -22,6 +28,45 @@ cdef Py_ssize_t LARGE_PICKLE = 1 << 20
 cdef dict extra_reducers = _extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
 
+cdef object original_pickler = _ORIGINAL_PICKLER
+
+
+# ---- a pickler of the program's own ----------------------------------------------------------------------------------
+
+def _note(bint value):
+    global is_replaced
+    is_replaced = value
+
+
+picklers.tell(_note)
+
+
+@cython.final
+cdef class Own:
+    """An object that a pickler of the program's has pickled."""
+
+    cdef bytes data
+
+    def __reduce__(self):
+        return load_own, (self.data,)
+
+
+def load_own(data):
+    """What was pickled by the pickler of the process that has sent it, unpickled by that of this process."""
+    return picklers.loads(data)
+
+
+cdef object pickled_by_own(object obj):
+    """The object itself if the pickler is the usual one after all."""
+    cdef Own own
+    if picklers.current() is original_pickler:
+        return obj
+    own = Own.__new__(Own)
+    own.data = picklers.dumps(obj)
+    return own
+
+
+# ---- the usual one ---------------------------------------------------------------------------------------------------
 
 cdef class Reducers:
     """The dispatch table of ForkingPickler: its registered reducers, then copyreg's. Both may change at any time."""
@@ -62,6 +107,8 @@ cdef class Serializer:
         self.chunks.append(data)
 
     cdef int write_pickle_of(self, object obj) except -1:
+        if is_replaced:
+            obj = pickled_by_own(obj)
         self.total = 0
         self.dump(obj)
         return 0

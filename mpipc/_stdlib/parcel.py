@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess, current_process
 from typing import Any
 
 from mpipc._stdlib import private, start_method
-from mpipc._stdlib.standard import installed
+from mpipc._stdlib.standard import installed, other_names
 from mpipc._stdlib.start_method import INHERITED_METHOD
 
 __all__ = ["child_source", "spawning"]
@@ -22,8 +22,14 @@ __all__ = ["child_source", "spawning"]
 def child_source(function: str | None = "install", module: str = "mpipc._stdlib.install") -> str:
     """Python source that imports a module of mpipc in another interpreter, and calls a function of it, if any.
 
-    It takes mpipc from where it is here: the other interpreter has not been told this one's sys.path yet.
+    With a function, other packages' names that mean multiprocessing here do so there. It takes mpipc from where it is
+    here: the other interpreter has not been told this one's sys.path yet.
     """
+    calls = f"{module}.{function}()\n" if function is not None else ""
+    also = ""
+    if function is not None and other_names:
+        also = "    import mpipc._stdlib.also\n"
+        calls += f"mpipc._stdlib.also.stand_in({other_names!r})\n"
     folder = os.path.dirname(os.path.abspath(import_module("mpipc").__path__[0]))
     return (
         "import sys\n"
@@ -31,8 +37,10 @@ def child_source(function: str | None = "install", module: str = "mpipc._stdlib.
         f"sys.path = [*path, {folder!r}]\n"
         "try:\n"
         f"    import {module}\n"
+        f"{also}"
         "finally:\n"
-        "    sys.path = path\n" + (f"{module}.{function}()\n" if function is not None else "")
+        "    sys.path = path\n"
+        f"{calls}"
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from multiprocessing import context as _context
 from multiprocessing import process as _process
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.reduction import AbstractReducer
 
 from mpipc._stdlib.standard import standard_module
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTEXTS",
     "NAMES",
+    "ORIGINAL_PICKLER",
     "QUEUE_INTERNALS",
     "SAFE_QUEUE",
     "SETUP_QUEUES",
@@ -42,6 +43,7 @@ __all__ = [
     "segment_names",
     "segment_tracker",
     "send_signal",
+    "set_connections_pickler",
     "set_preloaded",
     "set_thread_state",
     "settle",
@@ -199,6 +201,14 @@ NAMES = (
     ),
     (
         "multiprocessing.pool.Pool",
+        "_inqueue _outqueue _quick_put _result_handler _task_handler _taskqueue _worker_handler",
+        EVER,
+        "derived",
+        "Programs put tasks for results of their own into _taskqueue, ask it how many are waiting, and look at the"
+        " threads.",
+    ),
+    (
+        "multiprocessing.pool.Pool",
         "_setup_queues",
         EVER,
         "sought",
@@ -284,6 +294,20 @@ NAMES = (
         "read",
         "What programs have registered with ForkingPickler.register(), for queues, which use the C pickler directly.",
     ),
+    (
+        "multiprocessing.queues",
+        "_ForkingPickler",
+        EVER,
+        "offered",
+        "The pickler of the queues. Programs put another one there, which takes lambdas, say.",
+    ),
+    (
+        "multiprocessing.connection",
+        "_ForkingPickler",
+        EVER,
+        "read",
+        "The pickler of connections, which is replaced where `multiprocess` is to be multiprocessing with dill.",
+    ),
     # --- shared memory and managers
     (
         "multiprocessing.shared_memory",
@@ -358,11 +382,25 @@ NAMES = (
         "concurrent.futures calls it when its workers are gone. Nobody calls it where there is none.",
     ),
     (
-        "multiprocessing.queues.SimpleQueue",
-        "_reader _writer",
+        "multiprocessing.queues.Queue",
+        "_buffer _joincancelled _opid _poll _recv_bytes _rlock _sem _send_bytes _thread _wlock",
         EVER,
         "offered",
-        "concurrent.futures waits for _reader.",
+        "Programs look whether something is still to be sent, and receive beside get(). See _queue/parts.py.",
+    ),
+    (
+        "multiprocessing.queues.JoinableQueue",
+        "_unfinished_tasks",
+        EVER,
+        "offered",
+        "Its value tells how much is to be done.",
+    ),
+    (
+        "multiprocessing.queues.SimpleQueue",
+        "_poll _reader _rlock _wlock _writer",
+        EVER,
+        "offered",
+        "concurrent.futures waits for _reader; programs look whether there is something.",
     ),
     (
         "multiprocessing.synchronize.SemLock",
@@ -371,6 +409,13 @@ NAMES = (
         "offered",
         "Who asks a lock for its name or value asks its _semlock, which is the lock. One that was made by a context of"
         " fork is not sent to a child of spawn.",
+    ),
+    (
+        "multiprocessing.synchronize.Event",
+        "_flag",
+        EVER,
+        "offered",
+        "Its value tells whether it is set.",
     ),
     (
         "multiprocessing.synchronize.Condition",
@@ -498,8 +543,17 @@ QUEUE_INTERNALS = frozenset(
 )
 """What multiprocessing's queues are made of and mpipc's are not."""
 
-extra_reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+ORIGINAL_PICKLER: Any = AbstractReducer.ForkingPickler
+"""multiprocessing.reduction.ForkingPickler, as long as nobody has put another there."""
+
+extra_reducers: dict[type, Any] = ORIGINAL_PICKLER._extra_reducers
 """The reducers registered with ForkingPickler, by type. It changes whenever one is registered."""
+
+
+def set_connections_pickler(pickler: Any) -> None:
+    """Have connections, and with them managers, pickle with this from now on."""
+    standard_module("connection")._ForkingPickler = pickler  # type: ignore[attr-defined]
+
 
 # --- shared memory and managers ---------------------------------------------------------------------------------------
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["installed", "modules", "set_in_place", "standard_module"]
+__all__ = ["installed", "modules", "other_names", "set_in_place", "standard_module"]
 
 modules: dict[str, ModuleType] = {}
 """multiprocessing's submodules, by name, that mpipc.install() has found."""
+
+other_names: list[str] = []
+"""Names of other packages that mean multiprocessing in this process; see mpipc._stdlib.also."""
 
 _in_place = False
 

@@ -17,6 +17,7 @@ from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 import mpipc
+from mpipc._stdlib.also import stand_in
 from mpipc._stdlib.private import main_runner
 
 __all__ = ["add_parser", "run"]
@@ -28,9 +29,16 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "run",
-        usage="python -m mpipc run [-h] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        usage="python -m mpipc run [-h] [--also PACKAGE] (SCRIPT | -m MODULE) [ARGUMENT ...]",
         help="run a program that uses multiprocessing on mpipc",
         description="Run a Python program, unmodified, whose `import multiprocessing` gives mpipc.",
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="have `import PACKAGE` give mpipc, too; for `multiprocess`, which pickles by dill (may be repeated)",
     )
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module")
     parser.add_argument("script", nargs="?", metavar="SCRIPT", help="the file, directory or zip file to run")
@@ -39,6 +47,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.also:
+        stand_in(options.also)
     if options.module:
         run(options.module[0], options.module[1:], as_module=True)
     elif options.module is None and options.script is not None:

@@ -1055,6 +1055,8 @@ static const struct scenario scenarios[] = {
     {"large-repair", setup_orphan, NULL, op_repair, NULL, NULL, check_orphan_sent},
     {"large-recover", setup_dead_sender, NULL, op_mp_recover, NULL, NULL, check_orphan_sent},
     {"named-unlink", setup_named, NULL, op_unlink_named, NULL, NULL, check_unlinked},
+    {"named-untrack", setup_named, NULL, op_untrack_named, NULL, NULL, check_untracked},
+    {"named-track", setup_untracked_name, NULL, op_track_named, NULL, NULL, check_tracked},
     {"named-recover", setup_dead_creator, NULL, op_mp_recover, NULL, NULL, check_nothing_named},
     {"named-create", setup_no_name, NULL, op_create_named, NULL, NULL, check_named},
     {"queue-sleep", setup_queue_with_token, NULL, op_sleep_for_message, send_to_child, NULL, check_queue_goes_on},

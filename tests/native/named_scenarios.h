@@ -70,6 +70,43 @@ static void check_unlinked(bool finished) {
     check_equal(blocks_in_use(), 0);
 }
 
+/* A segment stays when its family lets go of it, or begins to track it, whatever becomes of who does that. */
+static void op_untrack_named(void) {
+    struct mp_named_ref ref;
+    check_equal(mp_named_attach(&segment_name, false, &ref), MP_OK);
+    check(mp_named_is_tracked(f, &ref));
+    mp_named_untrack(f, &ref);
+    shmdt(ref.header);
+}
+static void setup_untracked_name(void) {
+    setup_named();
+    op_untrack_named();
+    check_equal(blocks_in_use(), 0);
+}
+static void op_track_named(void) {
+    struct mp_named_ref ref;
+    check_equal(mp_named_attach(&segment_name, false, &ref), MP_OK);
+    check_equal(mp_named_track(f, make(MP_KIND_SEGMENT), &ref), MP_OK);
+    shmdt(ref.header);
+}
+static void check_tracking(bool tracked_afterwards, bool finished) {
+    struct mp_named_ref ref;
+    check_equal(segments(), segments_at_first + 1);
+    check_equal(mp_named_attach(&segment_name, false, &ref), MP_OK);
+    bool tracked = mp_named_is_tracked(f, &ref);
+    shmdt(ref.header);
+    check(tracked == tracked_afterwards || !finished);
+    appears_once(tracked == tracked_afterwards);
+    check_equal(mp_named_unlink(&segment_name, shmid_of_name, &ref), MP_OK);
+    check_equal(mp_named_unlinked(f, &ref), tracked);
+    for (uint32_t i = 0; i < mp_block_high(f); i++) /* one that was let go of halfway */
+        mp_named_reclaim(f, i, f->slot);
+    check_equal(segments(), segments_at_first);
+    check_equal(blocks_in_use(), 0);
+}
+static void check_untracked(bool finished) { check_tracking(false, finished); }
+static void check_tracked(bool finished) { check_tracking(true, finished); }
+
 static int create_candidate_and_die(void) {
     struct mp_named_patience patience = {0};
     struct mp_named_ref ref;

@@ -36,7 +36,6 @@ SAME_MODULE = [
     "process",
     "reduction",
     "resource_sharer",
-    "resource_tracker",
     "forkserver",
     "spawn",
     "util",

@@ -30,9 +30,9 @@ DOCUMENTED = {
 
 OURS = {
     "__init__.py": "_default_context",
-    "_pool/feed.py": "_job _set_length",
+    "_pool/feed.py": "_items _job _set_length",
     "_pool/receiver.py": "_job _set",
-    "_pool/results.py": "_job _set",
+    "_pool/results.py": "_cache _job _set",
     "_pool/schedule.pyx": "_job",
     "_queue/batch.pyx": "_on_queue_feeder_error",
     "_queue/message_queue.pyx": "_on_queue_feeder_error",

@@ -361,19 +361,54 @@ void mp_named_release(struct mp_family *f, uint32_t index, uint32_t serial, int 
         mp_block_abandon(f, index);
 }
 
-/* Frees the block by which a family has tracked a segment that was unlinked. The header was anybody's to write, so the block has
- * to say the same. false: it does not. */
-bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref) {
+/* Whether the block that a segment's header names tracks it. The header was anybody's to write, so the block has to say the
+ * same. */
+bool mp_named_is_tracked(struct mp_family *f, const struct mp_named_ref *ref) {
     if (ref->family == 0 || ref->family != f->nonce || ref->block >= MP_BLOCKS)
         return false;
     struct mp_block *b = mp_block_at(f, ref->block);
     uint64_t word = atomic_load(&b->word);
-    if (mp_block_state_of(word) != MP_BLOCK_READY || mp_block_serial(word) != ref->serial || b->kind != MP_KIND_SEGMENT ||
-        atomic_load(&b->pinned) == 0 || b->more.named.token != ref->token || b->key != ref->key ||
-        atomic_load(&b->id) != ref->shmid)
+    return mp_block_state_of(word) == MP_BLOCK_READY && mp_block_serial(word) == ref->serial && b->kind == MP_KIND_SEGMENT &&
+           atomic_load(&b->pinned) != 0 && b->more.named.token == ref->token && b->key == ref->key &&
+           atomic_load(&b->id) == ref->shmid;
+}
+
+/* Frees the block by which a family has tracked a segment that was unlinked. false: there is none. */
+bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref) {
+    if (!mp_named_is_tracked(f, ref))
         return false;
     mp_named_release(f, ref->block, ref->serial, f->slot);
     return true;
+}
+
+/* The family that tracks a live segment lets go of it, and it stays until it is unlinked. Who dies in the middle of this has left
+ * a pinned block without a key, which finds nothing to remove at the family's end. */
+void mp_named_untrack(struct mp_family *f, struct mp_named_ref *ref) {
+    mp_block_at(f, ref->block)->key = 0; /* first */
+    ref->header->family = 0;
+    mp_named_release(f, ref->block, ref->serial, f->slot);
+}
+
+/* Has a family track a live segment that none does, by a block in MAKING. As long as it is that, the segment is not removed for
+ * it; from when it is READY, it is. Returns 0 or errno. The caller holds the GIL. */
+int mp_named_track(struct mp_family *f, uint32_t index, struct mp_named_ref *ref) {
+    struct mp_block *b = mp_block_at(f, index);
+    struct shmid_ds ds;
+    if (shmctl(ref->shmid, IPC_STAT, &ds) < 0)
+        return errno;
+    b->size = ds.shm_segsz;
+    b->made_at = ds.shm_ctime;
+    b->more.named.token = ref->token;
+    b->more.named.creator = (uint64_t)ds.shm_cpid;
+    atomic_store(&b->id, ref->shmid);
+    b->key = ref->key;
+    ref->header->block = index;
+    ref->header->serial = mp_block_serial(atomic_load(&b->word));
+    ref->header->family = f->nonce;
+    atomic_store(&b->pinned, 1);
+    mp_block_ready(f, index);
+    mp_block_drop(f, index);
+    return MP_OK;
 }
 
 /* The same for a pinned block whose segment was unlinked by somebody outside the family, or by ipcrm. */

@@ -71,6 +71,9 @@ int mp_named_create(struct mp_family *f, uint32_t index, const struct mp_name *n
 bool mp_named_publish(struct mp_family *f, uint32_t index, bool tracked, struct mp_named_ref *ref);
 void mp_named_discard(struct mp_named_ref *ref);
 int mp_named_unlink(const struct mp_name *name, int shmid, struct mp_named_ref *ref);
+bool mp_named_is_tracked(struct mp_family *f, const struct mp_named_ref *ref);
+int mp_named_track(struct mp_family *f, uint32_t index, struct mp_named_ref *ref);
+void mp_named_untrack(struct mp_family *f, struct mp_named_ref *ref);
 bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref);
 void mp_named_release(struct mp_family *f, uint32_t index, uint32_t serial, int by_slot);
 void mp_named_recover(struct mp_family *f, uint32_t index, const uint64_t *dead);
