@@ -36,7 +36,7 @@ import mpipc
 from mpipc import _core as family
 from mpipc._core.snapshot import all_families
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 
 def members() -> list[int]:

@@ -15,7 +15,7 @@ from support.without_undo import can_ignore_undo, run_without_undo
 import mpipc
 from mpipc import _core as family
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 HERE = Path(__file__).resolve().parent
 CLONE_NEWPID = 0x20000000

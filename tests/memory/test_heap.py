@@ -19,7 +19,7 @@ from mpipc._core import current, infrastructure
 from mpipc.heap import BufferWrapper, Heap
 from mpipc.sysv import LimitError
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 PAGE = 4096
 MIB = 1 << 20

@@ -26,7 +26,7 @@ from mpipc._memory import named as _named
 from mpipc.shared_memory import ShareableList, SharedMemory
 from mpipc.sysv import IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_SET, LimitError, RemovedError, shmat, shmctl, shmget
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 PAGE = 4096
 MIB = 1 << 20

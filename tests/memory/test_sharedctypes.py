@@ -16,7 +16,7 @@ import mpipc
 from mpipc import sharedctypes
 from mpipc._core import current
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 MIB = 1 << 20
 

@@ -17,7 +17,7 @@ from support import wait_until
 
 import mpipc
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 NOT_INTERRUPTED = {threading.__file__, sys.modules[Future.__module__].__file__, _weakrefset.__file__, __file__}
 """Code of others whose locks stay held when it is interrupted at some of its bytecodes."""

@@ -24,7 +24,7 @@ from mpipc._queue.batch import BatchQueue
 from mpipc.queues import PriorityQueue
 from mpipc.sysv import LimitError
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 LONG = 3.3
 """More than three ticks, in seconds. A waiter looks after the family at each; none of them may be told as an error."""

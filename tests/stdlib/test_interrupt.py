@@ -15,7 +15,7 @@ from support import TESTS, package_folder, processes, run_script, start_script, 
 
 import mpipc
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 CALLS = {
     "Lock.acquire": ("x = mpipc.Lock(); x.acquire()", "x.acquire()", "x.release(); assert x.acquire(False)"),

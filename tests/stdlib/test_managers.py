@@ -18,7 +18,7 @@ from support import run_script
 import mpipc
 from mpipc.managers import BaseManager, SharedMemoryManager, SyncManager
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 GONE = (EOFError, ConnectionError)
 """What multiprocessing raises when the server does not answer any more."""

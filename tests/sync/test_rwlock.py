@@ -36,8 +36,6 @@ from support.shared import Shared
 import mpipc
 from mpipc import synchronize
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
-
 # --- the face ---------------------------------------------------------------------------------------------------------
 
 

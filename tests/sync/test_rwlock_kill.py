@@ -36,7 +36,7 @@ from support.shared import Shared
 
 import mpipc
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 KILL_ROUNDS = int(os.environ.get("MPIPC_KILL_ROUNDS", "100"))
 

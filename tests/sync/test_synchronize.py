@@ -21,7 +21,7 @@ import mpipc
 from mpipc import _core as family
 from mpipc import synchronize
 
-pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_process, test_queues and test_pool have it
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
 
 NAMES = ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier")
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"Barrier": (2,), "Semaphore": (2,), "BoundedSemaphore": (2,)}
