@@ -151,6 +151,6 @@ def _face_of(cls: type, standard: type) -> type:
         face: type = type.__new__(kind, cls.__name__, (cls, standard), {"__slots__": ()})
         type.__setattr__(face, "_bases", (cls, standard))
         type.__setattr__(face, "__bases__", (cls, standard))  # has mro() called again
-        setattr(cls, _FACE, face)
+        type.__setattr__(cls, _FACE, face)
         return face
     return cls
