@@ -82,7 +82,7 @@ def _replaced_register() -> Any:
     """The function that a program has put in the place of resource_tracker.register(), to leave shared memory out."""
     tracker = sys.modules.get("mpipc.resource_tracker")
     register = getattr(tracker, "register", None)
-    return None if getattr(register, "__module__", None) == "mpipc.resource_tracker" else register
+    return None if register is getattr(tracker, "usual_register", None) else register
 
 
 class SharedMemory(_base.SharedMemory):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.resource_tracker as standard
 from typing import Any
 
@@ -127,7 +128,13 @@ def test_in_a_child(ctx: Any) -> None:
 def test_a_register_in_the_place_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     before = tracker.register
-    monkeypatch.setattr(tracker, "register", lambda name, rtype: told.append((name, rtype)) or before(name, rtype))
+
+    @functools.wraps(before)
+    def register(name: str, rtype: str) -> None:
+        told.append((name, rtype))
+        before(name, rtype)
+
+    monkeypatch.setattr(tracker, "register", register)
     segment = SharedMemory(create=True, size=1)
     untracked = SharedMemory(create=True, size=1, track=False)
     SharedMemory(segment.name).close()
