@@ -69,11 +69,16 @@ def _checked(mode: int, group: int | str | None) -> int | None:
 def set_track(name: str, track: bool) -> None:
     """Say whether a segment ends with the family of this process, as `track` does when it is created.
 
-    Nothing happens if there is none of this name, if it is another user's, or if another family tracks it.
+    Nothing happens if there is none of this name, if it is another user's, or if another family tracks it. ValueError
+    for a name that is too long for any, as the resource tracker's is.
     """
     try:
         encoded = _encode(name)
-    except (OSError, ValueError):
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"name too long: at most {_LONGEST_NAME} bytes") from None
+        return
+    except ValueError:
         return
     _named.track(encoded, _hash_name(encoded), track)
 

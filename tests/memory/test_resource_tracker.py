@@ -41,6 +41,9 @@ def test_the_tracker_hears_of_others_only(reached: list[tuple[Any, ...]]) -> Non
     for name in (segment._name, "/never-was", "", "a/b", "\0"):
         tracker.unregister(name, "shared_memory")
         tracker.register(name, "shared_memory")
+    for function in (tracker.register, tracker.unregister):
+        with pytest.raises(ValueError, match="too long"):
+            function("a" * 500, "shared_memory")
     assert reached == []
     tracker.register("/name", "semaphore")
     tracker.unregister("/name", "semaphore")

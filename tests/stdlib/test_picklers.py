@@ -252,7 +252,7 @@ def test_also_multiprocess(start_method: str) -> None:
             multiprocess.set_start_method(sys.argv[1])
             import multiprocessing
             assert multiprocess is multiprocessing and multiprocess.pool is multiprocessing.pool
-            assert Queue().__module__ == "mpipc.queues" and multiprocess.pool.Pool.__module__ == "mpipc.pool"
+            assert type(Queue()).__module__ == "mpipc.queues" and multiprocess.pool.Pool.__module__ == "mpipc.pool"
             with Pool(2) as pool:
                 print(pool.map(lambda x: x * x, range(4)))
             queue = Queue()
