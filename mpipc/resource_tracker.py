@@ -51,6 +51,10 @@ def unregister(name: str, rtype: str) -> None:
         _standard.unregister(name, rtype)
 
 
+usual_register = register
+"""The function above, whatever a program has put in its place."""
+
+
 class _Module(Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(_standard, name)

@@ -69,11 +69,16 @@ def _checked(mode: int, group: int | str | None) -> int | None:
 def set_track(name: str, track: bool) -> None:
     """Say whether a segment ends with the family of this process, as `track` does when it is created.
 
-    Nothing happens if there is none of this name, if it is another user's, or if another family tracks it.
+    Nothing happens if there is none of this name, if it is another user's, or if another family tracks it. ValueError
+    for a name that is too long for any, as the resource tracker's is.
     """
     try:
         encoded = _encode(name)
-    except (OSError, ValueError):
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"name too long: at most {_LONGEST_NAME} bytes") from None
+        return
+    except ValueError:
         return
     _named.track(encoded, _hash_name(encoded), track)
 
@@ -82,7 +87,7 @@ def _replaced_register() -> Any:
     """The function that a program has put in the place of resource_tracker.register(), to leave shared memory out."""
     tracker = sys.modules.get("mpipc.resource_tracker")
     register = getattr(tracker, "register", None)
-    return None if getattr(register, "__module__", None) == "mpipc.resource_tracker" else register
+    return None if register is getattr(tracker, "usual_register", None) else register
 
 
 class SharedMemory(_base.SharedMemory):  # type: ignore[misc]

@@ -15,6 +15,7 @@ from multiprocessing.context import assert_spawning
 from typing import Any
 
 from mpipc import heap
+from mpipc._stdlib.likeness import ModuleName
 from mpipc._stdlib.start_method import default_context
 from mpipc._sync.guarded import Guarded
 from mpipc.synchronize import RLock
@@ -129,6 +130,11 @@ def _wrapper_class(structure: type[Any]) -> type[Any]:
 
 class SynchronizedBase(_base.SynchronizedBase):  # type: ignore[misc]
     """A ctypes object with a lock; also a context manager that holds the lock."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:
+            cls.__module__ = ModuleName(__name__)
 
     def __init__(self, obj: Any, lock: Any = None, ctx: Any = None) -> None:
         super().__init__(obj, lock or (ctx or default_context()).RLock())

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.codec import APPLY, CALL, CHUNK, STAR_CHUNK, Task
+from mpipc._pool.results import IMapIterator
 from mpipc._pool.tasks import Feed, Function
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class TaskQueue(_View):
         """Have tasks run for a result that somebody has made: `pool.IMapIterator(pool)`, say.
 
         `item` is a pair: an iterable of (job, index, function, args, keywords), as _guarded_task_generation() makes
-        it; and the _set_length of the result, or None if it has none.
+        it; and the _set_length of the result, None if it has none, or a function that is told how many there were. With
+        the first, the iterable is read as workers get free; else, now.
 
         TypeError for anything else; ValueError if there is no such result.
         """
@@ -63,12 +65,17 @@ class TaskQueue(_View):
                 f"a pair of tasks and set_length is put into the _taskqueue of a pool, not {item!r};"
                 " a pool is ended by close() or terminate()"
             ) from None
-        if set_length is None:
-            for task in self._made(iter(tasks), None, None):
-                self._engine.take_on(task.job, task)
-        else:
-            job, feed = set_length.__self__, Feed()  # type: ignore[attr-defined]
+        job = getattr(set_length, "__self__", None)
+        if isinstance(job, IMapIterator):
+            feed = Feed()
             self._engine.feed(job, self._made(iter(tasks), job, feed), feed)
+            return
+        count = 0
+        for task in self._made(iter(tasks), None, None):
+            self._engine.take_on(task.job, task)
+            count = task.index + 1
+        if set_length is not None:
+            set_length(count)
 
     def _made(self, tasks: Iterator[tuple[Any, ...]], job: Any, feed: Feed | None) -> Iterator[Task]:
         first = 0

@@ -255,6 +255,7 @@ class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
         super().__init__(pool)
         # As in Latch: a lock that knows its owner is not given back by a waiter whose wait a signal handler has broken.
         self._cond = threading.Condition(threading.RLock())
+        pool._cache.remember(self)
 
     def _set_length(self, length: int) -> None:
         if not self._aborted:

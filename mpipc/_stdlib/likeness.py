@@ -5,6 +5,9 @@ first, and then `x.__class__`: which here is a class that is a subclass of multi
 of x. If multiprocessing's module is not loaded, nobody can have its class to ask with, and it is not loaded for that.
 
 issubclass(type(x), multiprocessing.queues.Queue) stays False: there is no `__class__` between.
+
+Others, Sanic for one, ask whether `x.__module__` begins with "multiprocessing". Of an object it does; its class has the
+name of the module that it is in, which pickle looks for.
 """
 
 from __future__ import annotations
@@ -17,10 +20,22 @@ from typing import Any
 
 from mpipc._stdlib.standard import modules
 
-__all__ = ["Likeness"]
+__all__ = ["Likeness", "ModuleName"]
 
 _FACE = "_mpipc_face"
 """Attribute of a class: its face, which goes with it."""
+
+
+class ModuleName(str):
+    """`__module__` of a class of mpipc: a string, and of objects of the class, multiprocessing's module."""
+
+    __slots__ = ()
+
+    def __get__(self, obj: object, cls: type | None = None) -> str:
+        return self if obj is None else self.replace("mpipc", "multiprocessing", 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
 
 
 class Likeness:
@@ -30,6 +45,11 @@ class Likeness:
 
     _like: tuple[str, str]
     """Submodule of multiprocessing, and name of the class there."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "_like" in vars(cls) and cls.__module__ == f"mpipc.{cls._like[0]}":
+            cls.__module__ = ModuleName(cls.__module__)
 
     @property
     def __class__(self) -> Any:
@@ -131,6 +151,6 @@ def _face_of(cls: type, standard: type) -> type:
         face: type = type.__new__(kind, cls.__name__, (cls, standard), {"__slots__": ()})
         type.__setattr__(face, "_bases", (cls, standard))
         type.__setattr__(face, "__bases__", (cls, standard))  # has mro() called again
-        setattr(cls, _FACE, face)
+        type.__setattr__(cls, _FACE, face)
         return face
     return cls

@@ -110,7 +110,8 @@ def loads(data: bytes) -> Any:
 
 
 class _Dumping:
-    """A reducer that has a dump(). That of AbstractReducer takes the reducer for the object, and fails."""
+    """A reducer whose dump() may be a function of a module that stands in the class, as AbstractReducer's, and as many
+    have copied it: as a method it would take the reducer for the object."""
 
     def __init__(self, reducer: Any) -> None:
         self._reducer = reducer
@@ -118,13 +119,16 @@ class _Dumping:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reducer, name)
 
-    def dump(self, obj: Any, file: Any, protocol: int | None = None) -> None:
+    def dump(self, obj: Any, file: Any, *protocol: Any) -> None:
         """Pickle an object into a file."""
         dump = self._reducer.dump
-        if getattr(dump, "__func__", None) is _reduction.AbstractReducer.dump:
-            self._reducer.ForkingPickler(file, protocol).dump(obj)
+        function = getattr(dump, "__func__", None)
+        if function is _reduction.AbstractReducer.dump:
+            self._reducer.ForkingPickler(file, *protocol).dump(obj)
+        elif function is not None and function.__qualname__.rpartition(".")[0].rpartition(".")[2] in ("", "<locals>"):
+            function(obj, file, *protocol)
         else:
-            dump(obj, file, protocol)
+            dump(obj, file, *protocol)
 
 
 def with_reducer(function: Any, module: ModuleType) -> Any:

@@ -10,6 +10,8 @@ import multiprocessing.managers
 from collections.abc import MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
+from mpipc._stdlib.likeness import ModuleName
+
 __all__ = ["AcquirerProxy", "DictProxy", "ListProxy", "SetProxy"]
 
 _base: Any = multiprocessing.managers  # its private names are unknown to type checkers
@@ -45,7 +47,9 @@ def _with(proxy: Any, methods: tuple[str, ...]) -> Any:
     namespace: dict[str, Any] = {
         name: _in_place(name) for name in missing if name.startswith("__i") and name != "__iter__"
     }
-    namespace.update(__module__="mpipc.managers", __doc__=proxy.__doc__, _exposed_=(*proxy._exposed_, *missing))
+    namespace.update(
+        __module__=ModuleName("mpipc.managers"), __doc__=proxy.__doc__, _exposed_=(*proxy._exposed_, *missing)
+    )
     bases = (proxy, _base.MakeProxyType(f"_More{proxy.__name__}", missing))
     return type(proxy.__name__, bases, namespace)
 
@@ -59,7 +63,7 @@ if SetProxy is None:
         "SetProxy",
         (_base.MakeProxyType("_SetMethods", SET),),
         {
-            "__module__": "mpipc.managers",
+            "__module__": ModuleName("mpipc.managers"),
             "_method_to_typeid_": {"__iter__": "Iterator"},
             **{name: _in_place(name) for name in ("__iand__", "__ior__", "__isub__", "__ixor__")},
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.resource_tracker as standard
 from typing import Any
 
@@ -40,6 +41,9 @@ def test_the_tracker_hears_of_others_only(reached: list[tuple[Any, ...]]) -> Non
     for name in (segment._name, "/never-was", "", "a/b", "\0"):
         tracker.unregister(name, "shared_memory")
         tracker.register(name, "shared_memory")
+    for function in (tracker.register, tracker.unregister):
+        with pytest.raises(ValueError, match="too long"):
+            function("a" * 500, "shared_memory")
     assert reached == []
     tracker.register("/name", "semaphore")
     tracker.unregister("/name", "semaphore")
@@ -127,7 +131,13 @@ def test_in_a_child(ctx: Any) -> None:
 def test_a_register_in_the_place_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     before = tracker.register
-    monkeypatch.setattr(tracker, "register", lambda name, rtype: told.append((name, rtype)) or before(name, rtype))
+
+    @functools.wraps(before)
+    def register(name: str, rtype: str) -> None:
+        told.append((name, rtype))
+        before(name, rtype)
+
+    monkeypatch.setattr(tracker, "register", register)
     segment = SharedMemory(create=True, size=1)
     untracked = SharedMemory(create=True, size=1, track=False)
     SharedMemory(segment.name).close()

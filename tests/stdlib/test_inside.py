@@ -216,6 +216,12 @@ def test_a_task_for_a_result_of_ones_own(pool: Any) -> None:
     found = mpp.IMapIterator(pool)
     pool._taskqueue.put((((found._job, n, negative, (n,), {}) for n in range(500)), found._set_length))
     assert list(found) == [-n for n in range(500)]
+    found = mpp.IMapUnorderedIterator(pool)
+    lengths = []
+    tasks = [(found._job, n, negative, (n,), {}) for n in range(5)]
+    pool._taskqueue.put((tasks, lambda length: lengths.append(length) or found._set_length(length)))
+    assert sorted(found) == [-n for n in reversed(range(5))] and lengths == [5]
+    assert not pool._cache
 
 
 def test_what_no_task_can_be(pool: Any) -> None:

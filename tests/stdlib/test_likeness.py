@@ -172,6 +172,37 @@ def test_dispatch_by_type() -> None:
     ]
 
 
+def test_the_module_of_an_object() -> None:
+    """Its class's is the one in which pickle finds the class."""
+    with mpipc.Manager() as manager:
+        objects = [
+            mpipc.Queue(),
+            mpipc.JoinableQueue(),
+            mpipc.Lock(),
+            mpipc.Event(),
+            mpipc.Condition(),
+            mpipc.Barrier(1),
+        ]
+        objects += [
+            mpipc.Value("i"),
+            mpipc.Array("i", 1),
+            mpipc.Array("c", 1),
+            manager.dict(),
+            manager.list(),
+            manager.Lock(),
+        ]
+        for obj in objects:
+            assert obj.__module__.startswith("multiprocessing."), obj
+            cls = type(obj)
+            assert cls.__module__.partition(".")[0] in ("mpipc", "multiprocessing") and f"{cls.__module__}." in repr(
+                cls
+            )
+            for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+                assert pickle.loads(pickle.dumps(cls, protocol)) is cls
+                assert pickle.loads(pickle._dumps(cls, protocol)) is cls  # type: ignore[attr-defined]
+    assert Counted().__module__ == __name__ and mpipc.RWLock().__module__ == "mpipc.synchronize"
+
+
 def test_another_class_can_be_assigned() -> None:
     class Louder(mpipc.synchronize.Condition):
         def shout(self) -> str:

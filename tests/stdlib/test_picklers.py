@@ -184,6 +184,55 @@ def test_pools_executors_and_processes(start_method: str) -> None:
     run_script(script, arguments=[start_method])
 
 
+REDUCERS = """
+    import sys
+    import mpipc
+    from mpipc.reduction import AbstractReducer, ForkingPickler
+
+    used = []
+
+    class Pickler(ForkingPickler):
+        def __init__(self, *arguments):
+            used.append(type(self).__name__)
+            super().__init__(*arguments)
+
+    def dump(obj, file, protocol=4):
+        Pickler(file, protocol).dump(obj)
+
+    class Inherited(AbstractReducer):
+        ForkingPickler = Pickler
+
+    class AsFunction(Inherited):
+        dump = dump
+
+    class AsMethod(Inherited):
+        def dump(self, obj, file):
+            dump(obj, file)
+
+    class AsStatic(Inherited):
+        dump = staticmethod(dump)
+
+    if __name__ == "__main__":
+        context = mpipc.get_context(sys.argv[1])
+        for reducer in (None, Inherited, AsFunction, AsMethod, AsStatic):
+            used.clear()
+            if reducer is not None:
+                context.reducer = reducer()
+                context.reducer.HAVE_SEND_HANDLE = True
+            process = context.Process(target=print, args=(reducer.__name__ if reducer else "usual",))
+            process.start()
+            process.join()
+            assert process.exitcode == 0 and bool(used) == (reducer is not None)
+    """
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_process_starts_ask_the_reducer(method: str) -> None:
+    """Set at any time, and however its dump() is written: many have it as in the recipe, as a function in the class."""
+    result = run_script(REDUCERS, arguments=[method])
+    assert result.stdout.split() == ["usual", "Inherited", "AsFunction", "AsMethod", "AsStatic"]
+
+
 needs_dill = pytest.mark.skipif(importlib.util.find_spec("dill") is None, reason="dill is not installed")
 
 
@@ -203,7 +252,7 @@ def test_also_multiprocess(start_method: str) -> None:
             multiprocess.set_start_method(sys.argv[1])
             import multiprocessing
             assert multiprocess is multiprocessing and multiprocess.pool is multiprocessing.pool
-            assert Queue().__module__ == "mpipc.queues" and multiprocess.pool.Pool.__module__ == "mpipc.pool"
+            assert type(Queue()).__module__ == "mpipc.queues" and multiprocess.pool.Pool.__module__ == "mpipc.pool"
             with Pool(2) as pool:
                 print(pool.map(lambda x: x * x, range(4)))
             queue = Queue()
