@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "run",
-        usage="python -m mpipc run [-h] [--also PACKAGE] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        usage="python -m mpipc run [-h] [--also PACKAGE] [--children] (SCRIPT | -m MODULE) [ARGUMENT ...]",
         help="run a program that uses multiprocessing on mpipc",
         description="Run a Python program, unmodified, whose `import multiprocessing` gives mpipc.",
     )
@@ -40,6 +40,11 @@ def add_parser(commands: Any) -> None:
         metavar="PACKAGE",
         help="have `import PACKAGE` give mpipc, too; for `multiprocess`, which pickles by dill (may be repeated)",
     )
+    parser.add_argument(
+        "--children",
+        action="store_true",
+        help="the same for every Python that is started by it (subprocess, os.exec ...), by PYTHONPATH",
+    )
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module")
     parser.add_argument("script", nargs="?", metavar="SCRIPT", help="the file, directory or zip file to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of the program")
@@ -49,6 +54,8 @@ def add_parser(commands: Any) -> None:
 def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.also:
         stand_in(options.also)
+    if options.children:
+        _carry_over(options.also)
     if options.module:
         run(options.module[0], options.module[1:], as_module=True)
     elif options.module is None and options.script is not None:
@@ -56,6 +63,13 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     else:
         parser.error("name a script, or a module with -m")
     return 0
+
+
+def _carry_over(also: list[str]) -> None:
+    """For Pythons that are started from now on: see children/sitecustomize.py."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "children")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+    os.environ["MPIPC_ALSO"] = " ".join(also)
 
 
 def run(program: str, arguments: list[str], *, as_module: bool = False) -> None:

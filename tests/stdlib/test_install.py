@@ -686,3 +686,53 @@ def test_pool_that_sets_up_its_queues_is_the_standard_library_s() -> None:
             """
         )
     )
+
+
+# --- Pythons that a program starts by itself --------------------------------------------------------------------------
+
+STARTS_OTHERS = """
+import multiprocessing, subprocess, sys
+ASK = "import multiprocessing, sys; print(type(multiprocessing.Queue()).__module__, getattr(sys, 'customized', 'no'))"
+NEXT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ASK!r}])"
+def tell(queue):
+    queue.put(type(queue).__module__)
+if __name__ == "__main__":
+    for options in ([], ["-S"], ["-I"]):
+        print(options, flush=True)
+        subprocess.run([sys.executable, *options, "-c", ASK], check=True)
+    subprocess.run([sys.executable, "-c", NEXT], check=True)
+    for method in ("spawn", "forkserver"):
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        process = context.Process(target=tell, args=(queue,))
+        process.start()
+        print(queue.get(timeout=30))
+        process.join()
+    print(*sys.path[:2])
+"""
+
+
+def test_pythons_that_are_started_by_subprocess(tmp_path: Path) -> None:
+    """They are plain, unless --children is given; a sitecustomize of the user's is run in any case."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.customized = 'customized'\n")
+    (tmp_path / "program.py").write_text(STARTS_OTHERS)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'own'}:{_folder()}"}
+    outputs = {}
+    for options in ((), ("--children",)):
+        result = subprocess.run(
+            [sys.executable, *RUN, *options, "program.py"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (result.returncode, result.stderr) == (0, "")
+        outputs[options] = result.stdout.splitlines()
+    plain, ours = "multiprocessing.queues", "mpipc.queues"
+    path = f"{tmp_path} {tmp_path / 'own'}"
+    assert outputs[()] == [
+        *("[]", f"{plain} customized", "['-S']", f"{plain} no", "['-I']", f"{plain} no", f"{plain} customized"),
+        *(ours, ours, path),
+    ]
+    assert outputs[("--children",)] == [
+        *("[]", f"{ours} customized", "['-S']", f"{plain} no", "['-I']", f"{plain} no", f"{ours} customized"),
+        *(ours, ours, path),
+    ]
