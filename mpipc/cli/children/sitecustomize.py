@@ -28,7 +28,7 @@ def _install() -> None:
 _install()
 del sys.modules["sitecustomize"]
 try:
-    import sitecustomize  # noqa: F401
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "sitecustomize":
         raise
