@@ -261,7 +261,7 @@ def _attach(int shmid, uint64_t nonce):
             (<Family> known).ensure()
             return known
     family = Family()
-    if mp_family_attach(family.f, shmid, nonce, mp_tick) != MP_OK:
+    if mp_family_attach(family.f, shmid, nonce, MP_ATTACH_TOLD, mp_tick) != MP_OK:
         fail(errno, f"attaching to family {shmid}:{nonce:x}")
     mp_family_forget_exec(family.f)
     if mp_family_join(family.f) != MP_OK:
@@ -309,7 +309,7 @@ def current():
 def _forget_exec(int shmid, uint64_t nonce):
     # This program may have been executed by a member, which keeps its pid, and to the kernel is alive.
     cdef mp_family old
-    if mp_family_attach(&old, shmid, nonce, NULL) == MP_OK:
+    if mp_family_attach(&old, shmid, nonce, MP_ATTACH_OWN, NULL) == MP_OK:
         mp_family_forget_exec(&old)
         mp_family_detach(&old)
 

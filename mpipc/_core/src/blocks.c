@@ -126,7 +126,7 @@ void mp_block_abandon(struct mp_family *f, uint32_t index) {
     const struct mp_kind_row *kind = mp_kind_of(b);
     if (kind->take_down != NULL)
         kind->take_down(f, index);
-    mp_kind_remove(b);
+    mp_kind_remove(f, b);
     clear(f, index);
 }
 

@@ -13,6 +13,7 @@
  * the value becomes 0. */
 #include "event.h"
 
+#include "access.h"
 #include "bells.h"
 
 static int change(struct mp_family *f, uint32_t index, int op) {
@@ -20,7 +21,7 @@ static int change(struct mp_family *f, uint32_t index, int op) {
     int semid;
     if (mp_bell(f, index, &semid, &operation.sem_num) != MP_OK)
         return MP_FAILED;
-    return semop(semid, &operation, 1);
+    return MP_ALLOWED(f, semop(semid, &operation, 1));
 }
 
 /* 1 set, 0 clear, -1 with errno. */
@@ -38,7 +39,7 @@ int mp_event_clear(struct mp_family *f, uint32_t index) {
     if (mp_bell(f, index, &semid, &operations[0].sem_num) != MP_OK)
         return MP_FAILED;
     operations[1].sem_num = operations[0].sem_num;
-    return semop(semid, operations, 2) == 0 || errno == EAGAIN ? MP_OK : MP_FAILED;
+    return MP_ALLOWED(f, semop(semid, operations, 2)) == 0 || errno == EAGAIN ? MP_OK : MP_FAILED;
 }
 
 int mp_event_set(struct mp_family *f, uint32_t index) {

@@ -1,6 +1,7 @@
 /* Children on their way into the family, by fork(2) or started anew, and members that become another program. */
 #include "fork.h"
 
+#include "access.h"
 #include "holders.h"
 #include "processes.h"
 #include "sets.h"
@@ -38,6 +39,7 @@ int mp_fork_prepare(struct mp_family *f) {
     f->fork_slot = -1;
     if (f->slot < 0)
         return MP_OK;
+    mp_access_need(f); /* a child that has to join for it cannot ask; if it is refused, it is the child that will be told */
     int slot = f->start_slot;
     if (slot >= 0 && f->start_thread == mp_this_thread())
         f->start_slot = -1;
@@ -61,6 +63,8 @@ int mp_fork_prepare(struct mp_family *f) {
 int mp_start_reserve(struct mp_family *f) {
     if (f->slot < 0 || f->start_slot >= 0)
         return MP_OK;
+    if ((errno = mp_access_need(f)) != MP_OK)
+        return MP_FAILED;
     int slot = mp_slot_reserve(f, MP_SLOT_FORKING);
     if (slot < 0)
         return MP_FAILED;
@@ -120,6 +124,8 @@ int mp_fork_child(struct mp_family *f) {
  * is named by a token that carries its generation: the child may have arrived, and the slot be somebody else's, before the
  * parent has noted which process the child is. */
 int64_t mp_transit_reserve(struct mp_family *f) {
+    if ((errno = mp_access_need(f)) != MP_OK)
+        return MP_FAILED;
     int slot = mp_slot_reserve(f, MP_SLOT_TRANSIT);
     if (slot < 0)
         return MP_FAILED;

@@ -1,6 +1,7 @@
 /* The reaper's life. */
 #include "reaper.h"
 
+#include "guests.h"
 #include "holders.h"
 #include "liveness.h"
 #include "recovery.h"
@@ -80,7 +81,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     setsid();
 
     struct mp_family f;
-    if (mp_family_attach(&f, shmid, nonce, NULL) != MP_OK)
+    if (mp_family_attach(&f, shmid, nonce, MP_ATTACH_TOLD, NULL) != MP_OK)
         return 1;
     if (!mp_reaper_become(&f))
         return 0; /* there is one */
@@ -88,6 +89,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     int looks = 0;
     for (;;) {
         keep_what_is_in_transit(&f); /* first: somebody waits for it */
+        mp_guests_admit(&f);
         mp_undo_try(&f);
         if (!mp_reaper_stay(&f))
             return 0;
