@@ -16,24 +16,25 @@
 #include "access.h"
 #include "bells.h"
 
-/* MP_OK, or errno; EAGAIN: it is not so. */
-static int change(struct mp_family *f, uint32_t index, int op) {
+/* 0; -1 with errno, EAGAIN: it is not so. */
+__attribute__((always_inline)) static inline int change(struct mp_family *f, uint32_t index, int op) {
     struct sembuf operation = {0, (short)op, IPC_NOWAIT};
     int semid;
     if (mp_bell(f, index, &semid, &operation.sem_num) != MP_OK)
-        return errno;
-    if (semop(semid, &operation, 1) == 0)
-        return MP_OK;
-    int error = errno;
-    if (__builtin_expect(error != EACCES || !mp_access_again(f), 1))
-        return error;
-    return semop(semid, &operation, 1) == 0 ? MP_OK : errno;
+        return MP_FAILED;
+    return semop(semid, &operation, 1);
+}
+
+/* The same as an outcome, for what has failed: whoever may not is asked whether he may now. */
+__attribute__((noinline, cold)) static int failed(struct mp_family *f, uint32_t index, int op) {
+    return errno == EACCES && mp_access_again(f) && change(f, index, op) == 0 ? MP_OK : errno;
 }
 
 /* 1 set, 0 clear, -1 with errno. */
 int mp_event_is_set(struct mp_family *f, uint32_t index) {
-    int error = change(f, index, 0);
-    return error == MP_OK ? 1 : error == EAGAIN ? 0 : MP_FAILED;
+    if (change(f, index, 0) == 0)
+        return 1;
+    return errno == EAGAIN ? 0 : failed(f, index, 0) == MP_OK ? 1 : errno == EAGAIN ? 0 : MP_FAILED;
 }
 
 int mp_event_clear(struct mp_family *f, uint32_t index) {
@@ -44,12 +45,13 @@ int mp_event_clear(struct mp_family *f, uint32_t index) {
     if (mp_bell(f, index, &semid, &operations[0].sem_num) != MP_OK)
         return MP_FAILED;
     operations[1].sem_num = operations[0].sem_num;
-    return MP_ALLOWED(f, semop(semid, operations, 2)) == 0 || errno == EAGAIN ? MP_OK : MP_FAILED;
+    return semop(semid, operations, 2) == 0 || errno == EAGAIN ? MP_OK : MP_FAILED;
 }
 
 int mp_event_set(struct mp_family *f, uint32_t index) {
-    int error = change(f, index, -1);
-    return error == MP_OK || error == EAGAIN ? MP_OK : MP_FAILED;
+    if (change(f, index, -1) == 0 || errno == EAGAIN)
+        return MP_OK;
+    return failed(f, index, -1) == MP_OK || errno == EAGAIN ? MP_OK : MP_FAILED;
 }
 
 /* A new event is clear, whatever its semaphore was used for before: rings from the block's earlier life may be left on it. Nobody
@@ -58,5 +60,5 @@ int mp_event_init(struct mp_family *f, uint32_t index) {
     if (mp_event_set(f, index) != MP_OK)
         return MP_FAILED;
     int is_set = mp_event_is_set(f, index);
-    return is_set < 0 ? MP_FAILED : is_set ? (change(f, index, 1) == MP_OK ? MP_OK : MP_FAILED) : mp_bell_set(f, index, 1);
+    return is_set < 0 ? MP_FAILED : is_set ? change(f, index, 1) : mp_bell_set(f, index, 1);
 }
