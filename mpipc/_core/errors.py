@@ -85,7 +85,7 @@ def core_error(
     `squatted` is the key of a semaphore set that others have taken, if one is known."""
     if error == errno.EADDRINUSE:
         return squatted_error(error, squatted)
-    if error in (errno.EACCES, errno.ENOTUNIQ) and call not in ("shmat", "shmget", "msgget"):
+    if error in (errno.EACCES, errno.ENOTUNIQ) and call != "shmat":
         return denied_error(error, what or f"{call}()")
     if call is not None:
         return call_error(error, call, arguments or {})

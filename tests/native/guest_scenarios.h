@@ -79,9 +79,49 @@ static void setup_admitter(void) {
     bystander(admits);
 }
 static void op_ask(void) { check_equal(mp_access_need(f), MP_OK); }
+/* A member that has run wild writes into the process table what it likes; who is let in the kernel has to confirm. */
+static void forge(int slot, pid_t pid, uint32_t uid) {
+    struct mp_slot *s = &f->seg->slots[slot];
+    uint32_t high = atomic_load(&f->h->slot_high);
+    atomic_store(&s->access, mp_access_word(MP_ACCESS_WANTED, uid));
+    atomic_store(&f->h->access_wanted, 1);
+    if (slot != f->slot) {
+        atomic_store(&s->pid_ns, f->pid_ns);
+        atomic_store(&s->start_time, mp_process_start_time(pid));
+        atomic_store(&s->word, mp_slot_word(MP_SLOT_ALIVE, 1, pid));
+        atomic_store(&f->h->slot_high, (uint32_t)slot + 1);
+    }
+    mp_guests_admit(f);
+    check_equal(atomic_load(&f->h->guest), 0);
+    check_equal(mp_access_of(atomic_load(&s->access)), MP_ACCESS_WANTED);
+    atomic_store(&s->access, 0);
+    if (slot != f->slot) {
+        atomic_store(&s->word, 0);
+        atomic_store(&s->pid_ns, 0);
+        atomic_store(&f->h->slot_high, high);
+    }
+}
+static void nobody_else_is_let_in(void) {
+    pid_t stranger = fork(); /* not by the hooks: he is no member */
+    check(stranger >= 0);
+    if (stranger == 0) {
+        check(setresuid(GUEST - 1, GUEST - 1, GUEST - 1) == 0);
+        pause();
+        _exit(0);
+    }
+    for (uint32_t uid = 0; !mp_process_euid(stranger, &uid) || uid != GUEST - 1;)
+        sched_yield();
+    forge(f->slot, getpid(), GUEST - 1);
+    forge(100, stranger, GUEST - 1);
+    kill(stranger, SIGKILL);
+    check(waitpid(stranger, NULL, 0) == stranger);
+}
+
 static void check_another_is_let_in(bool finished) {
     DONE = 1;
     bystander_ends(bystanders[0]);
+    no_guest();
+    nobody_else_is_let_in();
     for (uint32_t i = 0; i < MP_SLOTS; i++)
         if ((int)i != f->slot)
             check_equal(atomic_load(&f->seg->slots[i].access), 0);
