@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 
+from mpipc.exceptions import ObjectsRemovedError
+
 TYPE_CHECKING = False  # as type checkers understand it
 if TYPE_CHECKING:
     from mpipc.sysv.errors import SysVError
@@ -40,6 +42,11 @@ _OWN = {
     ),
 }
 
+_REMOVED = (
+    "mpipc: {what}: the System V objects of this program were removed: by ipcrm(1), or by systemd-logind, which removes"
+    " those of a user whose last session has ended. Against the latter: `loginctl enable-linger` for that user, or"
+    " RemoveIPC=no in /etc/systemd/logind.conf. Objects that are made from now on are new ones, and work"
+)
 _ALONE = (
     "mpipc: {what}: Permission denied: this process runs as user id {euid} now, which none of the processes that it"
     " shares objects with has let in (the reaper does so, or whoever still runs as the user who founded the family, when"
@@ -61,10 +68,8 @@ _DAMAGED = (
 def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Exception:
     """The error for sending to a queue, or receiving from it. `queue` is the id of its message queue, `size` that of
     the message, where shared memory was wanted for it."""
-    if error == errno.EIDRM and sending:
-        return BrokenPipeError(error, "mpipc: the message queue was removed (ipcrm), nobody can receive from it")
     if error == errno.EIDRM:
-        return EOFError("mpipc: the message queue was removed (ipcrm), nothing will arrive any more")
+        return removed_error(f"{'sending to' if sending else 'receiving from'} message queue {queue}")
     if error == errno.ENOMEM and sending:
         return MemoryError("mpipc: there is no memory for the message; nothing was sent")
     if error == errno.ENOMEM:
@@ -85,11 +90,18 @@ def core_error(
     `squatted` is the key of a semaphore set that others have taken, if one is known."""
     if error == errno.EADDRINUSE:
         return squatted_error(error, squatted)
+    if error == errno.EIDRM or (error == errno.EINVAL and call in ("semop", "semtimedop", "semctl")):
+        return removed_error(what or "waiting for another process, or waking it")
     if error in (errno.EACCES, errno.ENOTUNIQ) and call != "shmat":
         return denied_error(error, what or f"{call}()")
     if call is not None:
         return call_error(error, call, arguments or {})
     return family_error(error, what or "")
+
+
+def removed_error(what: str) -> ObjectsRemovedError:
+    """The error for objects that somebody else has removed."""
+    return ObjectsRemovedError(errno.EIDRM, _REMOVED.format(what=what))
 
 
 def denied_error(error: int, what: str) -> PermissionError:

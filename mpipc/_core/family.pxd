@@ -175,6 +175,7 @@ cdef extern from "core.h" nogil:
 
     int64_t mp_block_new(mp_family *f, uint32_t kind)
     int mp_block_ready(mp_family *f, uint32_t index)
+    bint mp_family_is_removed(mp_family *f)
     void mp_block_abandon(mp_family *f, uint32_t index)
     void *mp_block_shmat(mp_family *f, uint32_t index, uint64_t *size)
     int mp_block_msgget(mp_family *f, uint32_t index, int mode)

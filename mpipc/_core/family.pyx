@@ -11,7 +11,7 @@ from multiprocessing import context as _mp_context
 from multiprocessing import process as _mp_process
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.errno cimport E2BIG, EADDRINUSE, EFBIG, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
+from libc.errno cimport E2BIG, EADDRINUSE, EFBIG, EIDRM, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
 from libc.string cimport memset, strdup
 
 from mpipc._core.errors import bell_call, core_error
@@ -113,6 +113,8 @@ cdef object fail_growing(int error, str what):
 
 cdef object fail_joining(mp_family *f, int error, str what):
     """Raises the error of mp_family_join() and of reserving a slot."""
+    if error == EINVAL:
+        error = EIDRM  # of its sets
     if error == ENOMEM or error == ENOSPC and f.slot < 0:
         fail_call(error, "semget", {"key": 0, "nsems": f.set_size, "semflg": 0o1600})
     fail_in(f, error, what, None, None)
@@ -294,12 +296,11 @@ def current():
     """
     global _current
     if _current is not None:
-        if _current.f.slot >= 0:
-            return _current
-        if mp_family_join(_current.f) == MP_OK:
-            return _current
-        if errno != ESTALE and errno != EINVAL:
-            fail_joining(_current.f, errno, "joining the family")
+        if not mp_family_is_removed(_current.f):
+            if _current.f.slot >= 0 or mp_family_join(_current.f) == MP_OK:
+                return _current
+            if errno != ESTALE and errno != EINVAL:
+                fail_joining(_current.f, errno, "joining the family")
     _current = _join_by_environment() or _found()
     # putenv, not os.environ: this is for child processes, and no business of code that looks at os.environ.
     os.putenv(ENVIRONMENT, _current.ticket)

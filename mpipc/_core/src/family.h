@@ -29,6 +29,7 @@ struct mp_family {
     char *reaper_path;
     struct mp_family *next;
     uint32_t pid_ns; /* this process's pid namespace */
+    bool removed; /* see mp_family_is_removed() */
     bool is_reaper;
     bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
     _Atomic int recovery_held; /* how this process holds the recovery lock, or wants it; see liveness.c */

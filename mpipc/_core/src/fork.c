@@ -37,7 +37,7 @@ void mp_family_forget_exec(struct mp_family *f) {
  *   The parent dies after the fork: the unknown attachment is the child; recovery waits for it. */
 int mp_fork_prepare(struct mp_family *f) {
     f->fork_slot = -1;
-    if (f->slot < 0)
+    if (f->slot < 0 || mp_family_is_removed(f))
         return MP_OK;
     mp_access_need(f); /* a child that has to join for it cannot ask; if it is refused, it is the child that will be told */
     int slot = f->start_slot;
@@ -61,7 +61,7 @@ int mp_fork_prepare(struct mp_family *f) {
  * is none. If two threads start at the same time, the second one may find it out in its child. What the child is to hold is
  * noted in the fork. -1 with errno: see mp_slot_reserve(). */
 int mp_start_reserve(struct mp_family *f) {
-    if (f->slot < 0 || f->start_slot >= 0)
+    if (f->slot < 0 || f->start_slot >= 0 || mp_family_is_removed(f))
         return MP_OK;
     if ((errno = mp_access_need(f)) != MP_OK)
         return MP_FAILED;

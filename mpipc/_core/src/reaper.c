@@ -65,6 +65,16 @@ static void keep_what_is_in_transit(struct mp_family *f) {
     }
 }
 
+/* Somebody has removed the family's own set: nobody can join any more, nor is a death announced. What is left goes with the last
+ * who is attached. */
+static int outlive(struct mp_family *f) {
+    struct shmid_ds ds;
+    while (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1)
+        nanosleep(&(struct timespec){MP_TICK_NS / 1000000000, MP_TICK_NS % 1000000000}, NULL);
+    mp_family_destroy(f);
+    return 1;
+}
+
 /* How often the reaper looks again, after a ring that it has found no reason for. */
 #define SECOND_LOOKS 3
 
@@ -115,7 +125,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         bool soon = pending || !members || looks > 0;
         int rung = mp_reaper_wait(&f, soon ? 50000000 : 30000000000ll);
         if (rung < 0 && errno != EAGAIN && errno != EINTR)
-            return 1; /* removed with ipcrm */
+            return outlive(&f);
         /* Whoever rings may be dying, on a kernel that undoes its operations in another order than is promised. */
         looks = rung == 0 ? SECOND_LOOKS : looks > 0 ? looks - 1 : 0;
         int more = semctl(f.semid, MP_SEM_DEATHS, GETVAL);

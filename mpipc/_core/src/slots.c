@@ -197,3 +197,11 @@ int mp_family_wake_reaper(struct mp_family *f) {
     struct sembuf ring = {MP_SEM_DEATHS, 1, IPC_NOWAIT};
     return MP_ALLOWED(f, semop(f->semid, &ring, 1)) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
 }
+
+/* Has somebody removed the family's sets (ipcrm(1), or logind at the end of the user's last session)? Then it is of no use any more
+ * for what its members make from now on. */
+bool mp_family_is_removed(struct mp_family *f) {
+    if (!f->removed && semctl(f->semid, MP_SEM_MARK, GETVAL) < 0)
+        f->removed = errno == EINVAL || errno == EIDRM;
+    return f->removed;
+}
