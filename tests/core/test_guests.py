@@ -128,12 +128,10 @@ def hold_and_sleep(lock: Any, ready: Any) -> None:
     signal.pause()
 
 
-def change_only_the_group(queue: Any) -> None:
+def change_only_the_group(there: Any, back: Any) -> None:
     os.setgroups([])
     os.setgid(NOBODY)
-    queue.put(os.getgid())
-    mp_lock = queue.get(timeout=30)
-    assert mp_lock == "go on"
+    back.put((os.getgid(), there.get(timeout=30)))
 
 
 def dropped_parent(method: str, answers: Any) -> None:
@@ -256,11 +254,11 @@ def test_a_user_for_a_moment() -> None:
 def test_the_group_is_no_matter(method: str) -> None:
     run(
         """
-    queue = mp.Queue()
-    child = mp.Process(target=change_only_the_group, args=(queue,))
+    there, back = mp.Queue(), mp.Queue()
+    child = mp.Process(target=change_only_the_group, args=(there, back))
     child.start()
-    assert queue.get(timeout=30) == NOBODY
-    queue.put("go on")
+    there.put(b"x" * LARGE)
+    assert back.get(timeout=30) == (NOBODY, b"x" * LARGE)
     child.join(30)
     assert child.exitcode == 0
     """,

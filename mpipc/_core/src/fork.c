@@ -124,7 +124,7 @@ int mp_fork_child(struct mp_family *f) {
  * is named by a token that carries its generation: the child may have arrived, and the slot be somebody else's, before the
  * parent has noted which process the child is. */
 int64_t mp_transit_reserve(struct mp_family *f) {
-    if ((errno = mp_access_need(f)) != MP_OK)
+    if ((errno = mp_family_is_removed(f) ? MP_REMOVED : mp_access_need(f)) != MP_OK)
         return MP_FAILED;
     int slot = mp_slot_reserve(f, MP_SLOT_TRANSIT);
     if (slot < 0)
