@@ -133,7 +133,8 @@ def test_who_waits_is_told(which: str) -> None:
     assert isinstance(error, BrokenPipeError) and isinstance(error, EOFError)
     for word in ("ipcrm", "RemoveIPC=no", "loginctl enable-linger"):
         assert word in str(error), error
-    assert type(answer_to(call)) is ObjectsRemovedError
+    if {which!r} != "write":  # which this thread has
+        assert type(answer_to(call)) is ObjectsRemovedError
     """)
 
 
