@@ -49,8 +49,8 @@ _REMOVED = (
 )
 _ALONE = (
     "mpipc: {what}: Permission denied: this process runs as user id {euid} now, which none of the processes that it"
-    " shares objects with has let in (the reaper does so, or whoever still runs as the user who founded the family, when"
-    " he waits for something). Drop privileges while one of them is there, or make what is to be shared after it"
+    " shares objects with has let in (the reaper does so, or whoever still runs as the user who founded the family,"
+    " when he waits for something). Drop privileges while one of them is there, or make what is to be shared after it"
 )
 _OTHER_GUEST = (
     "mpipc: {what}: Permission denied: this process runs as user id {euid} now, and a family of mpipc has room for one"

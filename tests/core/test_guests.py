@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support import NOBODY, become, can_become, run_script
-from support.privileges import as_in_a_container
+from support.privileges import as_in_a_container as as_in_a_container  # the programs below use it
 
 START = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 OTHER = 65533

@@ -1,6 +1,6 @@
-"""All System V objects of a user are removed while a program runs, as logind's RemoveIPC=yes does at his last logout: queues
-and sets always, segments if nobody has them attached. Every call of before says so by one exception, nobody waits for
-ever, and what is made afterwards works.
+"""All System V objects of a user are removed while a program runs, as logind's RemoveIPC=yes does at his last logout:
+queues and sets always, segments if nobody has them attached. Every call of before says so by one exception, nobody
+waits for ever, and what is made afterwards works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import pytest
 from support import START_METHODS, kernel_objects, run_script, wait_until
 
 import mpipc
-from mpipc import ObjectsRemovedError, sysv
+from mpipc import ObjectsRemovedError as ObjectsRemovedError  # the programs below use it
+from mpipc import sysv
 from mpipc.sysv.listing import message_queues, semaphore_sets, shared_memory_segments
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -189,11 +190,13 @@ def test_a_manager_goes_on() -> None:
 def test_nothing_of_it_is_left() -> None:
     """The reaper outlives the set that it waited at, and removes the rest when the last one has gone."""
     before = kernel_objects()
-    pid = int(program("""
+    pid = int(
+        program("""
     array, queue = mp.Array("i", 10000), mp.Queue()
     from support.reaper import wait_for_reaper
     print(wait_for_reaper(), flush=True)
     remove_all()
-    """))
+    """)
+    )
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout=30)
     assert kernel_objects().minus(before).count == 0

@@ -161,9 +161,7 @@ static void check_nothing_made_for_two(bool finished) {
 }
 
 #define FAR_SET 400u
-static void op_make_set(void) {
-    mp_own_set(f, &f->seg->bell_sets[FAR_SET], MP_SET_BELLS + FAR_SET, (int)f->set_size);
-}
+static void op_make_set(void) { mp_own_set(f, &f->seg->bell_sets[FAR_SET], MP_SET_BELLS + FAR_SET, (int)f->set_size); }
 static void remove_far_set(void) {
     for (uint32_t attempt = 0; attempt < 16; attempt++)
         semctl(semget(mp_family_key(f, MP_SET_BELLS + FAR_SET, attempt), 0, 0), 0, IPC_RMID);

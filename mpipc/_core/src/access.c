@@ -92,9 +92,7 @@ bool mp_access_again(struct mp_family *f) {
 }
 
 /* Before something is made, for which a process that has changed its user needs no right of its own. */
-int mp_access_need(struct mp_family *f) {
-    return mp_access_is_users(f, geteuid()) ? MP_OK : ask(f);
-}
+int mp_access_need(struct mp_family *f) { return mp_access_is_users(f, geteuid()) ? MP_OK : ask(f); }
 
 /* ---- giving -------------------------------------------------------------------------------------------------------------- */
 

@@ -7,14 +7,14 @@
 #include <sys/ipc.h>
 
 /* A system call on an object of the family, which is made once more when EACCES has been answered: nothing was done then. */
-#define MP_ALLOWED(f, call)                                                                                                \
-    __extension__({                                                                                                        \
-        bool asked_ = false;                                                                                               \
-        __typeof__(call) result_;                                                                                          \
-        do                                                                                                                 \
-            result_ = (call);                                                                                              \
-        while (__builtin_expect((intptr_t)result_ == -1, 0) && errno == EACCES && !asked_ && (asked_ = mp_access_again(f))); \
-        result_;                                                                                                           \
+#define MP_ALLOWED(f, call)                                                                                                    \
+    __extension__({                                                                                                            \
+        bool asked_ = false;                                                                                                   \
+        __typeof__(call) result_;                                                                                              \
+        do                                                                                                                     \
+            result_ = (call);                                                                                                  \
+        while (__builtin_expect((intptr_t)result_ == -1, 0) && errno == EACCES && !asked_ && (asked_ = mp_access_again(f)));   \
+        result_;                                                                                                               \
     })
 
 /* slot.access = answer:8 | euid:32 << 32 */

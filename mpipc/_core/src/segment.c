@@ -115,7 +115,8 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, enum mp_att
         return MP_FAILED;
     struct mp_header *h = f->h = &f->seg->header;
     if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce) ||
-        h->uid != ds.shm_perm.cuid || !mp_access_is_users(f, ds.shm_perm.uid) || !mp_access_is_users(f, user) || h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
+        h->uid != ds.shm_perm.cuid || !mp_access_is_users(f, ds.shm_perm.uid) || !mp_access_is_users(f, user) ||
+        h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
         shmdt(f->seg);
         errno = MP_GONE;
         return MP_FAILED;
