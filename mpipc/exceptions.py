@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # as type checkers understand it; `import mpipc` need not
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["BrokenPoolError", "TaskTimeoutError", "WorkerLostError"]
+__all__ = ["BrokenPoolError", "ObjectsRemovedError", "TaskTimeoutError", "WorkerLostError"]
 
 
 def exit_reason(exitcode: int | None) -> str:
@@ -29,6 +29,15 @@ def _signal_name(exitcode: int | None) -> str | None:
         return signal.Signals(-exitcode).name
     except ValueError:
         return f"signal {-exitcode}"
+
+
+class ObjectsRemovedError(BrokenPipeError, EOFError):
+    """The System V objects that a call needs were removed, which nobody in the program has done.
+
+    Raised by whatever uses the objects of before: `put()`, where multiprocessing's users catch BrokenPipeError (or
+    OSError), `get()`, where they catch EOFError, and locks, events, and starting a process with them as arguments. What
+    is made afterwards has new objects and works.
+    """
 
 
 class WorkerLostError(ProcessError):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 
+from mpipc.exceptions import ObjectsRemovedError
+
 TYPE_CHECKING = False  # as type checkers understand it
 if TYPE_CHECKING:
     from mpipc.sysv.errors import SysVError
@@ -40,6 +42,22 @@ _OWN = {
     ),
 }
 
+_REMOVED = (
+    "mpipc: {what}: the System V objects of this program were removed: by ipcrm(1), or by systemd-logind, which removes"
+    " those of a user whose last session has ended. Against the latter: `loginctl enable-linger` for that user, or"
+    " RemoveIPC=no in /etc/systemd/logind.conf. Objects that are made from now on are new ones, and work"
+)
+_ALONE = (
+    "mpipc: {what}: Permission denied: this process runs as user id {euid} now, which none of the processes that it"
+    " shares objects with has let in (the reaper does so, or whoever still runs as the user who founded the family,"
+    " when he waits for something). Drop privileges while one of them is there, or make what is to be shared after it"
+)
+_OTHER_GUEST = (
+    "mpipc: {what}: Permission denied: this process runs as user id {euid} now, and a family of mpipc has room for one"
+    " user id beside that of its founder, which another process has taken: let all of them change to the same user, or"
+    " make what they share, and start them, after the change"
+)
+
 
 _DAMAGED = (
     "mpipc: message queue {id} (as ipcs -q shows it): what was found is not what was sent, and has been dropped;"
@@ -50,10 +68,8 @@ _DAMAGED = (
 def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Exception:
     """The error for sending to a queue, or receiving from it. `queue` is the id of its message queue, `size` that of
     the message, where shared memory was wanted for it."""
-    if error == errno.EIDRM and sending:
-        return BrokenPipeError(error, "mpipc: the message queue was removed (ipcrm), nobody can receive from it")
     if error == errno.EIDRM:
-        return EOFError("mpipc: the message queue was removed (ipcrm), nothing will arrive any more")
+        return removed_error(f"{'sending to' if sending else 'receiving from'} message queue {queue}")
     if error == errno.ENOMEM and sending:
         return MemoryError("mpipc: there is no memory for the message; nothing was sent")
     if error == errno.ENOMEM:
@@ -64,7 +80,7 @@ def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Excepti
         return call_error(errno.EINVAL, "shmget", {"key": 0, "size": size, "shmflg": 0o3600})
     if error == errno.EBADMSG:
         return OSError(error, _DAMAGED.format(id=queue))
-    return family_error(error, f"{'sending to' if sending else 'receiving from'} message queue {queue}")
+    return core_error(error, f"{'sending to' if sending else 'receiving from'} message queue {queue}", None, None, 0)
 
 
 def core_error(
@@ -74,9 +90,25 @@ def core_error(
     `squatted` is the key of a semaphore set that others have taken, if one is known."""
     if error == errno.EADDRINUSE:
         return squatted_error(error, squatted)
+    if error == errno.EIDRM or (error == errno.EINVAL and call in ("semop", "semtimedop", "semctl")):
+        return removed_error(what or "waiting for another process, or waking it")
+    if error in (errno.EACCES, errno.ENOTUNIQ) and call != "shmat":
+        return denied_error(error, what or f"{call}()")
     if call is not None:
         return call_error(error, call, arguments or {})
     return family_error(error, what or "")
+
+
+def removed_error(what: str) -> ObjectsRemovedError:
+    """The error for objects that somebody else has removed."""
+    return ObjectsRemovedError(errno.EIDRM, _REMOVED.format(what=what))
+
+
+def denied_error(error: int, what: str) -> PermissionError:
+    """The error of a process that has changed its user id, and does not get access to the family's objects again. Here
+    nothing is imported, since it may not be able to read the modules any more either."""
+    text = _OTHER_GUEST if error == errno.ENOTUNIQ else _ALONE
+    return PermissionError(errno.EACCES, text.format(what=what, euid=os.geteuid()))
 
 
 def family_error(error: int, what: str) -> OSError:

@@ -148,7 +148,10 @@ cdef extern from "core.h" nogil:
 
     ctypedef int mp_tick_function(mp_family *f)
     int mp_family_create(mp_family *f, const char *program, mp_tick_function *tick)
-    int mp_family_attach(mp_family *f, int shmid, uint64_t nonce, mp_tick_function *tick)
+    enum mp_attach:
+        MP_ATTACH_OWN
+        MP_ATTACH_TOLD
+    int mp_family_attach(mp_family *f, int shmid, uint64_t nonce, mp_attach whose, mp_tick_function *tick)
     void mp_family_detach(mp_family *f)
     int mp_family_join(mp_family *f)
     int mp_fork_prepare(mp_family *f)
@@ -172,7 +175,9 @@ cdef extern from "core.h" nogil:
 
     int64_t mp_block_new(mp_family *f, uint32_t kind)
     int mp_block_ready(mp_family *f, uint32_t index)
+    bint mp_family_is_removed(mp_family *f)
     void mp_block_abandon(mp_family *f, uint32_t index)
+    void *mp_block_shmat(mp_family *f, uint32_t index, uint64_t *size)
     int mp_block_msgget(mp_family *f, uint32_t index, int mode)
     int mp_block_shmget(mp_family *f, uint32_t index, uint64_t size, int flags)
     int mp_block_hold(mp_family *f, uint32_t index, int slot)

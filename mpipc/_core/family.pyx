@@ -11,7 +11,7 @@ from multiprocessing import context as _mp_context
 from multiprocessing import process as _mp_process
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.errno cimport E2BIG, EADDRINUSE, EFBIG, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
+from libc.errno cimport E2BIG, EADDRINUSE, EFBIG, EIDRM, EINVAL, ENOMEM, ENOSPC, ESTALE, errno
 from libc.string cimport memset, strdup
 
 from mpipc._core.errors import bell_call, core_error
@@ -113,6 +113,8 @@ cdef object fail_growing(int error, str what):
 
 cdef object fail_joining(mp_family *f, int error, str what):
     """Raises the error of mp_family_join() and of reserving a slot."""
+    if error == EINVAL:
+        error = EIDRM  # of its sets
     if error == ENOMEM or error == ENOSPC and f.slot < 0:
         fail_call(error, "semget", {"key": 0, "nsems": f.set_size, "semflg": 0o1600})
     fail_in(f, error, what, None, None)
@@ -261,7 +263,7 @@ def _attach(int shmid, uint64_t nonce):
             (<Family> known).ensure()
             return known
     family = Family()
-    if mp_family_attach(family.f, shmid, nonce, mp_tick) != MP_OK:
+    if mp_family_attach(family.f, shmid, nonce, MP_ATTACH_TOLD, mp_tick) != MP_OK:
         fail(errno, f"attaching to family {shmid}:{nonce:x}")
     mp_family_forget_exec(family.f)
     if mp_family_join(family.f) != MP_OK:
@@ -294,12 +296,11 @@ def current():
     """
     global _current
     if _current is not None:
-        if _current.f.slot >= 0:
-            return _current
-        if mp_family_join(_current.f) == MP_OK:
-            return _current
-        if errno != ESTALE and errno != EINVAL:
-            fail_joining(_current.f, errno, "joining the family")
+        if not mp_family_is_removed(_current.f):
+            if _current.f.slot >= 0 or mp_family_join(_current.f) == MP_OK:
+                return _current
+            if errno != ESTALE and errno != EINVAL:
+                fail_joining(_current.f, errno, "joining the family")
     _current = _join_by_environment() or _found()
     # putenv, not os.environ: this is for child processes, and no business of code that looks at os.environ.
     os.putenv(ENVIRONMENT, _current.ticket)
@@ -309,7 +310,7 @@ def current():
 def _forget_exec(int shmid, uint64_t nonce):
     # This program may have been executed by a member, which keeps its pid, and to the kernel is alive.
     cdef mp_family old
-    if mp_family_attach(&old, shmid, nonce, NULL) == MP_OK:
+    if mp_family_attach(&old, shmid, nonce, MP_ATTACH_OWN, NULL) == MP_OK:
         mp_family_forget_exec(&old)
         mp_family_detach(&old)
 

@@ -95,7 +95,7 @@ cdef extern from "core.h" nogil:
     uint32_t mp_waits_count(mp_family *f, int kind, uint32_t where)
     void mp_room_ring(mp_family *f, mp_room *room, bint all)
 
-    void mp_kind_remove(mp_block *b)
+    void mp_kind_remove(mp_family *f, mp_block *b)
 
     int mp_watch_start(mp_queue_view *v, mp_watch *w, int fd)
     void mp_watch_run(mp_queue_view *v, mp_watch *w)

@@ -15,6 +15,7 @@ from mpipc._core.family cimport (
     mp_block_at,
     mp_block_is_live,
     mp_family,
+    MP_ATTACH_OWN,
     mp_family_attach,
     mp_kind_of,
     mp_now_ns,
@@ -71,6 +72,6 @@ def all_families():
     for segment in shared_memory_segments():
         if segment.size == sizeof(mp_segment):
             family = Family()
-            if mp_family_attach(family.f, segment.shmid, 0, NULL) == MP_OK:
+            if mp_family_attach(family.f, segment.shmid, 0, MP_ATTACH_OWN, NULL) == MP_OK:
                 found.append(family)
     return found

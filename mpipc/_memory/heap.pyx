@@ -29,7 +29,7 @@ from multiprocessing import context as _mp_context
 
 from cpython.object cimport PyObject
 from cython cimport no_gc, no_gc_clear
-from libc.errno cimport EINVAL, EIDRM, ENOMEM, ENOSPC, ESTALE, errno
+from libc.errno cimport EACCES, EINVAL, ENOMEM, ENOSPC, ENOTUNIQ, ESTALE, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
@@ -45,6 +45,7 @@ from mpipc._core.family cimport (
     make_segment,
     mp_block,
     mp_block_abandon,
+    mp_block_shmat,
     mp_block_is_live,
     mp_block_serial,
     new_block,
@@ -60,12 +61,6 @@ from mpipc._core import register_reserve
 cdef extern from "<sys/shm.h>" nogil:
     enum:
         IPC_RMID
-        IPC_STAT
-    struct ipc_perm:
-        unsigned int cuid
-    struct shmid_ds:
-        ipc_perm shm_perm
-        size_t shm_segsz
     void *shmat(int shmid, const void *address, int flags)
     int shmdt(const void *address)
     int shmctl(int shmid, int command, void *buffer)
@@ -172,21 +167,18 @@ cdef Arena new_arena(size_t size, size_t unit):
 cdef Arena attached_arena(Block block):
     """The arena of another process, attached if it is not yet."""
     cdef Arena arena = _attached.get((<size_t> block.b, block.serial))
-    cdef shmid_ds ds
+    cdef uint64_t length = 0
     cdef void *start
     if arena is not None:
         return arena
     arena = Arena.__new__(Arena)
-    start = shmat(block.b.id, NULL, 0)
-    if start == <void *> -1:
-        if errno == EINVAL or errno == EIDRM:
-            fail(ESTALE, "attaching shared memory")
+    start = mp_block_shmat(block.f, block.index, &length)
+    if start == NULL:
+        if errno == ESTALE or errno == EACCES or errno == ENOTUNIQ:
+            fail(errno, "attaching shared memory")
         fail_call(errno, "shmat", {"shmid": block.b.id, "shmaddr": None, "shmflg": 0})
     arena.start = <char *> start
-    # What the block says of it another process may have written over; the kernel knows.
-    if shmctl(block.b.id, IPC_STAT, &ds) < 0 or ds.shm_perm.cuid != block.family.f.h.uid:
-        fail(ESTALE, "attaching shared memory")
-    arena.size = ds.shm_segsz
+    arena.size = length
     arena.block = block
     arena.enter()
     return arena

@@ -515,7 +515,7 @@ cdef class MessageQueue:
     def remove(self):
         """Takes the kernel's queue away from everybody who uses it: who waits for a message gets EOFError. Waits for
         nobody, and does nothing if that is not permitted."""
-        mp_kind_remove(self.v.b)
+        mp_kind_remove(self.v.f, self.v.b)
 
     def usage(self):
         """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,

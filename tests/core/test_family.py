@@ -736,27 +736,3 @@ def test_root_does_not_join_the_family_of_another_user() -> None:
             _core._attach(int(shmid), int(nonce, 16))  # type: ignore[attr-defined]
         script.finish("")
     wait_until(lambda: int(shmid) not in kernel_rows("shm"))
-
-
-@pytest.mark.skipif(not can_become(NOBODY), reason="not permitted to change the user")
-def test_a_child_that_gave_up_its_user_gets_an_error() -> None:
-    """What it inherited belongs to the other user. It is told, and does not hang."""
-    result = run_script(
-        """
-        import os, mpipc
-        from support import become
-        lock, event = mpipc.Lock(), mpipc.Event()
-        lock.acquire()
-        child = os.fork()
-        if child == 0:
-            become(65534)
-            for call in (lock.acquire, event.wait, event.set):
-                try:
-                    print(call())
-                except PermissionError as error:
-                    print("PermissionError", flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
-        """
-    )
-    assert result.stdout.split() == ["PermissionError"] * 3

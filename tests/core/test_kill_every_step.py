@@ -54,7 +54,8 @@ def test_killed_after_every_step_without_undo(without_undo: Path, scenario: str)
 
 
 QUICK = """
-    found join arrive fork-prepare recover block-new block-adopt block-drop-with-chunks lock-acquire lock-release
+    found join arrive fork-prepare recover access-ask access-give guest-makes-queue
+    block-new block-adopt block-drop-with-chunks lock-acquire lock-release
     lock-release-now lock-release-with-waiter semaphore-new semaphore-acquire semaphore-release-held semaphore-leave
     semaphore-return semaphore-signal semaphore-pay semaphore-never-release semaphore-always-release
     cell-enter-and-cancel notify-all event-set event-clear barrier-enter queue-take queue-take-many queue-sleep

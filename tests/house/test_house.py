@@ -33,7 +33,7 @@ before."""
 
 CORE_LAYERS = """
     outcome.h base.h layout.h family.h ledger.h
-    threads
+    threads access
     processes sets waits
     banks liveness
     holders slots.h
@@ -51,6 +51,7 @@ CORE_LAYERS = """
     queue.h queue_inside.h
     queue send receive
     watch kinds
+    guests
     recovery
     sweep
     reaper

@@ -25,6 +25,7 @@
 #include "queue_inside.h"
 
 #include <poll.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -37,6 +38,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/user.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,6 +56,7 @@ struct scenario {
     void (*before_kill)(void);   /* parent, while the child stands at its last instruction */
     void (*verify)(bool finished); /* parent, after the recovery; of one that is stopped, when it has come to its end */
     bool founds;                   /* the child makes a family itself: no recovery, the verification sweeps */
+    bool root;                     /* only root can do it */
     void (*started)(void);         /* parent, when the child stands before its first instruction */
 };
 
@@ -933,6 +936,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "bulk_scenarios.h"
 #include "family_scenarios.h"
 #include "bank_scenarios.h"
+#include "guest_scenarios.h"
 #include "sync_scenarios.h"
 #include "rwlock_scenarios.h"
 #include "wait_scenarios.h"
@@ -1103,6 +1107,11 @@ static const struct scenario scenarios[] = {
     {"bank-for-a-chunk", setup_full_block_and_chunks, NULL, op_pass_on, NULL, NULL, check_full_block_there},
     {"bank-of-a-family-that-ends", setup_nothing, found_other, op_grow, NULL, NULL, check_swept, .founds = true},
     {"bank-sweep", setup_dead_family_with_two_banks, NULL, op_sweep, NULL, NULL, check_swept},
+    {"access-ask", setup_admitter, change_user, op_ask, NULL, NULL, check_another_is_let_in, .root = true},
+    {"access-give", setup_queue_and_asker, NULL, op_admit, NULL, NULL, check_let_in, .root = true},
+    {"guest-makes-queue", setup_guest, change_user, op_new_queue, NULL, NULL, check_nothing_made_for_two, .root = true},
+    {"guest-makes-set", setup_guest, change_user, op_make_set, NULL, NULL, check_one_set_for_both, .root = true},
+    {"made-for-the-guest", setup_guest, NULL, op_new_queue, NULL, NULL, check_nothing_made_for_two, .root = true},
     {"block-drop-with-chunks", setup_nothing, hold_alone_with_chunks, op_drop, NULL, NULL, check_nothing_and_no_chunk},
     {"block-drop-while-it-is-passed-on", setup_parent_second, NULL, op_drop_block, NULL, pass_it_on_and_child_goes_on,
      check_passed_to_another},
@@ -1404,6 +1413,10 @@ static void run_scenario(const struct scenario *s) {
     uint8_t *changes = calloc(ROOM, 1);
     now = s;
     seen = false;
+    if (s->root && geteuid() != 0) {
+        printf("%-34s only root can do it\n", s->name);
+        return;
+    }
     long length = run(ROOM - 1, changes, ROOM);
     if (length < 0)
         fail("not finished after %d steps", ROOM - 1);
@@ -1429,6 +1442,8 @@ static void run_scenario(const struct scenario *s) {
 static int print_covered(const struct scenario *s) {
     bool met = false;
     now = s;
+    if (s->root && geteuid() != 0)
+        return 0;
     covered = mmap(NULL, sizeof *covered, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     check(covered != MAP_FAILED);
     now->setup();

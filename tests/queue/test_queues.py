@@ -23,6 +23,7 @@ from support import SANITIZED, kernel_objects, kernel_rows, run_script, sysctl, 
 import mpipc
 from mpipc._core import current, infrastructure
 from mpipc._queue.message_queue import INLINE
+from mpipc.exceptions import ObjectsRemovedError
 from mpipc.queues import JoinableQueue, PriorityQueue, Queue, SimpleQueue
 from mpipc.sysv import IPC_RMID, LimitError, msgctl
 
@@ -725,7 +726,7 @@ def test_removed_under_a_reader(fork: Any, timed: bool, streamed: bool) -> None:
     wait_until(lambda: queue.statistics().waiting_readers == 1)
     _remove(queue)
     reader.join(60)
-    assert raised == [EOFError]
+    assert raised == [ObjectsRemovedError]
     with pytest.raises(EOFError):
         queue.get()
     with pytest.raises(EOFError):
@@ -757,7 +758,7 @@ def test_removed_under_a_writer(fork: Any, streamed: bool) -> None:
     wait_until(lambda: queue.statistics().waiting_writers == 1)
     _remove(queue)
     writer.join(60)
-    assert raised == [BrokenPipeError]
+    assert raised == [ObjectsRemovedError]
 
 
 def _get(queue: Any) -> None:

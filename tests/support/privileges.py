@@ -22,6 +22,7 @@ NOBODY = 65534
 CAP_DAC_READ_SEARCH = 2
 CAP_SETGID = 6
 CAP_SETUID = 7
+CAP_IPC_OWNER = 15
 CAP_SYS_ADMIN = 21
 
 _CLONE_NEWIPC = 0x08000000
@@ -97,6 +98,11 @@ def become(uid: int = NOBODY, gid: int | None = None) -> None:
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     _set_capabilities([CAP_DAC_READ_SEARCH], inherit=True)
+
+
+def as_in_a_container() -> None:
+    """Makes root one to whom the kernel's checks of System V objects apply."""
+    _set_capabilities(capabilities() - {CAP_IPC_OWNER, CAP_SYS_ADMIN}, inherit=False)
 
 
 def _unshare(flags: int) -> None:

@@ -17,6 +17,7 @@
  * what another block owns, and the end of the family are left to the others. */
 #include "banks.h"
 
+#include "access.h"
 #include "sets.h"
 
 #include <string.h>
@@ -25,14 +26,13 @@
 #define ATTEMPTS 16u
 
 static bool is_ours(struct mp_family *f, const struct shmid_ds *ds) {
-    return ds->shm_perm.cuid == f->h->uid && ds->shm_perm.uid == f->h->uid && (ds->shm_perm.mode & 077) == 0 &&
-           ds->shm_segsz == sizeof(struct mp_bank);
+    return mp_access_is_ours(f, &ds->shm_perm) && ds->shm_segsz == sizeof(struct mp_bank);
 }
 
 /* NULL with errno: MP_CORRUPT if it is none of ours. */
 static struct mp_bank *attach(struct mp_family *f, int id) {
     struct shmid_ds ds;
-    if (shmctl(id, IPC_STAT, &ds) < 0) {
+    if (MP_ALLOWED(f, shmctl(id, IPC_STAT, &ds)) < 0) {
         errno = errno == EACCES ? MP_CORRUPT : mp_error(errno);
         return NULL;
     }
@@ -107,6 +107,9 @@ static int make_at(struct mp_family *f, key_t key, struct mp_bank **made, int *i
 }
 
 static int make(struct mp_family *f, uint32_t bank) {
+    int refused = mp_access_need(f);
+    if (refused != MP_OK)
+        return refused;
     uint32_t high = atomic_load(&f->h->bank_high);
     while (high <= bank && !atomic_compare_exchange_weak(&f->h->bank_high, &high, bank + 1))
         ;
@@ -120,8 +123,13 @@ static int make(struct mp_family *f, uint32_t bank) {
         if (error != MP_OK)
             return error;
         int32_t none = 0;
-        if (!atomic_compare_exchange_strong(&f->seg->banks[bank], &none, id + 1) && none != id + 1) {
-            unmap(e); /* published already, as another one: the key of that is free again */
+        mp_access_share_segment(f, id);
+        bool published = atomic_compare_exchange_strong(&f->seg->banks[bank], &none, id + 1) || none == id + 1;
+        mp_access_share_segment(f, id); /* there may be a guest since */
+        if (!published) {
+            unmap(e); /* published already, as another one: the key of that is free again, or our other user's */
+            if (atomic_load(&f->h->guest) != 0)
+                shmctl(id, IPC_RMID, NULL);
             return map(f, bank) != NULL ? MP_OK : errno;
         }
         keep(f, bank, e);
@@ -189,13 +197,21 @@ static void remove_if_ours(struct mp_family *f, int id) {
     unmap(e);
 }
 
+void mp_banks_share(struct mp_family *f) {
+    for (uint32_t i = 1, high = mp_at_most(atomic_load(&f->h->bank_high), MP_BANKS); i < high; i++) {
+        struct mp_bank *e = map(f, i);
+        if (e != NULL)
+            mp_access_share_segment(f, mp_published(&f->seg->banks[i]));
+    }
+}
+
 void mp_remove_banks(struct mp_family *f) {
     uint32_t high = mp_at_most(atomic_load(&f->h->bank_high), MP_BANKS);
     for (uint32_t i = 1; i < high; i++) {
         int id = mp_published(&f->seg->banks[i]);
         if (id >= 0)
             remove_if_ours(f, id);
-        else
+        if (id < 0 || atomic_load(&f->h->guest) != 0)
             for (uint32_t attempt = 0; attempt < ATTEMPTS; attempt++)
                 remove_if_ours(f, shmget(key_of(f, i, attempt), 0, 0));
     }

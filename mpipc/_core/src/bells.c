@@ -1,6 +1,7 @@
 /* Bells: semaphores of the pooled sets, at which waiters sleep. Every block has one, and every wait cell. */
 #include "bells.h"
 
+#include "access.h"
 #include "sets.h"
 #include "waits.h"
 
@@ -35,7 +36,7 @@ int mp_bell_ring(struct mp_family *f, uint32_t bell, int times) {
     int semid;
     if (mp_bell(f, bell, &semid, &ring.sem_num) != MP_OK)
         return MP_FAILED;
-    return semop(semid, &ring, 1) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
+    return MP_ALLOWED(f, semop(semid, &ring, 1)) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
 }
 
 /* SETVAL and the readings below are for rare occasions: semctl(2) locks the whole set, for which the kernel visits each of
@@ -46,7 +47,7 @@ int mp_bell_set(struct mp_family *f, uint32_t bell, int value) {
     int semid;
     if (mp_bell(f, bell, &semid, &num) != MP_OK)
         return MP_FAILED;
-    return semctl(semid, num, SETVAL, arg);
+    return MP_ALLOWED(f, semctl(semid, num, SETVAL, arg));
 }
 
 /* command: GETVAL, GETPID, GETNCNT or GETZCNT. A bell whose set was never made has never been touched. */
@@ -55,7 +56,7 @@ int mp_bell_get(struct mp_family *f, uint32_t bell, int command) {
     if (!is_bell(bell))
         return MP_FAILED;
     int id = mp_published(&f->seg->bell_sets[bell / each]);
-    return id < 0 ? 0 : semctl(id, (int)(1 + bell % each), command);
+    return id < 0 ? 0 : MP_ALLOWED(f, semctl(id, (int)(1 + bell % each), command));
 }
 
 /* One semop with op -1 (a ring) or 0 (wait for zero), for at most a tick. Returns 0 when it is done, ETIMEDOUT when the
@@ -76,7 +77,7 @@ int mp_bell_wait(struct mp_family *f, uint32_t bell, int op, int64_t deadline_ns
         }
     }
     struct timespec timeout = {left / 1000000000, left % 1000000000};
-    if (semtimedop(semid, &wait, 1, &timeout) == 0)
+    if (MP_ALLOWED(f, semtimedop(semid, &wait, 1, &timeout)) == 0)
         return MP_OK;
     return errno == EAGAIN && last ? ETIMEDOUT : errno;
 }

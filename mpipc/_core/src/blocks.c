@@ -21,6 +21,7 @@
  * down. */
 #include "blocks.h"
 
+#include "access.h"
 #include "banks.h"
 #include "holders.h"
 #include "kinds.h"
@@ -126,7 +127,7 @@ void mp_block_abandon(struct mp_family *f, uint32_t index) {
     const struct mp_kind_row *kind = mp_kind_of(b);
     if (kind->take_down != NULL)
         kind->take_down(f, index);
-    mp_kind_remove(b);
+    mp_kind_remove(f, b);
     clear(f, index);
 }
 
@@ -160,6 +161,8 @@ bool mp_block_try_free(struct mp_family *f, uint32_t index, int by_slot) {
             return false;
         if (mp_kind_of(b)->take_down != NULL && mp_banks_known(f) != MP_OK)
             return false; /* what it owns might be overlooked: recovery takes it down, when the next process dies */
+        if (mp_kind_of(b)->remove != NULL && by_slot >= 0 && mp_access_need(f) != MP_OK)
+            return false; /* we may not remove what it owns: the same */
         uint64_t leaving = mp_block_word(MP_BLOCK_LEAVING, by_slot, mp_block_serial(word));
         again = !atomic_compare_exchange_strong(&b->word, &word, leaving) || decide(f, index, by_slot, &taken_down);
     }

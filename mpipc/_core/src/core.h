@@ -2,6 +2,7 @@
 #ifndef MPIPC_CORE_H
 #define MPIPC_CORE_H
 
+#include "access.h"
 #include "blocks.h"
 #include "barrier.h"
 #include "bells.h"
@@ -9,6 +10,7 @@
 #include "event.h"
 #include "banks.h"
 #include "fork.h"
+#include "guests.h"
 #include "holders.h"
 #include "kinds.h"
 #include "launch.h"

@@ -13,9 +13,11 @@
  * the value becomes 0. */
 #include "event.h"
 
+#include "access.h"
 #include "bells.h"
 
-static int change(struct mp_family *f, uint32_t index, int op) {
+/* 0; -1 with errno, EAGAIN: it is not so. */
+__attribute__((always_inline)) static inline int change(struct mp_family *f, uint32_t index, int op) {
     struct sembuf operation = {0, (short)op, IPC_NOWAIT};
     int semid;
     if (mp_bell(f, index, &semid, &operation.sem_num) != MP_OK)
@@ -23,11 +25,16 @@ static int change(struct mp_family *f, uint32_t index, int op) {
     return semop(semid, &operation, 1);
 }
 
+/* The same as an outcome, for what has failed: whoever may not is asked whether he may now. */
+__attribute__((noinline, cold)) static int failed(struct mp_family *f, uint32_t index, int op) {
+    return errno == EACCES && mp_access_again(f) && change(f, index, op) == 0 ? MP_OK : errno;
+}
+
 /* 1 set, 0 clear, -1 with errno. */
 int mp_event_is_set(struct mp_family *f, uint32_t index) {
     if (change(f, index, 0) == 0)
         return 1;
-    return errno == EAGAIN ? 0 : MP_FAILED;
+    return errno == EAGAIN ? 0 : failed(f, index, 0) == MP_OK ? 1 : errno == EAGAIN ? 0 : MP_FAILED;
 }
 
 int mp_event_clear(struct mp_family *f, uint32_t index) {
@@ -42,7 +49,9 @@ int mp_event_clear(struct mp_family *f, uint32_t index) {
 }
 
 int mp_event_set(struct mp_family *f, uint32_t index) {
-    return change(f, index, -1) == 0 || errno == EAGAIN ? MP_OK : MP_FAILED;
+    if (change(f, index, -1) == 0 || errno == EAGAIN)
+        return MP_OK;
+    return failed(f, index, -1) == MP_OK || errno == EAGAIN ? MP_OK : MP_FAILED;
 }
 
 /* A new event is clear, whatever its semaphore was used for before: rings from the block's earlier life may be left on it. Nobody

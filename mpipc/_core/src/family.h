@@ -31,10 +31,15 @@ struct mp_family {
     struct mp_family *next;
     uint32_t pid_ns; /* this process's pid namespace */
     bool reaper_failed; /* this process could not start one, when it last tried */
+    bool removed; /* see mp_family_is_removed() */
+    bool is_reaper;
     bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
     _Atomic int recovery_held; /* how this process holds the recovery lock, or wants it; see liveness.c */
     struct mp_bank *_Atomic banks[MP_BANKS]; /* as far as they are mapped */
     struct mp_block nothing; /* see mp_block_at() */
+    int refused_error; /* when this process, as that user, was last told that it has no access; MP_OK: it was not. See access.c */
+    uint32_t refused_uid;
+    int64_t refused_ns;
     bool outsider; /* attached without being a member or the reaper: the sweep */
     mp_tick_function *tick; /* NULL: of the reaper, and of the sweep, which wait for nobody */
     _Atomic int64_t looked; /* when this process last looked after the family, CLOCK_MONOTONIC_COARSE ns */

@@ -1,6 +1,7 @@
 /* Children on their way into the family, by fork(2) or started anew, and members that become another program. */
 #include "fork.h"
 
+#include "access.h"
 #include "holders.h"
 #include "processes.h"
 #include "sets.h"
@@ -35,8 +36,9 @@ void mp_family_forget_exec(struct mp_family *f) {
  *   The parent dies after the fork: the unknown attachment is the child; recovery waits for it. */
 int mp_fork_prepare(struct mp_family *f) {
     f->fork_slot = -1;
-    if (f->slot < 0)
+    if (f->slot < 0 || mp_family_is_removed(f))
         return MP_OK;
+    mp_access_need(f); /* a child that has to join for it cannot ask; if it is refused, it is the child that will be told */
     int slot = f->start_slot;
     if (slot >= 0 && f->start_thread == mp_this_thread())
         f->start_slot = -1;
@@ -58,8 +60,10 @@ int mp_fork_prepare(struct mp_family *f) {
  * is none. If two threads start at the same time, the second one may find it out in its child. What the child is to hold is
  * noted in the fork. -1 with errno: see mp_slot_reserve(). */
 int mp_start_reserve(struct mp_family *f) {
-    if (f->slot < 0 || f->start_slot >= 0)
+    if (f->slot < 0 || f->start_slot >= 0 || mp_family_is_removed(f))
         return MP_OK;
+    if ((errno = mp_access_need(f)) != MP_OK)
+        return MP_FAILED;
     int slot = mp_slot_reserve(f, MP_SLOT_FORKING);
     if (slot < 0)
         return MP_FAILED;
@@ -118,6 +122,8 @@ int mp_fork_child(struct mp_family *f) {
  * is named by a token that carries its generation: the child may have arrived, and the slot be somebody else's, before the
  * parent has noted which process the child is. */
 int64_t mp_transit_reserve(struct mp_family *f) {
+    if ((errno = mp_family_is_removed(f) ? MP_REMOVED : mp_access_need(f)) != MP_OK)
+        return MP_FAILED;
     int slot = mp_slot_reserve(f, MP_SLOT_TRANSIT);
     if (slot < 0)
         return MP_FAILED;

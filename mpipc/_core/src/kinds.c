@@ -10,11 +10,11 @@
 #include "rwlock.h"
 #include "semaphore.h"
 
-static void remove_segment(struct mp_block *b) {
+static void remove_segment(struct mp_family *f, struct mp_block *b) {
     if (((uint32_t)b->key & MP_KEY_MASK) == MP_NAMED_PREFIX)
-        mp_named_remove(b);
+        mp_named_remove(f, b);
     else
-        mp_remove_segment(b);
+        mp_remove_segment(f, b);
 }
 
 static const struct mp_kind_row nothing;

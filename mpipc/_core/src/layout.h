@@ -82,8 +82,11 @@ struct mp_slot {
     _Atomic uint32_t suspect; /* since when (ms, 0: not) scans have found no process behind a reservation */
     _Atomic uint32_t kept; /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
     _Atomic uint32_t pid_ns; /* in which the pid in the word means something; 0: not noted yet */
-    uint8_t pad[28];
+    _Atomic uint64_t access; /* answer:8 | user id:32 << 32: see access.c */
+    uint8_t pad[16];
 };
+
+enum mp_access { MP_ACCESS_NONE, MP_ACCESS_WANTED, MP_ACCESS_GIVEN, MP_ACCESS_REFUSED };
 
 enum { MP_KEEP_NOTHING, MP_KEEP_WANTED, MP_KEEP_DONE };
 
@@ -296,11 +299,12 @@ struct mp_header {
     uint32_t version;
     _Atomic uint32_t state;
     uint64_t nonce;
-    uint32_t uid; /* effective, of the founder: the cuid of everything that the family makes */
+    uint32_t uid; /* effective, of the founder: the cuid of everything that the family makes, but for its guest's */
     int32_t creator;
     uint32_t set_size; /* semaphores of each pooled set */
     _Atomic int32_t semid; /* the family's own set + 1, 0 while there is none */
     uint32_t pid_ns; /* the founder's pid namespace */
+    uint32_t users_change; /* may its members become another user? */
     char program[256];
 
     /* Up to where the tables have been used: blocks at or above block_high never were. Read by everybody, seldom written. */
@@ -312,6 +316,8 @@ struct mp_header {
     _Atomic uint32_t wait_high;
     _Atomic uint32_t bank_high;
     _Atomic uint32_t undo; /* MP_UNDO_: does SEM_UNDO work here? See liveness.c */
+    _Atomic uint32_t guest; /* user id + 1 that has the founder's rights on everything, 0: there is none. See access.c */
+    _Atomic uint32_t access_wanted; /* somebody waits for them */
 
     /* Written by whoever takes something: in a line that nobody else has to read. */
     _Alignas(64) _Atomic uint32_t block_hint;

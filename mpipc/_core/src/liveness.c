@@ -25,6 +25,7 @@
  *   a pid is never taken for gone because it cannot be seen: of a foreign one, or without /proc, that would be everybody. */
 #include "liveness.h"
 
+#include "access.h"
 #include "processes.h"
 #include "sets.h"
 
@@ -89,7 +90,7 @@ void mp_undo_try(struct mp_family *f) {
 bool mp_reaper_present(struct mp_family *f) {
     uint64_t name = atomic_load(&f->h->reaper);
     enum mp_undo undo = mp_undo(f);
-    if (undo != MP_UNDO_IGNORED && semctl(f->semid, MP_SEM_REAPER, GETVAL) <= 0)
+    if (undo != MP_UNDO_IGNORED && MP_ALLOWED(f, semctl(f->semid, MP_SEM_REAPER, GETVAL)) <= 0)
         return false;
     if (undo == MP_UNDO_WORKS)
         return true;
@@ -111,6 +112,7 @@ bool mp_reaper_become(struct mp_family *f) {
     if (mp_undo(f) != MP_UNDO_WORKS && (name == 0 || told) ? told && !name_is_gone(name) : !counted)
         return false;
     f->counted_as_reaper = counted;
+    f->is_reaper = true;
     atomic_store(&f->h->reaper_ns, f->pid_ns);
     return atomic_compare_exchange_strong(&f->h->reaper, &name, my_name());
 }
@@ -291,8 +293,12 @@ int mp_reaper_wait(struct mp_family *f, int64_t timeout_ns) {
         bool watching = mp_undo(f) == MP_UNDO_IGNORED;
         if (watching && somebody_is_gone(f))
             return 0;
+        if (atomic_load(&f->h->access_wanted) != 0)
+            return 0;
         if (watching && left > WATCH_NS)
             left = WATCH_NS;
+        if (f->h->users_change && left > MP_TICK_NS / 10)
+            left = MP_TICK_NS / 10; /* who has changed his user id cannot ring */
         left = left > 0 ? left : 0;
         struct timespec timeout = {left / 1000000000, left % 1000000000};
         if (semtimedop(f->semid, &wait, 1, &timeout) == 0)

@@ -41,6 +41,7 @@
  * Every wait is bounded and interruptible. What others can do is to occupy a name, as with shm_open(3), or all its keys. */
 #include "named.h"
 
+#include "access.h"
 #include "blocks.h"
 #include "holders.h"
 
@@ -259,6 +260,7 @@ static int compete(struct mp_family *f, uint32_t index, const struct mp_name *na
         return error == EEXIST ? EAGAIN : error;
     }
     atomic_store(&b->id, ref->shmid);
+    mp_access_share_segment(f, ref->shmid);
     ref->attaching = true;
     struct mp_named *h = shmat(ref->shmid, NULL, 0);
     if (h == (void *)-1) {
@@ -452,7 +454,7 @@ void mp_named_recover(struct mp_family *f, uint32_t index, const uint64_t *dead)
 
 /* Removes the segment of a block: one that was being created by a process that died, unless it is LIVE already (it is not
  * tracked, then, or the block would be READY); or, at the end of the family, any. Never one that is not the block's. */
-void mp_named_remove(struct mp_block *b) {
+void mp_named_remove(struct mp_family *f, struct mp_block *b) {
     int id = atomic_load(&b->id);
     bool found_by_key = id < 0;
     struct shmid_ds ds;
@@ -460,7 +462,7 @@ void mp_named_remove(struct mp_block *b) {
         id = shmget(b->key, 0, 0);
     if (id < 0)
         return;
-    struct mp_named *h = shmat(id, NULL, 0);
+    struct mp_named *h = MP_ALLOWED(f, shmat(id, NULL, 0));
     if (h == (void *)-1)
         return;
     if (shmctl(id, IPC_STAT, &ds) < 0 || ds.shm_perm.__key != b->key || ds.shm_segsz < MP_NAMED_DATA ||

@@ -78,7 +78,7 @@ bool mp_named_unlinked(struct mp_family *f, const struct mp_named_ref *ref);
 void mp_named_release(struct mp_family *f, uint32_t index, uint32_t serial, int by_slot);
 void mp_named_recover(struct mp_family *f, uint32_t index, const uint64_t *dead);
 void mp_named_reclaim(struct mp_family *f, uint32_t index, int by_slot);
-void mp_named_remove(struct mp_block *b);
+void mp_named_remove(struct mp_family *f, struct mp_block *b);
 int32_t mp_named_key(uint32_t hash, uint32_t position);
 
 #endif

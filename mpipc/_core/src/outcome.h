@@ -40,7 +40,8 @@ enum mp_outcome {
     MP_SQUATTED = EADDRINUSE, /* another user has made sets under all keys that one of ours may have */
     MP_GONE = ESTALE,       /* the process that shared it ended before this one could take it over */
     MP_FOREIGN = EXDEV,     /* a process of another pid namespace, where SEM_UNDO is ignored: nobody could see it die */
-    MP_DENIED = EACCES,     /* the kernel object is not this user's */
+    MP_DENIED = EACCES,     /* the kernel object is not this user's, and nobody lets him in who is: see access.c */
+    MP_GUESTS = ENOTUNIQ,   /* another one has been let in */
     MP_UNEXPECTED = EIO     /* anything else */
 };
 
@@ -61,6 +62,7 @@ static inline int mp_error(int number) {
     case MP_FOREIGN:
     case MP_GONE:
     case MP_DENIED:
+    case MP_GUESTS:
         return number;
     case EINVAL: /* of an id: nothing has it any more */
         return MP_REMOVED;

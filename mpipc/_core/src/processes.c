@@ -2,11 +2,14 @@
 #include "processes.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Is /proc that of this process's pid namespace? It need not have been mounted there. */
@@ -91,4 +94,30 @@ int mp_process_attached(pid_t pid, int shmid) {
     }
     close(fd);
     return answer;
+}
+
+/* Its effective user id. False: it cannot be seen. */
+bool mp_process_euid(pid_t pid, uint32_t *uid) {
+    char path[32], text[4096];
+    if (!proc_is_ours())
+        return false;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    char *line = strstr(text, "\nUid:"); /* a newline in the program's name is escaped there */
+    return line != NULL && sscanf(line, "\nUid: %*u %" SCNu32, uid) == 1;
+}
+
+/* Could this process, or what it starts, become another user? */
+bool mp_process_may_change_user(void) {
+    uid_t real, effective, saved;
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2] = {{0}};
+    if (getresuid(&real, &effective, &saved) != 0 || effective == 0 || real != effective || saved != effective)
+        return true;
+    return syscall(SYS_capget, &header, data) != 0 || (data[0].permitted >> CAP_SETUID & 1) != 0;
 }

@@ -54,6 +54,7 @@
  * the removal may still be accepted: it is in the spill, and can be received. */
 #include "queue.h"
 
+#include "access.h"
 #include "bells.h"
 #include "blocks.h"
 #include "pieces.h"
@@ -130,7 +131,7 @@ int mp_queue_ask(struct mp_queue_view *v) {
     struct msqid_ds ds;
     if (atomic_load(&v->q->token) & MP_TOKEN_GONE)
         return MP_REMOVED;
-    if (msgctl(v->id, IPC_STAT, &ds) == 0 || mp_error(errno) != MP_REMOVED)
+    if (MP_ALLOWED(v->f, msgctl(v->id, IPC_STAT, &ds)) == 0 || mp_error(errno) != MP_REMOVED)
         return MP_OK;
     atomic_fetch_or(&v->q->token, MP_TOKEN_GONE);
     mp_room_ring(v->f, &v->q->getters, true);
@@ -143,16 +144,16 @@ int mp_queue_ask(struct mp_queue_view *v) {
 /* A queue that may hold no byte takes no token either. It is ours, and one byte is granted to everybody. */
 static bool grant_a_byte(struct mp_queue_view *v) {
     struct msqid_ds ds;
-    if (msgctl(v->id, IPC_STAT, &ds) < 0 || ds.msg_qbytes != 0)
+    if (MP_ALLOWED(v->f, msgctl(v->id, IPC_STAT, &ds)) < 0 || ds.msg_qbytes != 0)
         return false;
     ds.msg_qbytes = 1;
-    return msgctl(v->id, IPC_SET, &ds) == 0;
+    return MP_ALLOWED(v->f, msgctl(v->id, IPC_SET, &ds)) == 0;
 }
 
 int mp_queue_send_token(struct mp_queue_view *v) {
     long type = MP_TYPE_TOKEN + mp_token_generation(atomic_load(&v->q->token));
-    if (msgsnd(v->id, &type, 0, IPC_NOWAIT) == 0 ||
-        (errno == EAGAIN && grant_a_byte(v) && msgsnd(v->id, &type, 0, IPC_NOWAIT) == 0))
+    if (MP_ALLOWED(v->f, msgsnd(v->id, &type, 0, IPC_NOWAIT)) == 0 ||
+        (errno == EAGAIN && grant_a_byte(v) && MP_ALLOWED(v->f, msgsnd(v->id, &type, 0, IPC_NOWAIT)) == 0))
         return MP_OK;
     return errno == EAGAIN ? MP_FULL : mp_error(errno);
 }
@@ -186,7 +187,7 @@ static int repair(struct mp_queue_view *v) {
         } m;
         token = atomic_load(&v->q->token);
         do {
-            while (msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT | MSG_NOERROR) >= 0)
+            while (MP_ALLOWED(v->f, msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT | MSG_NOERROR)) >= 0)
                 ;
             next = ((mp_token_generation(token) + 1) & 0xffff) << 16 | (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_DOUBTS));
         } while (!atomic_compare_exchange_strong(&v->q->token, &token, next));
@@ -248,18 +249,19 @@ void mp_queue_unlock(struct mp_queue_view *v) {
 }
 
 /* Sees to it that somebody looks who has the lock. Waits for nobody. */
-void mp_queue_leave_word(struct mp_queue_view *v) {
+int mp_queue_leave_word(struct mp_queue_view *v) {
     for (;;) {
         if (mp_lock_try(v->f, v->b, 0)) {
-            if (mp_queue_entered(v) == MP_OK) {
-                mp_queue_ensure_token(v);
+            int error = mp_queue_entered(v);
+            if (error == MP_OK) {
+                error = mp_queue_ensure_token(v);
                 mp_queue_unlock(v);
             }
-            return;
+            return error == MP_DENIED || error == MP_GUESTS ? error : MP_OK;
         }
         uint64_t word = atomic_load(&v->q->lock.word);
         if (word & MP_LOCK_OWNER && atomic_compare_exchange_strong(&v->q->lock.word, &word, word | MP_LOCK_LOOK))
-            return;
+            return MP_OK;
     }
 }
 
@@ -274,7 +276,7 @@ int64_t mp_queue_count(struct mp_queue_view *v) {
     struct msqid_ds ds;
     uint64_t waiting = atomic_load(mp_posted(v->b)) == 0 ? 0 : mp_spill_posted(v);
     waiting += atomic_load(&v->q->spilled);
-    if (msgctl(v->id, IPC_STAT, &ds) < 0) {
+    if (MP_ALLOWED(v->f, msgctl(v->id, IPC_STAT, &ds)) < 0) {
         errno = mp_error(errno);
         return MP_FAILED;
     }

@@ -16,7 +16,7 @@ static inline uint32_t mp_token_generation(uint32_t token) { return token >> 16;
 int mp_queue_ask(struct mp_queue_view *v);
 int mp_queue_send_token(struct mp_queue_view *v);
 int mp_queue_entered(struct mp_queue_view *v);
-void mp_queue_leave_word(struct mp_queue_view *v);
+int mp_queue_leave_word(struct mp_queue_view *v);
 int64_t mp_queue_count(struct mp_queue_view *v);
 
 /* The same, but it is not asked twice in one tick of the clock. */
@@ -36,13 +36,15 @@ static inline bool mp_queue_nothing_waits(struct mp_queue_view *v) {
 }
 
 /* Keeps the invariant. If even the token does not fit (somebody lowered msg_qbytes), those who receive what is in the way
- * will see that there is no token. */
-static inline void mp_queue_ensure_token(struct mp_queue_view *v) {
+ * will see that there is no token. MP_OK; MP_DENIED, MP_GUESTS: this process cannot tell anybody any more of what waits. */
+static inline int mp_queue_ensure_token(struct mp_queue_view *v) {
     if (mp_queue_nothing_waits(v) || atomic_load(&v->q->token) & MP_TOKEN_OUT)
-        return;
+        return MP_OK;
     atomic_fetch_or(&v->q->token, MP_TOKEN_OUT);
-    if (mp_queue_send_token(v) != MP_OK)
+    int error = mp_queue_send_token(v);
+    if (error != MP_OK)
         atomic_fetch_and(&v->q->token, ~(uint32_t)MP_TOKEN_OUT);
+    return error == MP_DENIED || error == MP_GUESTS ? error : MP_OK;
 }
 
 /* The lock, if it can be had at once and there is nothing else to be done. For callers who hold the GIL. */

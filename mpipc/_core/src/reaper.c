@@ -1,6 +1,7 @@
 /* The reaper's life. */
 #include "reaper.h"
 
+#include "guests.h"
 #include "holders.h"
 #include "liveness.h"
 #include "recovery.h"
@@ -64,6 +65,16 @@ static void keep_what_is_in_transit(struct mp_family *f) {
     }
 }
 
+/* Somebody has removed the family's own set: nobody can join any more, nor is a death announced. What is left goes with the last
+ * who is attached. */
+static int outlive(struct mp_family *f) {
+    struct shmid_ds ds;
+    while (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1)
+        nanosleep(&(struct timespec){MP_TICK_NS / 1000000000, MP_TICK_NS % 1000000000}, NULL);
+    mp_family_destroy(f);
+    return 1;
+}
+
 /* How often the reaper looks again, after a ring that it has found no reason for. */
 #define SECOND_LOOKS 3
 
@@ -80,7 +91,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     setsid();
 
     struct mp_family f;
-    if (mp_family_attach(&f, shmid, nonce, NULL) != MP_OK)
+    if (mp_family_attach(&f, shmid, nonce, MP_ATTACH_TOLD, NULL) != MP_OK)
         return 1;
     if (!mp_reaper_become(&f))
         return 0; /* there is one */
@@ -88,6 +99,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
     int looks = 0;
     for (;;) {
         keep_what_is_in_transit(&f); /* first: somebody waits for it */
+        mp_guests_admit(&f);
         mp_undo_try(&f);
         if (!mp_reaper_stay(&f))
             return 0;
@@ -113,7 +125,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         bool soon = pending || !members || looks > 0;
         int rung = mp_reaper_wait(&f, soon ? 50000000 : 30000000000ll);
         if (rung < 0 && errno != EAGAIN && errno != EINTR)
-            return 1; /* removed with ipcrm */
+            return outlive(&f);
         /* Whoever rings may be dying, on a kernel that undoes its operations in another order than is promised. */
         looks = rung == 0 ? SECOND_LOOKS : looks > 0 ? looks - 1 : 0;
         int more = semctl(f.semid, MP_SEM_DEATHS, GETVAL);

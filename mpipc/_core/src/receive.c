@@ -1,6 +1,7 @@
 /* Receiving: in which order messages come. The protocol stands at the head of queue.c. */
 #include "queue.h"
 
+#include "access.h"
 #include "pieces.h"
 #include "queue_inside.h"
 #include "rooms.h"
@@ -38,7 +39,7 @@ void mp_queue_return_token(struct mp_queue_view *v, struct mp_item *item) {
 
 /* One byte more than we send, so that what is longer shows; it is cut off, and does not stay in everybody's way. */
 static ssize_t receive(struct mp_queue_view *v, struct mp_item *item, long selector, int flags) {
-    return msgrcv(v->id, &item->message, MP_BODY_SIZE + 1, selector, flags | MSG_NOERROR);
+    return MP_ALLOWED(v->f, msgrcv(v->id, &item->message, MP_BODY_SIZE + 1, selector, flags | MSG_NOERROR));
 }
 
 /* What was received, and is no token. Anybody may send to the kernel queue. */

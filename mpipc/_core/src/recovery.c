@@ -7,6 +7,7 @@
 
 #include "blocks.h"
 #include "cells.h"
+#include "guests.h"
 #include "banks.h"
 #include "holders.h"
 #include "kinds.h"
@@ -160,8 +161,10 @@ static void recover_block(struct mp_family *f, uint32_t index, const struct dead
     case MP_BLOCK_FREE:
         return;
     case MP_BLOCK_MAKING:
-        if (mp_slots_have(dead->bits, mp_block_slot_of(word)))
+        if (mp_slots_have(dead->bits, mp_block_slot_of(word))) {
+            mp_guests_remove(f, b);
             mp_block_abandon(f, index);
+        }
         return;
     case MP_BLOCK_DYING: /* by a dead process, or by a recovery (slot -1) that did not end */
         if (mp_block_slot_of(word) < 0 || mp_slots_have(dead->bits, mp_block_slot_of(word)))
@@ -242,6 +245,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
             struct mp_slot *s = &f->seg->slots[i];
             atomic_store(&s->leaving, 0);
             atomic_store(&s->start_time, 0);
+            atomic_store(&s->access, 0);
             atomic_store(&f->seg->slots[i].pid_ns, 0);
             atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(atomic_load(&s->word)), 0));
             atomic_fetch_add(&f->h->deaths_seen, 1);

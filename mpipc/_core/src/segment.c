@@ -1,6 +1,7 @@
 /* The family's segment: founding a family, attaching to one. */
 #include "segment.h"
 
+#include "access.h"
 #include "banks.h"
 #include "processes.h"
 #include "sets.h"
@@ -92,6 +93,7 @@ int mp_family_create(struct mp_family *f, const char *program, mp_tick_function 
     h->creator = getpid();
     h->set_size = set_size;
     h->pid_ns = f->pid_ns;
+    h->users_change = mp_process_may_change_user();
     atomic_store(&h->wait_high, MP_WAITS_LEAST);
     snprintf(h->program, sizeof h->program, "%s", program);
     atomic_store(&h->state, MP_OPEN);
@@ -105,7 +107,8 @@ int mp_family_create(struct mp_family *f, const char *program, mp_tick_function 
 }
 
 /* nonce 0: whichever family has this segment (the sweep, the reaper's first look). */
-int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, mp_tick_function *tick) {
+int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, enum mp_attach whose, mp_tick_function *tick) {
+    uint32_t user = geteuid();
     unattached(f, tick);
     struct shmid_ds ds;
     if (shmctl(shmid, IPC_STAT, &ds) < 0)
@@ -115,7 +118,7 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, mp_tick_fun
         return MP_FAILED;
     }
     /* Root can attach to anybody's, and must not trust it. Who made it (cuid) cannot be forged. */
-    if (ds.shm_perm.cuid != geteuid() || ds.shm_perm.uid != geteuid() || (ds.shm_perm.mode & 077) != 0) {
+    if ((ds.shm_perm.cuid != user && (whose == MP_ATTACH_OWN || ds.shm_perm.uid != user)) || (ds.shm_perm.mode & 077) != 0) {
         errno = MP_DENIED;
         return MP_FAILED;
     }
@@ -123,9 +126,10 @@ int mp_family_attach(struct mp_family *f, int shmid, uint64_t nonce, mp_tick_fun
     f->seg = shmat(shmid, NULL, 0);
     if (f->seg == (void *)-1)
         return MP_FAILED;
-    struct mp_header *h = &f->seg->header;
+    struct mp_header *h = f->h = &f->seg->header;
     if (atomic_load(&h->magic) != MP_MAGIC || h->version != MP_VERSION || (nonce != 0 && h->nonce != nonce) ||
-        h->uid != ds.shm_perm.cuid || h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
+        h->uid != ds.shm_perm.cuid || !mp_access_is_users(f, ds.shm_perm.uid) || !mp_access_is_users(f, user) ||
+        h->set_size < MP_SET_LEAST || h->set_size > MP_SET_MOST) {
         shmdt(f->seg);
         errno = MP_GONE;
         return MP_FAILED;

@@ -1,6 +1,7 @@
 /* Sending: which way a message goes. The protocol stands at the head of queue.c. */
 #include "queue.h"
 
+#include "access.h"
 #include "pieces.h"
 #include "queue_inside.h"
 #include "rooms.h"
@@ -17,7 +18,7 @@
 
 /* MP_OK; MP_FULL: it has to go another way. kernel.msgmax may be less than we would send. */
 static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_t length) {
-    if (msgsnd(v->id, m, 1 + length, IPC_NOWAIT) < 0) {
+    if (MP_ALLOWED(v->f, msgsnd(v->id, m, 1 + length, IPC_NOWAIT)) < 0) {
         if (errno == EAGAIN)
             return MP_FULL;
         if (errno != EINVAL)
@@ -50,7 +51,9 @@ static int without_spill(struct mp_queue_view *v, struct mp_message *m, uint32_t
 }
 
 static int append(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    int error = mp_spill_append(v, m, length, level);
+    int error = mp_access_still(v->f);
+    if (error == MP_OK)
+        error = mp_spill_append(v, m, length, level);
     return error == MP_OK ? error : without_spill(v, m, length, error);
 }
 
@@ -58,7 +61,8 @@ static int send_locked(struct mp_queue_view *v, struct mp_message *m, uint32_t l
     int error = by_kernel(v, m, length) ? send_to_kernel(v, m, length) : MP_FULL;
     if (error == MP_FULL) {
         error = append(v, m, length, level);
-        mp_queue_ensure_token(v);
+        int told = mp_queue_ensure_token(v);
+        error = error == MP_OK ? told : error; /* it has been sent, perhaps: who wakes up for another one finds it */
     }
     return error;
 }
@@ -110,10 +114,13 @@ int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t le
 static int post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t size, uint32_t count, uint32_t level) {
     int error = mp_queue_removed_lately(v);
     if (error == MP_OK)
+        error = mp_access_still(v->f);
+    if (error == MP_OK)
         error = mp_spill_post(v, bodies, size, count, level);
+    if (error == MP_OK)
+        error = mp_queue_leave_word(v);
     if (error != MP_OK)
         return error;
-    mp_queue_leave_word(v);
     for (uint32_t i = 0; i < count && i < 8; i++)
         mp_room_ring(v->f, &v->q->getters, count > 1);
     return MP_OK;
@@ -190,7 +197,8 @@ uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies
             break;
         bodies += mp_body_size(body->length);
     }
-    mp_queue_ensure_token(v);
+    int told = mp_queue_ensure_token(v);
+    *outcome = *outcome == MP_OK ? told : *outcome;
     mp_queue_unlock(v);
     for (uint64_t i = 0; i < sent && i < 8; i++)
         mp_room_ring(v->f, &v->q->getters, sent > 1);

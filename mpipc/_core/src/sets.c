@@ -1,6 +1,8 @@
 /* Semaphore sets: the family's own, and the pooled ones of which bells and alive[] are made. */
 #include "sets.h"
 
+#include "access.h"
+
 #include <sys/ipc.h>
 #include <unistd.h>
 
@@ -27,7 +29,9 @@ uint32_t mp_mark(struct mp_family *f) { return 1 + mp_mix(f->nonce) % 32767; }
  * is never taken for ours. Two processes that create the same set at the same time get the same one from semget(2).
  *
  * Another user may have made a set under our key. What he cannot do is make it in our name: a set is ours only if it was
- * created by our user (cuid, which IPC_SET does not change), and nobody else has any right on it. Others are stepped over. */
+ * created by our user (cuid, which IPC_SET does not change) or the family's guest, and nobody else has any right on it. Others are
+ * stepped over. So may be one that the other of our two users has made a moment ago, and not given to both yet: who comes second
+ * with an id to publish takes his set down again. */
 
 /* The keys of what the family makes under keys that follow from its nonce: sets, and banks. */
 key_t mp_family_key(struct mp_family *f, uint32_t which, uint32_t attempt) {
@@ -38,8 +42,7 @@ key_t mp_family_key(struct mp_family *f, uint32_t which, uint32_t attempt) {
 
 static bool is_our_users(struct mp_family *f, int id, int nsems, struct semid_ds *ds) {
     union semun arg = {.buf = ds};
-    return semctl(id, 0, IPC_STAT, arg) == 0 && ds->sem_perm.cuid == f->h->uid && ds->sem_perm.uid == f->h->uid &&
-           (ds->sem_perm.mode & 077) == 0 && ds->sem_nsems == (unsigned long)nsems;
+    return semctl(id, 0, IPC_STAT, arg) == 0 && mp_access_is_ours(f, &ds->sem_perm) && ds->sem_nsems == (unsigned long)nsems;
 }
 
 /* The id of a set, which is made if it is not there. -1 with errno: what semget(2) says; MP_SQUATTED if others have all its
@@ -50,11 +53,16 @@ int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, 
         return known - 1;
     union semun arg;
     struct semid_ds ds;
+    int error = mp_access_need(f);
+    if (error != MP_OK) {
+        errno = error;
+        return MP_FAILED;
+    }
     for (uint32_t attempt = 0; attempt < SET_ATTEMPTS; attempt++) {
         key_t key = mp_family_key(f, which, attempt);
         int id = semget(key, nsems, IPC_CREAT | 0600);
         if (id < 0) {
-            int error = errno;
+            error = errno;
             bool taken = error == EACCES || (error == EINVAL && (semget(key, 0, 0) >= 0 || errno != ENOENT));
             errno = error;
             if (!taken)
@@ -69,14 +77,20 @@ int mp_own_set(struct mp_family *f, _Atomic int32_t *published, uint32_t which, 
         int mark = semctl(id, MP_SEM_MARK, GETVAL);
         if (mark == 0) {
             arg.val = (int)mp_mark(f);
-            if (semctl(id, MP_SEM_MARK, SETVAL, arg) < 0)
-                return MP_FAILED;
+            if (semctl(id, MP_SEM_MARK, SETVAL, arg) < 0) {
+                known = atomic_load(published); /* it may have been taken down for another one */
+                return known > 0 ? known - 1 : MP_FAILED;
+            }
         } else if (mark != (int)mp_mark(f)) {
             continue;
         }
+        mp_access_share_set(f, id);
         int32_t none = 0;
-        atomic_compare_exchange_strong(published, &none, id + 1);
-        return id;
+        if (atomic_compare_exchange_strong(published, &none, id + 1))
+            mp_access_share_set(f, id); /* there may be a guest since */
+        else if (none > 0 && none != id + 1)
+            semctl(id, 0, IPC_RMID);
+        return none > 0 ? none - 1 : id;
     }
     errno = MP_SQUATTED;
     return MP_FAILED;
@@ -93,10 +107,10 @@ static void remove_set_if_ours(struct mp_family *f, int id, int nsems) {
 }
 
 static void remove_own_set(struct mp_family *f, int32_t published, uint32_t which, int nsems) {
-    if (published > 0) {
+    if (published > 0)
         remove_set_if_ours(f, published - 1, nsems);
+    if (published > 0 && atomic_load(&f->h->guest) == 0)
         return;
-    }
     for (uint32_t attempt = 0; attempt < SET_ATTEMPTS; attempt++)
         remove_set_if_ours(f, semget(mp_family_key(f, which, attempt), 0, 0), nsems);
 }

@@ -8,6 +8,7 @@
  *     or an ALIVE slot with alive == 0. */
 #include "slots.h"
 
+#include "access.h"
 #include "holders.h"
 #include "liveness.h"
 #include "processes.h"
@@ -100,6 +101,7 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
         atomic_store(&s->start_time, 0);
         atomic_store(&s->suspect, 0);
         atomic_store(&s->kept, MP_KEEP_NOTHING);
+        atomic_store(&s->access, 0);
         return (int)i;
     }
     return MP_FAILED;
@@ -199,5 +201,13 @@ bool mp_slot_lives(struct mp_family *f, int slot) {
 
 int mp_family_wake_reaper(struct mp_family *f) {
     struct sembuf ring = {MP_SEM_DEATHS, 1, IPC_NOWAIT};
-    return semop(f->semid, &ring, 1) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
+    return MP_ALLOWED(f, semop(f->semid, &ring, 1)) < 0 && errno != ERANGE ? MP_FAILED : MP_OK;
+}
+
+/* Has somebody removed the family's sets (ipcrm(1), or logind at the end of the user's last session)? Then it is of no use any more
+ * for what its members make from now on. */
+bool mp_family_is_removed(struct mp_family *f) {
+    if (!f->removed && semctl(f->semid, MP_SEM_MARK, GETVAL) < 0)
+        f->removed = errno == EINVAL || errno == EIDRM;
+    return f->removed;
 }

@@ -6,6 +6,7 @@
 
 void mp_forget_what_threads_did(struct mp_family *f);
 int mp_family_join(struct mp_family *f);
+bool mp_family_is_removed(struct mp_family *f);
 int mp_family_wake_reaper(struct mp_family *f);
 int mp_slot_reserve(struct mp_family *f, enum mp_slot_state state);
 void mp_leaving(struct mp_family *f);

@@ -9,6 +9,7 @@
  * where they are is kept with the address at which it is attached. */
 #include "space.h"
 
+#include "access.h"
 #include "blocks.h"
 #include "objects.h"
 
@@ -46,13 +47,13 @@ static void *attach(struct mp_family *f, uint32_t index, uint32_t serial, uint64
     int id = atomic_load(&b->id);
     if (atomic_load(&b->word) != ready || b->kind != MP_KIND_SEGMENT)
         return NULL;
-    if (shmctl(id, IPC_STAT, &ds) < 0) {
+    if (MP_ALLOWED(f, shmctl(id, IPC_STAT, &ds)) < 0) {
         errno = mp_error(errno);
         return NULL;
     }
-    if (ds.shm_segsz < size || ds.shm_perm.__key != b->key || ds.shm_perm.cuid != f->h->uid)
+    if (ds.shm_segsz < size || ds.shm_perm.__key != b->key || !mp_access_is_users(f, ds.shm_perm.cuid))
         return NULL;
-    void *base = shmat(id, NULL, 0);
+    void *base = MP_ALLOWED(f, shmat(id, NULL, 0));
     if (base == (void *)-1) {
         errno = errno == EMFILE ? MP_NO_MEMORY : mp_error(errno);
         return NULL;

@@ -2,6 +2,7 @@
 #include "sweep.h"
 
 #include "banks.h"
+#include "guests.h"
 #include "kinds.h"
 #include "liveness.h"
 #include "processes.h"
@@ -14,18 +15,27 @@
 #include <sys/ipc.h>
 #include <unistd.h>
 
+/* Can be done again from the start. */
+static void remove_all(struct mp_family *f) {
+    uint32_t high = mp_block_high(f);
+    for (uint32_t i = 0; i < high; i++)
+        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
+            mp_kind_remove(f, mp_block_at(f, i));
+    mp_remove_sets(f);
+    mp_remove_banks(f);
+}
+
 /* The end. The caller has set the state to CLOSING and then found nobody: who joins looks at the state after it has
  * taken a slot, so one of the two sees the other. The segment goes last: until then, whoever finds it can go on. false: this
  * process cannot see all of it, and nothing was done. */
 bool mp_family_destroy(struct mp_family *f) {
     if (mp_banks_known(f) != MP_OK)
         return false;
-    uint32_t high = mp_block_high(f);
-    for (uint32_t i = 0; i < high; i++)
-        if (mp_block_state_of(atomic_load(&mp_block_at(f, i)->word)) != MP_BLOCK_FREE)
-            mp_kind_remove(mp_block_at(f, i));
-    mp_remove_sets(f);
-    mp_remove_banks(f);
+    remove_all(f);
+    if (mp_guests_become(f)) { /* what he has made, and did not come to give to the founder */
+        remove_all(f);
+        mp_guests_unbecome(f);
+    }
     shmctl(f->shmid, IPC_RMID, NULL);
     return true;
 }
@@ -64,7 +74,7 @@ static bool has_reaper(struct mp_family *f) {
 
 static bool sweep_family(int shmid, pid_t creator) {
     struct mp_family f;
-    if (mp_family_attach(&f, shmid, 0, NULL) != MP_OK) {
+    if (mp_family_attach(&f, shmid, 0, MP_ATTACH_OWN, NULL) != MP_OK) {
         /* Without a header: its creator died before it had written one, or is about to write it. */
         struct shmid_ds ds;
         if (errno == ESTALE && creator > 0 && mp_process_gone(creator) && shmctl(shmid, IPC_STAT, &ds) == 0 &&
@@ -112,11 +122,11 @@ int mp_sweep(void) {
     while (fgets(line, sizeof line, list) != NULL) {
         int key, shmid, cpid;
         unsigned long size, nattch;
-        unsigned uid;
-        if (sscanf(line, " %d %d %*o %lu %d %*d %lu %u", &key, &shmid, &size, &cpid, &nattch, &uid) != 6)
+        unsigned cuid;
+        if (sscanf(line, " %d %d %*o %lu %d %*d %lu %*u %*u %u", &key, &shmid, &size, &cpid, &nattch, &cuid) != 6)
             continue;
         if (((uint32_t)key & MP_KEY_MASK) == MP_KEY_PREFIX && size == sizeof(struct mp_segment) && nattch == 0 &&
-            uid == geteuid())
+            cuid == geteuid())
             swept += sweep_family(shmid, cpid);
     }
     fclose(list);

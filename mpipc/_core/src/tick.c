@@ -1,6 +1,8 @@
 /* What a member does once a tick: whoever waits, and whoever only polls. */
 #include "tick.h"
 
+#include "access.h"
+#include "guests.h"
 #include "launch.h"
 #include "liveness.h"
 #include "recovery.h"
@@ -9,8 +11,9 @@
 /* What a waiter does once a second: the reaper may be gone, or slow. */
 int mp_tick(struct mp_family *f) {
     atomic_store_explicit(&f->looked, mp_coarse_ns(), memory_order_relaxed);
+    mp_guests_admit(f);
     bool reaper = mp_reaper_present(f);
-    if (!reaper && semctl(f->semid, MP_SEM_REAPER, GETVAL) < 0)
+    if (!reaper && MP_ALLOWED(f, semctl(f->semid, MP_SEM_REAPER, GETVAL)) < 0)
         return MP_FAILED;
     struct shmid_ds ds;
     unsigned short alive[MP_SLOTS];
