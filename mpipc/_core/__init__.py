@@ -57,7 +57,7 @@ def dead_families() -> list[int]:
 
     size, uid = segment_size(), os.geteuid()
     segments = shared_memory_segments()
-    return [found.shmid for found in segments if found.size == size and found.uid == uid and found.nattch == 0]
+    return [found.shmid for found in segments if found.size == size and found.cuid == uid and found.nattch == 0]
 
 
 _reserves: list[Callable[[], set[int]]] = []
