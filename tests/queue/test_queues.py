@@ -807,7 +807,7 @@ def test_out_of_memory_sends_nothing() -> None:
         queue = Queue()
         queue.put(1)
         data = bytes(300 << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+        resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
         try:
             queue.put([data, data])
         except MemoryError:
