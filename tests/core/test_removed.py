@@ -37,13 +37,20 @@ CALLS = [
 ]
 
 
+SPARED = "MPIPC_TEST_SPARED"
+"""In the environment of the programs: what pytest's own process has in this namespace, which is not theirs."""
+
+
 def remove_all() -> None:
+    spared = os.environ[SPARED].split()
     for queue in message_queues():
-        sysv.msgctl(queue.msqid, sysv.IPC_RMID)
+        if f"msg{queue.msqid}" not in spared:
+            sysv.msgctl(queue.msqid, sysv.IPC_RMID)
     for found in semaphore_sets():
-        sysv.semctl(found.semid, 0, sysv.IPC_RMID)
+        if f"sem{found.semid}" not in spared:
+            sysv.semctl(found.semid, 0, sysv.IPC_RMID)
     for segment in shared_memory_segments():
-        if segment.nattch == 0:
+        if segment.nattch == 0 and f"shm{segment.shmid}" not in spared:
             with contextlib.suppress(OSError):
                 sysv.shmctl(segment.shmid, sysv.IPC_RMID)
 
@@ -115,7 +122,8 @@ def program(source: str, method: str = "fork") -> str:
         f"    mp = mpipc.get_context({method!r})",
         *lines,
     ]
-    return run_script("\n".join(text)).stdout
+    here = [f"{kind}{number}" for kind, ids in kernel_objects()._asdict().items() for number in ids]
+    return run_script("\n".join(text), env={SPARED: " ".join(here)}).stdout
 
 
 @pytest.mark.parametrize("which", CALLS)

@@ -97,6 +97,19 @@ static void setup_dead_family_with_two_banks(void) {
     check_equal(segments(), segments_before + 2);
     check_equal(queues(), queues_before + 2);
 }
+/* The same, by its last member, which could not start a reaper. */
+static void found_and_grow_without_reaper(void) {
+    found_and_grow();
+    other.reaper_failed = true;
+}
+static void op_leave(void) { mp_family_leave(&other); }
+static void check_nothing_is_left(bool finished) {
+    if (finished) {
+        no_new_objects();
+        check_equal(sets(), sets_before);
+    }
+    check_swept(finished);
+}
 static void op_grow(void) {
     atomic_store(&other.h->block_hint, MP_BANK);
     mp_block_ready(&other, (uint32_t)mp_block_new(&other, MP_KIND_LOCK));

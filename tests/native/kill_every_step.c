@@ -1106,6 +1106,8 @@ static const struct scenario scenarios[] = {
     {"bank-adopt", setup_queue_in_second_bank, unmap_all, op_adopt, NULL, NULL, check_still_shared_there},
     {"bank-for-a-chunk", setup_full_block_and_chunks, NULL, op_pass_on, NULL, NULL, check_full_block_there},
     {"bank-of-a-family-that-ends", setup_nothing, found_other, op_grow, NULL, NULL, check_swept, .founds = true},
+    {"leave-without-reaper", setup_nothing, found_and_grow_without_reaper, op_leave, NULL, NULL, check_nothing_is_left,
+     .founds = true},
     {"bank-sweep", setup_dead_family_with_two_banks, NULL, op_sweep, NULL, NULL, check_swept},
     {"access-ask", setup_admitter, change_user, op_ask, NULL, NULL, check_another_is_let_in, .root = true},
     {"access-give", setup_queue_and_asker, NULL, op_admit, NULL, NULL, check_let_in, .root = true},

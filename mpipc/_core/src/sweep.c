@@ -59,8 +59,13 @@ void mp_family_leave(struct mp_family *f) {
     uint32_t open = MP_OPEN;
     if (others_in_use(f) || !atomic_compare_exchange_strong(&f->h->state, &open, MP_CLOSING))
         return;
-    if (others_in_use(f) || shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1 || mp_reaper_present(f) ||
-        !mp_family_destroy(f))
+    if (others_in_use(f) || shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1 || mp_reaper_present(f)) {
+        atomic_store(&f->h->state, MP_OPEN);
+        return;
+    }
+    struct mp_slot *s = &f->seg->slots[f->slot]; /* first: when the sets are gone, nobody can tell that it is dead */
+    atomic_store(&s->word, mp_slot_word(MP_SLOT_DEAD, mp_slot_generation(atomic_load(&s->word)), 0));
+    if (!mp_family_destroy(f))
         atomic_store(&f->h->state, MP_OPEN);
 }
 
