@@ -22,6 +22,7 @@ def kill_every_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("native") / "kill_every_step",
         "-DMP_TICK_NS=3600000000000ll",  # nothing is put right by looking again
         "-DMP_SUSPICION_MS=2",
+        "-DMP_BANK=256u",
     )
 
 
@@ -43,7 +44,13 @@ def without_undo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_with_core(
         SOURCE,
         tmp_path_factory.mktemp("native") / "kill_every_step",
-        *("-DMP_TICK_NS=3600000000000ll", "-DMP_SUSPICION_MS=2", "-DUNDO_IGNORED", str(NATIVE / "ignore_undo.c")),
+        *(
+            "-DMP_TICK_NS=3600000000000ll",
+            "-DMP_SUSPICION_MS=2",
+            "-DMP_BANK=256u",
+            "-DUNDO_IGNORED",
+            str(NATIVE / "ignore_undo.c"),
+        ),
     )
 
 
@@ -54,15 +61,11 @@ def test_killed_after_every_step_without_undo(without_undo: Path, scenario: str)
 
 
 QUICK = """
-    found join arrive fork-prepare recover access-ask access-give guest-makes-queue
-    block-new block-adopt block-drop-with-chunks lock-acquire lock-release
-    lock-release-now lock-release-with-waiter semaphore-new semaphore-acquire semaphore-release-held semaphore-leave
-    semaphore-return semaphore-signal semaphore-pay semaphore-never-release semaphore-always-release
-    cell-enter-and-cancel notify-all event-set event-clear barrier-enter queue-take queue-take-many queue-sleep
-    queue-wait-in-room queue-task-done queue-collect queue-send-bounded queue-send-by-spill spill-post
-    piece-claim-and-free piece-claim-first large-repair named-create named-recover ledger-start
-    ledger-start-while-taken-back ledger-finish-while-condemned rw-new rw-read rw-read-release-to-writer rw-read-wait
-    rw-enroll-while-writers-change rw-write rw-write-wait rw-write-release-to-both rw-drop-writing rw-recover-reader
+    found join arrive fork-prepare recover block-new block-adopt bank-new lock-acquire lock-release-with-waiter
+    semaphore-acquire semaphore-return semaphore-signal semaphore-pay cell-enter-and-cancel notify-all event-set
+    barrier-enter queue-take queue-wait-in-room queue-task-done queue-send-bounded queue-send-by-spill spill-post
+    piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned rw-read
+    rw-write-release-to-both
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 
@@ -120,7 +123,7 @@ def test_no_change_of_shared_state_is_missing(tmp_path: Path) -> None:
         SOURCE,
         tmp_path / "covered",
         *("-O0", "-no-pie", "-finstrument-functions", "-DCOVERED", "-w"),
-        *("-DMP_TICK_NS=3600000000000ll", "-DMP_SUSPICION_MS=2"),
+        *("-DMP_TICK_NS=3600000000000ll", "-DMP_SUSPICION_MS=2", "-DMP_BANK=256u"),
     )
     symbols = {}
     for line in subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout.splitlines():

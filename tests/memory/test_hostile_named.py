@@ -95,7 +95,7 @@ def attacking(attack: str, seed: int) -> Iterator[None]:
         assert attacker.wait(60) == 0, attacker.stderr.read()
 
 
-@pytest.mark.slow_but("flips", "candidate", "removed")
+@pytest.mark.slow_but("flips")
 @needs_users
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_calls_end_whatever_another_user_does(attack: str) -> None:
@@ -195,6 +195,7 @@ def test_ones_own_is_found_before_anothers() -> None:
             attacker.communicate("\n", timeout=60)
 
 
+@pytest.mark.slow_with("spawn", "forkserver")
 @pytest.mark.parametrize("who", [pytest.param(ATTACKER, marks=needs_users), None], ids=["another user", "ourselves"])
 def test_unlinking_a_forged_segment_takes_down_no_block(ctx: Any, who: int | None) -> None:
     """Not even if it names the family, the block and its serial: a queue's, or another named segment's."""

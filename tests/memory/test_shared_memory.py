@@ -530,11 +530,13 @@ def test_lifetime_is_that_of_the_family_or_unlimited(name: str, track: bool, end
         assert attached is None or attached.buf[0] == 5  # the memory goes with the last process that has it
     else:
         wait_until(
-            lambda: not [
-                row
-                for shmid, row in kernel_rows("shm").items()
-                if row["key"] >> 24 == 0x6D and row["nattch"] == 1 and shmid not in infrastructure()["shm"]
-            ]
+            lambda: (
+                not [
+                    row
+                    for shmid, row in kernel_rows("shm").items()
+                    if row["key"] >> 24 == 0x6D and row["nattch"] == 1 and shmid not in infrastructure()["shm"]
+                ]
+            )
         )
         segment = SharedMemory(name)
         assert segment.buf[0] == 5

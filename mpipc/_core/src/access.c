@@ -60,7 +60,7 @@ static int refuse(struct mp_family *f, uint32_t uid, int error) {
 /* MP_OK; MP_GUESTS: the family has another guest; MP_DENIED: nobody answers, or the object is no object of the family. */
 static int ask(struct mp_family *f) {
     uint32_t uid = geteuid();
-    if (f->slot < 0 || uid == f->h->uid)
+    if (f->slot < 0 || f->is_reaper || uid == f->h->uid) /* the reaper gives, and asks nobody */
         return MP_DENIED;
     if (f->refused_error != MP_OK && f->refused_uid == uid && mp_now_ns() - f->refused_ns < MP_TICK_NS)
         return f->refused_error; /* not for each call of a loop anew */

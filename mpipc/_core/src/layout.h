@@ -30,7 +30,9 @@
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
 #define MP_CHUNKS (1u << 18)  /* lists of holders, for blocks that have more than MP_HOLDERS of them */
+#ifndef MP_BANK
 #define MP_BANK (1u << 12) /* blocks, and chunks, of a bank: see banks.c */
+#endif
 #define MP_BANKS (MP_BLOCKS / MP_BANK)
 #define MP_RECORDS (1u << 16) /* (process, semaphore or RWLock) pairs in use */
 #define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier or RWLock */
