@@ -117,7 +117,7 @@ def unregister(name: str) -> None:
     attached.close()
 
 
-@pytest.mark.slow_with("spawn")
+@pytest.mark.slow_with("forkserver")
 def test_in_a_child(ctx: Any) -> None:
     """As with multiprocessing's tracker, which a family has in common."""
     segment = SharedMemory(create=True, size=1)
