@@ -321,7 +321,8 @@ def test_a_dropped_executor_completes_its_futures(ctx: Any) -> None:
     assert [future.result(LONG) for future in futures] == [x * x for x in range(50)]
     for process in processes:
         # Not join(): the supervisor waits for it too, and who comes second is told nothing.
-        wait_until(lambda process=process: process.exitcode == 0, timeout=LONG)  # type: ignore[misc]
+        wait_until(lambda process=process: process.exitcode is not None, timeout=LONG)  # type: ignore[misc]
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.mark.parametrize("how", ["terminate_workers", "kill_workers"])
