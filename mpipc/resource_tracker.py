@@ -25,16 +25,22 @@ SEGMENT = "shared_memory"
 OWN = ("register", "unregister")
 
 
+def _set_track(name: str, rtype: str, track: bool) -> bool:
+    """Whether it is a segment's name."""
+    if rtype != SEGMENT:
+        return False
+    from mpipc.shared_memory import set_track
+
+    set_track(name, track)
+    return True
+
+
 def register(name: str, rtype: str) -> None:
     """Have a segment end with the processes that use mpipc together with this one; others are the tracker's affair.
 
     Nothing happens if there is no such segment, or if other processes look after it.
     """
-    if rtype == SEGMENT:
-        from mpipc.shared_memory import set_track
-
-        set_track(name, True)
-    else:
+    if not _set_track(name, rtype, True):
         _standard.register(name, rtype)
 
 
@@ -43,11 +49,7 @@ def unregister(name: str, rtype: str) -> None:
 
     Nothing happens if there is no such segment, or if other processes look after it.
     """
-    if rtype == SEGMENT:
-        from mpipc.shared_memory import set_track
-
-        set_track(name, False)
-    else:
+    if not _set_track(name, rtype, False):
         _standard.unregister(name, rtype)
 
 

@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 from support import run_script, wait_until
+from support.segments import exists
 
 import mpipc
 import mpipc.resource_tracker as tracker
 from mpipc.shared_memory import SharedMemory
-
-
-def exists(name: str) -> bool:
-    try:
-        SharedMemory(name).close()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 @pytest.fixture

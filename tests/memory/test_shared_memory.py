@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from support import NOBODY, can_become, kernel_objects, kernel_rows, run_script, start_script, sysctl, wait_until
+from support.segments import exists
 
 from mpipc import shared_memory
 from mpipc._core import current, infrastructure
@@ -52,14 +53,6 @@ def make() -> Iterator[Callable[..., SharedMemory]]:
         segment.close()
         with contextlib.suppress(FileNotFoundError):
             segment.unlink()
-
-
-def exists(name: str) -> bool:
-    try:
-        SharedMemory(name).close()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def peek(name: str, index: int = 0) -> int:

@@ -295,10 +295,11 @@ bool mp_family_pending(struct mp_family *f) {
     return false;
 }
 
-bool mp_slots_in_use(struct mp_family *f) {
+/* Any but this one; -1: any. */
+bool mp_slots_in_use(struct mp_family *f, int but) {
     uint32_t high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++)
-        if (mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
+        if ((int)i != but && mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
             return true;
     return false;
 }
@@ -306,5 +307,5 @@ bool mp_slots_in_use(struct mp_family *f) {
 /* Is there anybody but the caller, who is attached but not a member? A child forked behind our back is attached. */
 bool mp_family_populated(struct mp_family *f) {
     struct shmid_ds ds;
-    return mp_slots_in_use(f) || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1);
+    return mp_slots_in_use(f, -1) || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch > 1);
 }

@@ -40,14 +40,6 @@ bool mp_family_destroy(struct mp_family *f) {
     return true;
 }
 
-static bool others_in_use(struct mp_family *f) {
-    uint32_t high = mp_slot_high(f);
-    for (uint32_t i = 0; i < high; i++)
-        if ((int)i != f->slot && mp_slot_state_of(atomic_load(&f->seg->slots[i].word)) != MP_SLOT_FREE)
-            return true;
-    return false;
-}
-
 /* The normal end of a process that could not start a reaper (RLIMIT_NPROC, seccomp(2)): the last member does its work. Whoever joins
  * meanwhile looks at the state after he has taken a slot. */
 void mp_family_leave(struct mp_family *f) {
@@ -57,9 +49,9 @@ void mp_family_leave(struct mp_family *f) {
         return;
     mp_recover(f);
     uint32_t open = MP_OPEN;
-    if (others_in_use(f) || !atomic_compare_exchange_strong(&f->h->state, &open, MP_CLOSING))
+    if (mp_slots_in_use(f, f->slot) || !atomic_compare_exchange_strong(&f->h->state, &open, MP_CLOSING))
         return;
-    if (others_in_use(f) || shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1 || mp_reaper_present(f)) {
+    if (mp_slots_in_use(f, f->slot) || shmctl(f->shmid, IPC_STAT, &ds) < 0 || ds.shm_nattch > 1 || mp_reaper_present(f)) {
         atomic_store(&f->h->state, MP_OPEN);
         return;
     }
@@ -97,7 +89,7 @@ static bool sweep_family(int shmid, pid_t creator) {
         return swept;
     }
     mp_recover(&f);
-    if (!mp_slots_in_use(&f) && !has_reaper(&f) && mp_recovery_lock(&f)) {
+    if (!mp_slots_in_use(&f, -1) && !has_reaper(&f) && mp_recovery_lock(&f)) {
         atomic_store(&f.h->state, MP_CLOSING);
         for (int attempt = 0; attempt < 20 && !swept; attempt++) {
             if (!mp_family_populated(&f)) { /* another sweep may be attached for a moment */
