@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import process as _base
 from itertools import count, islice
-from multiprocessing import pool as _base_pool
 from multiprocessing import util
 from typing import Any
 
@@ -36,6 +35,7 @@ from mpipc._pool.results import Cache
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
 from mpipc._stdlib.private import register_atexit
+from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
 from mpipc.exceptions import BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
@@ -43,6 +43,8 @@ from mpipc.exceptions import WorkerLostError as WorkerLostError
 from mpipc.pool import check_retries, checked_timeout, default_processes
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+
+_base_pool: Any = standard_module("pool")  # its private names are unknown to type checkers
 
 
 class BrokenProcessPool(BrokenPoolError, _base.BrokenProcessPool):
@@ -65,7 +67,7 @@ class _Job:
 
     def __init__(self, cache: Cache) -> None:
         self.future: Future[Any] = Future()
-        self._job: int = next(_base_pool.job_counter)  # type: ignore[attr-defined]
+        self._job: int = next(_base_pool.job_counter)
         self._cache = cache
         self._begun = False
         self._untold = [True]
@@ -341,7 +343,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
 
 def _new_id() -> int:
     """For a Function: no other of this process has it, in any pool."""
-    return 1 + next(_base_pool.job_counter)  # type: ignore[attr-defined, no-any-return]
+    job: int = next(_base_pool.job_counter)
+    return 1 + job
 
 
 def _make_process(context: Any, **options: Any) -> Any:

@@ -10,17 +10,10 @@ connections: whoever waits for an answer gets EOFError or a ConnectionError.
 
 from __future__ import annotations
 
-import multiprocessing.managers
 import threading
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
-from multiprocessing.managers import BaseProxy as BaseProxy
-from multiprocessing.managers import Namespace as Namespace
-from multiprocessing.managers import RemoteError as RemoteError
-from multiprocessing.managers import Server as Server
-from multiprocessing.managers import Token as Token
-from multiprocessing.managers import ValueProxy as ValueProxy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc import pool, shared_memory
 from mpipc._stdlib import private
@@ -28,14 +21,28 @@ from mpipc._stdlib.proxies import AcquirerProxy as AcquirerProxy
 from mpipc._stdlib.proxies import DictProxy as DictProxy
 from mpipc._stdlib.proxies import ListProxy as ListProxy
 from mpipc._stdlib.proxies import SetProxy as SetProxy
+from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
 
-_base: Any = multiprocessing.managers  # its private names are unknown to type checkers
+if TYPE_CHECKING:
+    from multiprocessing import managers as _standard
+    from multiprocessing.managers import BaseProxy as BaseProxy
+    from multiprocessing.managers import Namespace as Namespace
+    from multiprocessing.managers import RemoteError as RemoteError
+    from multiprocessing.managers import Server as Server
+    from multiprocessing.managers import Token as Token
+    from multiprocessing.managers import ValueProxy as ValueProxy
+else:
+    _standard = standard_module("managers")
+    BaseProxy, Namespace, RemoteError = _standard.BaseProxy, _standard.Namespace, _standard.RemoteError
+    Server, Token, ValueProxy = _standard.Server, _standard.Token, _standard.ValueProxy
+
+_base: Any = _standard  # its private names are unknown to type checkers
 
 __all__ = ["BaseManager", "BaseProxy", "SharedMemoryManager", "SyncManager", "Token"]
 
 
-class BaseManager(multiprocessing.managers.BaseManager):
+class BaseManager(_standard.BaseManager):
     """multiprocessing.managers.BaseManager whose server, unless `ctx` is given, is started by mpipc's default context.
 
     `shutdown_timeout` is in seconds.
@@ -65,7 +72,7 @@ class BaseManager(multiprocessing.managers.BaseManager):
         )
 
 
-class SyncManager(BaseManager, multiprocessing.managers.SyncManager):
+class SyncManager(BaseManager, _standard.SyncManager):
     """multiprocessing.managers.SyncManager, which offers the same types; its Pool is mpipc's."""
 
 
@@ -89,7 +96,7 @@ class _SharedMemoryTracker(private.segment_tracker()):  # type: ignore[misc]
         segment.unlink()
 
 
-class SharedMemoryServer(multiprocessing.managers.SharedMemoryServer):
+class SharedMemoryServer(_standard.SharedMemoryServer):
     """The server of a SharedMemoryManager; it unlinks what it tracks when it is shut down."""
 
     shared_memory_context: Any
@@ -102,7 +109,7 @@ class SharedMemoryServer(multiprocessing.managers.SharedMemoryServer):
         standard.segment_names = []
 
 
-class SharedMemoryManager(BaseManager, multiprocessing.managers.SharedMemoryManager):
+class SharedMemoryManager(BaseManager, _standard.SharedMemoryManager):
     """multiprocessing.managers.SharedMemoryManager for mpipc.shared_memory.
 
     The segments are unlinked when the manager is shut down.

@@ -24,17 +24,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError as TimeoutError
-from multiprocessing import pool as _base
 from multiprocessing import util
 from multiprocessing.connection import Pipe
-from multiprocessing.pool import CLOSE as CLOSE
-from multiprocessing.pool import INIT as INIT
-from multiprocessing.pool import RUN as RUN
-from multiprocessing.pool import TERMINATE as TERMINATE
-from multiprocessing.pool import ExceptionWithTraceback as ExceptionWithTraceback  # type: ignore[attr-defined]
-from multiprocessing.pool import MaybeEncodingError as MaybeEncodingError  # type: ignore[attr-defined]
-from multiprocessing.pool import RemoteTraceback as RemoteTraceback  # type: ignore[attr-defined]
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool.engine import Engine
@@ -52,11 +44,23 @@ from mpipc._pool.statistics import WorkerStatistics as WorkerStatistics
 from mpipc._pool.statistics import gather
 from mpipc._pool.tasks import Feed, Function, function_name
 from mpipc._stdlib import private
+from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
 from mpipc._stdlib.subclasses import own_reducers, settle_pool
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
+
+if TYPE_CHECKING:
+    from multiprocessing import pool as _base
+else:
+    _base = standard_module("pool")
+
+_private: Any = _base  # its private names are unknown to type checkers
+INIT, RUN, CLOSE, TERMINATE = _private.INIT, _private.RUN, _private.CLOSE, _private.TERMINATE
+ExceptionWithTraceback = _private.ExceptionWithTraceback
+MaybeEncodingError = _private.MaybeEncodingError
+RemoteTraceback = _private.RemoteTraceback
 
 __all__ = ["Pool", "ThreadPool"]
 

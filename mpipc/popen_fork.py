@@ -4,7 +4,11 @@ Under either name this is one and the same module object, so its state is one, w
 """
 
 import sys
-from multiprocessing import popen_fork
-from multiprocessing.popen_fork import *  # noqa: F403  (for type checkers; at run time the line below counts)
 
-sys.modules[__name__] = popen_fork
+from mpipc._stdlib.standard import standard_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from multiprocessing.popen_fork import *  # noqa: F403
+
+sys.modules[__name__] = standard_module("popen_fork")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing.popen_forkserver as _base
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc._stdlib import private
 from mpipc._stdlib.parcel import child_source, spawning
 from mpipc._stdlib.picklers import with_reducer
-from mpipc._stdlib.standard import installed
+from mpipc._stdlib.standard import installed, standard_module
+
+if TYPE_CHECKING:
+    from multiprocessing import popen_forkserver as _base
+else:
+    _base = standard_module("popen_forkserver")
 
 __all__ = ["Popen"]
 

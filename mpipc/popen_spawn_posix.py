@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing.popen_spawn_posix as _base
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc._stdlib.parcel import spawning
 from mpipc._stdlib.picklers import with_reducer
+from mpipc._stdlib.standard import standard_module
+
+if TYPE_CHECKING:
+    from multiprocessing import popen_spawn_posix as _base
+else:
+    _base = standard_module("popen_spawn_posix")
 
 __all__ = ["Popen"]
 

@@ -11,10 +11,15 @@ Everything else is multiprocessing's, and what is assigned to it here is assigne
 from __future__ import annotations
 
 import sys
-from multiprocessing import resource_tracker as _standard
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc._stdlib.picklers import Module
+from mpipc._stdlib.standard import standard_module
+
+if TYPE_CHECKING:
+    from multiprocessing import resource_tracker as _standard
+else:
+    _standard = standard_module("resource_tracker")
 
 __all__ = ["ensure_running", "register", "unregister"]
 

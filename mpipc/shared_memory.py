@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import multiprocessing.shared_memory
 import operator
 import os
 import sys
@@ -25,9 +24,10 @@ from typing import Any, Generic, TypeVar
 
 from mpipc._memory import named as _named
 from mpipc._stdlib import private
+from mpipc._stdlib.standard import standard_module
 from mpipc.sysv import IPC_RMID, IPC_SET, IPC_STAT, SHM_DEST, SHM_HUGETLB, shmctl, shmid_ds
 
-_base: Any = multiprocessing.shared_memory  # its private names are unknown to type checkers
+_base: Any = standard_module("shared_memory")  # its private names are unknown to type checkers
 _make_filename, _SHM_NAME_PREFIX = private.segment_names()
 _USE_POSIX = True  # "POSIX semantics", to whoever looks: a name can be unlinked, once, while the segment is in use
 

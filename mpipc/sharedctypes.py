@@ -9,18 +9,18 @@ RawArray(type, size) touches no memory: a large array costs what is used of it.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing.sharedctypes
 import weakref
 from multiprocessing.context import assert_spawning
 from typing import Any
 
 from mpipc import heap
 from mpipc._stdlib.likeness import ModuleName
+from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
 from mpipc._sync.guarded import Guarded
 from mpipc.synchronize import RLock
 
-_base: Any = multiprocessing.sharedctypes  # its private names are unknown to type checkers
+_base: Any = standard_module("sharedctypes")  # its private names are unknown to type checkers
 
 rebuild_ctype = _base.rebuild_ctype
 reduce_ctype = _base.reduce_ctype

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from multiprocessing.pool import job_counter, mapstar, starmapstar  # type: ignore[attr-defined]
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.codec import APPLY, CALL, CHUNK, STAR_CHUNK, Task
 from mpipc._pool.results import IMapIterator
 from mpipc._pool.tasks import Feed, Function
+from mpipc._stdlib.standard import standard_module
 
 if TYPE_CHECKING:
     from mpipc._pool.engine import Engine
 
 __all__ = ["Parts"]
+
+_base: Any = standard_module("pool")
+job_counter, mapstar, starmapstar = _base.job_counter, _base.mapstar, _base.starmapstar
 
 
 class _View:

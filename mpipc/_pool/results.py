@@ -11,12 +11,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from multiprocessing import pool as _base
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.codec import Task, unpack
 from mpipc._pool.tasks import function_name
 from mpipc._pool.worker import RETURNED, Quoted
+from mpipc._stdlib.standard import standard_module
+
+if TYPE_CHECKING:
+    from multiprocessing import pool as _base
+else:
+    _base = standard_module("pool")
 
 __all__ = [
     "ApplyResult",

@@ -10,13 +10,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from multiprocessing import pool as _base
 from multiprocessing import util
 from typing import Any
 
 from mpipc._pool.channel import Channel, Envelope, OwnReducers
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, pack, unpack
 from mpipc._pool.ledger import Ledger, exit_with_parent
+from mpipc._stdlib.standard import standard_module
 
 __all__ = [
     "BATCH",
@@ -33,7 +33,7 @@ __all__ = [
     "work",
 ]
 
-_base_private: Any = _base
+_base: Any = standard_module("pool")  # its private names are unknown to type checkers
 
 # A message to a worker, besides the kinds of tasks.
 QUIT = 10  # there is nothing more to do
@@ -283,13 +283,13 @@ def _failure(error: BaseException) -> tuple[Any, Any, str]:
     except KeyboardInterrupt:
         raise
     except BaseException as reason:
-        substitute = _base_private.MaybeEncodingError(Quoted(reason), Quoted(summary))
+        substitute = _base.MaybeEncodingError(Quoted(reason), Quoted(summary))
         return *pack(_with_traceback(substitute, text)), summary
     return *contents, summary
 
 
 def _with_traceback(error: BaseException, text: str) -> Any:
-    cls = _base_private.ExceptionWithTraceback
+    cls = _base.ExceptionWithTraceback
     wrapped = cls.__new__(cls)  # its constructor would do the formatting
     wrapped.exc = error
     wrapped.tb = f'\n"""\n{text}"""'
@@ -298,5 +298,5 @@ def _with_traceback(error: BaseException, text: str) -> Any:
 
 def _unsendable(reason: BaseException, value: Any) -> tuple[Any, Any, str]:
     """The error for a result that cannot be pickled."""
-    error = _base_private.MaybeEncodingError(Quoted(reason), Quoted(value))
+    error = _base.MaybeEncodingError(Quoted(reason), Quoted(value))
     return *pack(error), str(error)

@@ -36,16 +36,18 @@ class _Finder(MetaPathFinder, Loader):
         """importlib.abc.MetaPathFinder.find_spec."""
         return ModuleSpec(name, self) if name.partition(".")[0] in other_names else None
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """A module to begin with; importlib takes what stands in sys.modules in the end."""
-        return
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """multiprocessing's module. ImportError if there is none of this name."""
+        _, dot, rest = spec.name.partition(".")
+        module = import_module(f"multiprocessing{dot}{rest}")
+        spec.loader_state = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put multiprocessing's module in its place. ImportError if there is none of this name."""
-        name = module.__name__
-        package, dot, rest = name.partition(".")
-        sys.modules[name] = import_module(f"multiprocessing{dot}{rest}")
-        if package == WITH_DILL:
+        """Give it back its spec, which importlib has replaced."""
+        spec: Any = module.__spec__
+        module.__spec__ = spec.loader_state
+        if spec.name.partition(".")[0] == WITH_DILL:
             _pickle_by_dill()
 
 

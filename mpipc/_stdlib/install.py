@@ -17,8 +17,8 @@ What is in it is replaced, in six places, each for a way in which programs come 
   one class that the standard library itself derives, concurrent.futures' queue, which is derived anew: a child that is
   a fresh interpreter imports it after install(), and would not understand what it is sent.
 
-All of both packages is loaded first: a module of mpipc that was imported later would look for the standard library's
-module on which it stands, and find itself.
+What is not loaded yet is not loaded for that: a finder in sys.meta_path gives mpipc's module when multiprocessing's is
+asked for, and that one is loaded apart (standard.py).
 
 **Children.** One that is forked has all this. One that is started as a fresh interpreter, or by a fork server, is sent
 the text of `child_source()` (parcel.py) with its preparation data, which it runs before it imports `__main__`.
@@ -31,14 +31,14 @@ import os
 import sys
 import threading
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from types import CellType, FunctionType, MethodType, ModuleType
 
 from mpipc._stdlib import private
-from mpipc._stdlib.standard import modules, set_in_place
+from mpipc._stdlib.standard import SHARED, hand_over, modules, set_in_place, standard_module, take_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
 __all__ = ["install", "uninstall"]
@@ -53,8 +53,12 @@ class _Changes:
         self._made: list[tuple[dict[str, Any], str, Any, Any]] = []
 
     def set(self, namespace: dict[str, Any], name: str, value: Any) -> None:
-        self._made.append((namespace, name, namespace.get(name, _ABSENT), value))
+        self.expect(namespace, name, value, namespace.get(name, _ABSENT))
         namespace[name] = value
+
+    def expect(self, namespace: dict[str, Any], name: str, value: Any, before: Any) -> None:
+        """Somebody else is about to assign `value`: what is to be there when it is taken back."""
+        self._made.append((namespace, name, before, value))
 
     def undo(self) -> None:
         """Take back what nobody has assigned again since."""
@@ -83,8 +87,10 @@ def install() -> None:
     with _lock:
         if _changes is not None:
             return
-        pairs = list(_load())
+        pairs = _load()
         changes = _Changes()
+        set_in_place(True)
+        sys.meta_path.insert(0, _finder)
         for name, standard, ours in pairs:
             parent, _, last = f"multiprocessing.{name}".rpartition(".")
             changes.set(sys.modules, f"multiprocessing.{name}", ours)
@@ -97,15 +103,13 @@ def install() -> None:
             if name == "freeze_support" and not isinstance(multiprocessing.freeze_support, MethodType):
                 continue  # that of the tool by which the program was frozen, which knows how its children begin
             changes.set(vars(multiprocessing), name, getattr(package, name))
+        changes.set(vars(multiprocessing), "__getattr__", _submodule)
         replacements = _replacements(pairs)
         for _, standard, ours in pairs:
-            for name in vars(standard).keys() - vars(ours).keys():
-                value = vars(standard)[name]
-                changes.set(vars(ours), name, replacements.get(id(value), (value, value))[1])
+            _fill_in(standard, ours, changes)
         _replace_references(replacements, changes)
         _derive_anew(*private.SAFE_QUEUE, changes)
         _changes = changes
-        set_in_place(True)
 
 
 def uninstall() -> None:
@@ -118,24 +122,108 @@ def uninstall() -> None:
     with _lock:
         if _changes is None:
             return
+        sys.meta_path.remove(_finder)
         _changes.undo()
         _close_window()
         _changes = None
         set_in_place(False)
+        hand_over()
 
 
-def _load() -> Iterator[tuple[str, ModuleType, ModuleType]]:
-    """The submodules that mpipc has of its own: name, multiprocessing's, mpipc's."""
-    submodules = import_module("mpipc")._SUBMODULES
-    for name in sorted({"context", "process", "reduction", "dummy.connection", *submodules}):
+def _known() -> list[str]:
+    """multiprocessing's submodules that mpipc has, of its own or the same."""
+    ours = {"context", "process", "reduction", "dummy.connection", *import_module("mpipc")._SUBMODULES}
+    return sorted(ours - {"executor"})
+
+
+def _load() -> list[tuple[str, ModuleType, ModuleType]]:
+    """The submodules that are loaded and that mpipc has of its own: name, multiprocessing's, mpipc's.
+
+    As long as the loading of mpipc's loads further ones of multiprocessing's, those too.
+    """
+    pairs: dict[str, tuple[str, ModuleType, ModuleType]] = {}
+    seen = -1
+    while seen != len(pairs):
+        seen = len(pairs)
+        take_over()
+        for name in _known():
+            if name in pairs or f"multiprocessing.{name}" not in sys.modules:
+                continue
+            if name not in SHARED:
+                pairs[name] = name, modules[name], import_module(f"mpipc.{name}")
+    return list(pairs.values())
+
+
+class _Finder:
+    """Finds mpipc's modules under the names of multiprocessing's that are not loaded yet.
+
+    An importlib.abc.MetaPathFinder and Loader, not derived from them: to import these takes longer than mpipc does.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """importlib.abc.MetaPathFinder.find_spec."""
+        package, _, rest = name.partition(".")
+        known = package == "multiprocessing" and rest in _known()
+        return ModuleSpec(name, self, is_package=rest == "dummy") if known else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """mpipc's module. ImportError where there is none for this interpreter.
+
+        Not put into its place by exec_module(): a thread that imports it meanwhile would be given what stood there.
+        """
+        _, _, name = spec.name.partition(".")
+        standard = standard_module(name)
+        ours = standard if name in SHARED else import_module(f"mpipc.{name}")
+        spec.loader_state = standard, ours.__spec__
+        return ours
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give it back its spec, which importlib has replaced, and note what is to be taken back by uninstall()."""
+        spec: Any = module.__spec__
+        standard, module.__spec__ = spec.loader_state
+        parent, _, last = spec.name.rpartition(".")
+        with _lock:
+            if _changes is None:  # uninstall() was called meanwhile
+                sys.modules[spec.name] = standard
+                return
+            for namespace, key in ((vars(sys.modules[parent]), last), (sys.modules, spec.name)):
+                _changes.expect(namespace, key, module, standard)
+            _fill_in(standard, module, _changes)
+
+
+_finder = _Finder()
+
+
+def _submodule(name: str) -> ModuleType:
+    """`__getattr__` of the package: a submodule that nobody has imported yet; see mpipc.__getattr__()."""
+    if name in _known():
         try:
-            standard = import_module(f"multiprocessing.{name}")
+            return import_module(f"multiprocessing.{name}")
         except ImportError:
-            continue  # it is not for this platform, or this interpreter
-        ours = import_module(f"mpipc.{name}")
-        if ours is not standard:
-            modules[name] = standard
-            yield name, standard, ours
+            pass  # it is not for this platform, or this interpreter
+    raise AttributeError(f"module 'multiprocessing' has no attribute {name!r}")
+
+
+def _fill_in(standard: ModuleType, ours: ModuleType, changes: _Changes) -> None:
+    """Give mpipc's module the names that only multiprocessing's has."""
+    if ours is not standard:
+        for name in vars(standard).keys() - vars(ours).keys():
+            changes.set(vars(ours), name, _counterpart(vars(standard)[name]))
+
+
+def _counterpart(value: Any) -> Any:
+    """mpipc's of a module, class or function of multiprocessing's; everything else is what it is."""
+    module_name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    package, _, name = module_name.partition(".") if isinstance(module_name, str) else ("", "", "")
+    standard = modules.get(name) if package == "multiprocessing" else None
+    if standard is None or name not in _known():
+        return value
+    if value is standard:
+        return import_module(f"mpipc.{name}")
+    own_name = getattr(value, "__name__", "_")
+    if own_name.startswith("_") or vars(standard).get(own_name) is not value:
+        return value
+    return vars(import_module(f"mpipc.{name}")).get(own_name, value)
 
 
 def _replacements(pairs: list[tuple[str, ModuleType, ModuleType]]) -> dict[int, tuple[Any, Any]]:

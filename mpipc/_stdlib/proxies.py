@@ -6,15 +6,15 @@ classes, in an older one subclasses of them with the methods that it lacks.
 
 from __future__ import annotations
 
-import multiprocessing.managers
 from collections.abc import MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
 from mpipc._stdlib.likeness import ModuleName
+from mpipc._stdlib.standard import standard_module
 
 __all__ = ["AcquirerProxy", "DictProxy", "ListProxy", "SetProxy"]
 
-_base: Any = multiprocessing.managers  # its private names are unknown to type checkers
+_base: Any = standard_module("managers")  # its private names are unknown to type checkers
 
 LIST = ("clear", "copy")
 DICT = ("__or__", "__ior__", "__ror__", "__reversed__", "fromkeys")

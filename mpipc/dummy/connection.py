@@ -4,7 +4,11 @@ Under either name this is one and the same module object.
 """
 
 import sys
-from multiprocessing.dummy import connection
-from multiprocessing.dummy.connection import *  # noqa: F403  (for type checkers; at run time the line below counts)
 
-sys.modules[__name__] = connection
+from mpipc._stdlib.standard import standard_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from multiprocessing.dummy.connection import *  # noqa: F403
+
+sys.modules[__name__] = standard_module("dummy.connection")

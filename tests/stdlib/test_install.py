@@ -124,10 +124,12 @@ def test_uninstall_leaves_everything_as_it_was() -> None:
             """
             import importlib, sys, types
             import mpipc
-            from mpipc._stdlib.install import _load
+            from mpipc._stdlib.install import _known
             from mpipc._stdlib.standard import installed
-            names = [name for name, _, _ in _load()]
             import multiprocessing
+            for name in _known():
+                importlib.import_module(f"multiprocessing.{name}")
+                importlib.import_module(f"mpipc.{name}")
             from multiprocessing import Lock
             from multiprocessing.pool import Pool as PoolClass
 
@@ -155,6 +157,153 @@ def test_uninstall_leaves_everything_as_it_was() -> None:
                 assert PoolClass is mine["PoolClass"] and kind(Lock()) == "multiprocessing"
             """
         )
+    )
+
+
+SUBMODULES = [
+    *("connection", "context", "dummy", "dummy.connection", "forkserver", "heap", "managers", "pool", "popen_fork"),
+    *("popen_forkserver", "popen_spawn_posix", "process", "queues", "reduction", "resource_sharer"),
+    *("resource_tracker", "shared_memory", "sharedctypes", "spawn", "synchronize", "util"),
+]
+
+LOADED_LATER = """
+    import importlib, sys, threading, types
+    import mpipc
+
+    def kinds(package):
+        \"\"\"Of each class and function of the submodules: the modules of what it is derived from, or its own.\"\"\"
+        found = {}
+        for name in names:
+            for key, value in vars(importlib.import_module(f"{package}.{name}")).items():
+                if key == "BaseContext":
+                    continue  # which annotations name, and nothing is derived from
+                if isinstance(value, type):
+                    found[name, key] = [(base.__module__, base.__qualname__) for base in value.__mro__]
+                elif isinstance(value, types.FunctionType):
+                    found[name, key] = value.__module__
+        return found
+    """
+
+
+def loaded_later(body: str) -> str:
+    return f"names = {SUBMODULES!r}\n" + textwrap.dedent(LOADED_LATER) + textwrap.dedent(body)
+
+
+@pytest.mark.compares
+def test_it_makes_no_difference_whether_a_module_is_loaded_before_or_after() -> None:
+    load = 'for name in names: importlib.import_module(f"{package}.{name}")\n'
+    show = "print(sorted(kinds('multiprocessing').items()))"
+    found = {
+        (package, order): run_script(loaded_later(f"package = {package!r}\n" + "".join(parts) + show)).stdout
+        for package in ("multiprocessing", "mpipc")
+        for order, parts in {
+            "before": (load, "mpipc.install()\n"),
+            "after": ("mpipc.install()\n", load),
+            "after, the last first": ("mpipc.install()\n", "names.reverse()\n", load, "names.reverse()\n"),
+        }.items()
+    }
+    assert len(set(found.values())) == 1, found
+
+
+def test_what_is_loaded_later_stands_on_multiprocessing_s_own() -> None:
+    run_script(
+        loaded_later(
+            """
+            mpipc.install()
+            for name in reversed(names):
+                importlib.import_module(f"multiprocessing.{name}")
+            from mpipc._stdlib.standard import modules
+            assert set(names) <= set(modules)
+            for name, module in modules.items():
+                assert module.__name__ == f"multiprocessing.{name}" and "lib" in module.__file__
+                for key, value in vars(module).items():
+                    of = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+                    if name not in ("context", "reduction"):  # in which mpipc notes its contexts, and its pickling
+                        assert not str(of).startswith("mpipc"), (name, key, value)
+            mine = {name: sys.modules[f"multiprocessing.{name}"] for name in names}
+            mpipc.uninstall()
+            import multiprocessing.pool
+            for name in names:
+                module = importlib.import_module(f"multiprocessing.{name}")
+                parent, _, last = f"multiprocessing.{name}".rpartition(".")
+                assert module is modules[name] is vars(sys.modules[parent])[last]
+            assert issubclass(mpipc.pool.Pool, multiprocessing.pool.Pool) and multiprocessing.pool is not mpipc.pool
+            assert multiprocessing.pool.ThreadPool(2).map(abs, [-1, -2]) == [1, 2]
+            mpipc.install()
+            assert mine == {name: importlib.import_module(f"multiprocessing.{name}") for name in names}
+            """
+        )
+    )
+
+
+def test_submodules_can_be_used_without_an_import() -> None:
+    run_script(
+        """
+        import mpipc, multiprocessing
+        mpipc.install()
+        assert multiprocessing.shared_memory is mpipc.shared_memory and multiprocessing.queues is mpipc.queues
+        assert multiprocessing.dummy.connection is mpipc.dummy.connection and multiprocessing.dummy is mpipc.dummy
+        assert not hasattr(multiprocessing, "no_such_module") and not hasattr(multiprocessing, "executor")
+        try:
+            import multiprocessing.no_such_module
+        except ModuleNotFoundError as error:
+            assert error.name == "multiprocessing.no_such_module"
+        """
+    )
+
+
+def test_threads_import_at_the_same_time() -> None:
+    run_script(
+        loaded_later(
+            """
+            mpipc.install()
+            failed, start = [], threading.Barrier(2 * len(names))
+
+            def load(name):
+                start.wait()
+                try:
+                    module = importlib.import_module(name)
+                    assert module is importlib.import_module(name.replace("multiprocessing", "mpipc"))
+                except BaseException as error:
+                    failed.append((name, error))
+
+            threads = [
+                threading.Thread(target=load, args=(f"{package}.{name}",))
+                for package in ("multiprocessing", "mpipc")
+                for name in names
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not failed, failed
+            """
+        )
+    )
+
+
+def test_a_child_loads_what_it_uses(start_method: str) -> None:
+    run_script(
+        """
+        import sys
+        import mpipc
+        mpipc.install()
+        import multiprocessing
+
+        def tell(queue):
+            queue.put([name for name in sys.modules if name.partition(".")[0] in ("multiprocessing", "mpipc")])
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context(METHOD)
+            queue = context.SimpleQueue()
+            process = context.Process(target=tell, args=(queue,))
+            process.start()
+            loaded = queue.get()
+            process.join()
+            assert "mpipc.queues" in loaded
+            for name in ("managers", "pool", "sharedctypes", "shared_memory", "dummy"):
+                assert not {f"multiprocessing.{name}", f"mpipc.{name}"} & set(loaded), name
+        """.replace("METHOD", repr(start_method))
     )
 
 
