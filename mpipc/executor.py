@@ -31,6 +31,7 @@ from typing import Any
 
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
+from mpipc._pool.options import WorkerOptions
 from mpipc._pool.results import Cache
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
@@ -326,10 +327,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                 _make_process,
                 self._mp_context,
                 self._max_workers,
-                self._initializer,
-                self._initargs,
-                self._max_tasks_per_child,
-                daemon=False,
+                WorkerOptions(self._initializer, self._initargs, self._max_tasks_per_child, daemon=False),
             )
             engine.start()
             _finish_at_exit(engine)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool.engine import Engine
+from mpipc._pool.options import WorkerOptions
 from mpipc._pool.parts import Parts
 from mpipc._pool.results import (
     ApplyResult,
@@ -115,11 +116,13 @@ class Pool(Parts, _base.Pool):
             self.Process,
             self._ctx,
             processes,
-            initializer,
-            initargs,
-            maxtasksperchild,
-            task_reducers=task_reducers,
-            result_reducers=result_reducers,
+            WorkerOptions(
+                initializer,
+                initargs,
+                maxtasksperchild,
+                task_reducers=task_reducers,
+                result_reducers=result_reducers,
+            ),
         )
         self._pool = self._engine.processes
         self._cache = self._engine.schedule.cache

@@ -30,13 +30,14 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mpipc._pool.channel import Channel, OwnReducers
+from mpipc._pool.channel import Channel
 from mpipc._pool.codec import Source, Task
 from mpipc._pool.feed import Feeders, Taken
 from mpipc._pool.life import Life
+from mpipc._pool.options import WorkerOptions
 from mpipc._pool.receiver import Receiver
 from mpipc._pool.results import Cache, opened
 from mpipc._pool.schedule import Schedule
@@ -61,31 +62,14 @@ class Engine:
         make_process: Callable[..., Any],
         context: Any,
         size: int,
-        initializer: Callable[..., object] | None,
-        initargs: Iterable[Any],
-        maxtasksperchild: int | None,
-        *,
-        daemon: bool = True,
-        task_reducers: OwnReducers | None = None,
-        result_reducers: OwnReducers | None = None,
+        options: WorkerOptions,
     ) -> None:
         self._pid = os.getpid()
         self.life = Life()
         self.results = Channel()
         self.schedule = Schedule(self.life, size, Cache(self._on_empty), self.results)
         self.receiver = Receiver(self, self.life, self.schedule)
-        self.supervisor = Supervisor(
-            self,
-            make_process,
-            context,
-            size,
-            initializer,
-            initargs,
-            maxtasksperchild,
-            daemon,
-            task_reducers,
-            result_reducers,
-        )
+        self.supervisor = Supervisor(self, make_process, context, size, options)
         self._feeders = Feeders(self.life, self.schedule, self.receiver)
         # --- guarded by the lock
         self.broken: BrokenPoolError | None = None

@@ -18,8 +18,9 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from mpipc import _core as family
-from mpipc._pool.channel import Channel, OwnReducers
+from mpipc._pool.channel import Channel
 from mpipc._pool.life import Life
+from mpipc._pool.options import WorkerOptions
 from mpipc._pool.states import State
 from mpipc._pool.worker import work
 from mpipc._pool.worker_handle import Member
@@ -117,24 +118,14 @@ class Supervisor:
         make_process: Callable[..., Any],
         context: Any,
         size: int,
-        initializer: Callable[..., object] | None,
-        initargs: Iterable[Any],
-        maxtasksperchild: int | None,
-        daemon: bool,
-        task_reducers: OwnReducers | None,
-        result_reducers: OwnReducers | None,
+        options: WorkerOptions,
     ) -> None:
         self._engine = engine
         self._life = engine.life
         self._make_process = make_process
         self._context = context
         self._size = size
-        self._initializer = initializer
-        self._initargs = initargs
-        self._quota = maxtasksperchild
-        self._daemon = daemon
-        self._task_reducers = task_reducers
-        self._result_reducers = result_reducers
+        self._options = options
         member = family.current()
         self._family = member
         self._parent = (member.semid, member.slot, member.generation)
@@ -207,7 +198,7 @@ class Supervisor:
             from multiprocessing import forkserver
 
             forkserver.ensure_running()  # now: all its children would inherit the mask from below
-        member = Member(next(self._tags), self._quota, self._task_reducers)
+        member = Member(next(self._tags), self._options.quota, self._options.task_reducers)
         member.process = self._make_process(
             self._context,
             target=work,
@@ -217,16 +208,13 @@ class Supervisor:
                 engine.results,
                 member.ledger,
                 self._parent,
-                self._initializer,
-                self._initargs,
-                self._quota,
+                self._options.for_worker(),
                 signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
-                self._result_reducers,
             ),
         )
         self.launching = member
         member.process.name = member.process.name.replace("Process", "PoolWorker")
-        member.process.daemon = self._daemon
+        member.process.daemon = self._options.daemon
         engine.enroll(member)
         # Ctrl-C in a terminal is sent to all its processes. A child that gets it before its work() can deal with it
         # would show a traceback, so it inherits it blocked. (From the fork server, it inherits the fork server's mask.)
@@ -319,7 +307,8 @@ class Supervisor:
                 limit = KILLED_STARTS if member.ledger.has_arrived else EARLY_KILLS
             if count < self._size + limit:
                 return
-            what = "" if self._initializer is None else f", which means that {self._initializer!r} has returned"
+            initializer = self._options.initializer
+            what = "" if initializer is None else f", which means that {initializer!r} has returned"
             reason = f"{count} workers in a row were not ready{what}; the last one {exit_reason(exitcode)}"
         self._engine.fail_all(reason, self.start_error)
 

@@ -16,6 +16,7 @@ from typing import Any
 from mpipc._pool.channel import Channel, Envelope, OwnReducers
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, pack, unpack
 from mpipc._pool.ledger import Ledger, exit_with_parent
+from mpipc._pool.options import WorkerOptions
 from mpipc._stdlib.standard import standard_module
 
 __all__ = [
@@ -63,24 +64,21 @@ def work(
     results: Channel,
     ledger: Ledger,
     parent: tuple[int, int, int],
-    initializer: Callable[..., object] | None,
-    initargs: Iterable[Any],
-    limit: int | None,
+    options: WorkerOptions,
     interruptible: bool,
-    own_reducers: OwnReducers | None,
 ) -> None:
-    """Run in the worker: the initializer, then tasks until told to quit, or until `limit` tasks are done.
+    """Run in the worker: the initializer, then tasks until told to quit, or until the quota is used up.
 
     SIGINT is blocked up to here, and is to be unblocked if `interruptible`.
     """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
     threading.Thread(target=exit_with_parent, args=(*parent, ledger), name="mpipc-parent-watch", daemon=True).start()
-    worker = Worker(tag, tasks, results, ledger, own_reducers)
+    worker = Worker(tag, tasks, results, ledger, options.result_reducers)
     try:
         if interruptible:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        worker.initialize(initializer, initargs)
-        worker.run(limit)
+        worker.initialize(options.initializer, options.initargs)
+        worker.run(options.quota)
     except KeyboardInterrupt:
         # Ctrl-C in a terminal is sent to all its processes. What it means is for the parent to say.
         sys.exit(128 + signal.SIGINT)

@@ -17,6 +17,7 @@ from support import pool_tasks
 import mpipc
 from mpipc._pool.codec import ITEM, Task
 from mpipc._pool.engine import Engine
+from mpipc._pool.options import WorkerOptions
 from mpipc._pool.receiver import DIED
 from mpipc._pool.tasks import DEEP, HORIZON, Function, Pace
 from mpipc._pool.worker import BATCH, READY, RETURNED, UNKNOWN_FUNCTION, Envelope, Worker
@@ -90,7 +91,7 @@ class Crew:
 
     def __init__(self, size: int, pace: Pace | None = None, quota: int | None = None) -> None:
         self.quota = quota
-        self.engine = Engine(lambda *a, **k: None, mpipc.get_context("fork"), size, None, (), quota)
+        self.engine = Engine(lambda *a, **k: None, mpipc.get_context("fork"), size, WorkerOptions(quota=quota))
         self.messages: list[tuple[Any, ...]] = []
         self.hands: list[Hand] = []
         self.pace = pace
