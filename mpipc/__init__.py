@@ -37,6 +37,7 @@ from mpipc import reduction as reduction
 from mpipc._stdlib.install import install as install
 from mpipc._stdlib.install import uninstall as uninstall
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import MemoryLimitError as MemoryLimitError
 from mpipc.exceptions import ObjectsRemovedError as ObjectsRemovedError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError

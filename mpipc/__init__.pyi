@@ -31,6 +31,7 @@ from mpipc.context import ProcessError as ProcessError
 from mpipc.context import TimeoutError as TimeoutError
 from mpipc.context import _default_context
 from mpipc.exceptions import BrokenPoolError as BrokenPoolError
+from mpipc.exceptions import MemoryLimitError as MemoryLimitError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 from mpipc.executor import ProcessPoolExecutor as ProcessPoolExecutor

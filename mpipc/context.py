@@ -143,14 +143,26 @@ class BaseContext(_base.BaseContext):
         maxtasksperchild: int | None = None,
         *,
         retries: int = 0,
+        memory_limit: int | None = None,
+        max_memory_per_child: int | None = None,
     ) -> pool.Pool:
         """Return a pool of worker processes, by default as many as there are processors.
 
         With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
+        `memory_limit` and `max_memory_per_child` are bytes that a worker may have: see mpipc.pool.Pool.
         """
         from mpipc.pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, self.get_context(), retries=retries)
+        return Pool(
+            processes,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            self.get_context(),
+            retries=retries,
+            memory_limit=memory_limit,
+            max_memory_per_child=max_memory_per_child,
+        )
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
         """Return a ctypes object in shared memory, without a lock."""

@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # as type checkers understand it; `import mpipc` need not
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["BrokenPoolError", "ObjectsRemovedError", "TaskTimeoutError", "WorkerLostError"]
+__all__ = ["BrokenPoolError", "MemoryLimitError", "ObjectsRemovedError", "TaskTimeoutError", "WorkerLostError"]
 
 
 def exit_reason(exitcode: int | None) -> str:
@@ -56,16 +56,29 @@ class WorkerLostError(ProcessError):
     """Which item of the iterable it was working on, from 0; always 0 for apply()."""
     attempts: int
     """How many times the task has been started."""
+    explanation: str | None
+    """Where it crashed ("segmentation fault in f (file.py:3)"), or who killed it; None if that is not known."""
+    peak: int | None
+    """The most memory that it has had at a time, in bytes: what was resident, shared or not; None if not known."""
 
     def __init__(
-        self, pid: int | None, exitcode: int | None, function: str = "?", index: int = 0, attempts: int = 1
+        self,
+        pid: int | None,
+        exitcode: int | None,
+        function: str = "?",
+        index: int = 0,
+        attempts: int = 1,
+        explanation: str | None = None,
+        peak: int | None = None,
     ) -> None:
-        super().__init__(pid, exitcode, function, index, attempts)
+        super().__init__(pid, exitcode, function, index, attempts, explanation, peak)
         self.pid = pid
         self.exitcode = exitcode
         self.function = function
         self.index = index
         self.attempts = attempts
+        self.explanation = explanation
+        self.peak = peak
 
     @property
     def signal(self) -> str | None:
@@ -78,9 +91,39 @@ class WorkerLostError(ProcessError):
             if self.attempts > 3
             else ("", "", ", at the second attempt", ", at the third attempt")[self.attempts]
         )
+        why = f" ({self.explanation})" if self.explanation is not None else ""
+        size = f"; it has had up to {megabytes(self.peak)} of memory" if self.peak is not None else ""
         return (
-            f"worker {self.pid} {exit_reason(self.exitcode)} while it was running {self.function} on item"
-            f" {self.index}{tries}"
+            f"worker {self.pid} {exit_reason(self.exitcode)}{why} while it was running {self.function} on item"
+            f" {self.index}{tries}{size}"
+        )
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people to read."""
+    return f"{count / 1e6:.0f} MB" if count >= 10_000_000 else f"{count / 1e6:.1f} MB"
+
+
+class MemoryLimitError(WorkerLostError, MemoryError):
+    """A task has taken more memory than it may (`memory_limit=`), and its worker was killed for that.
+
+    `peak` is here the private memory that the worker was found to have. The other tasks of the pool are not affected.
+    """
+
+    limit: int
+    """Bytes of private memory that a worker may have."""
+
+    def __init__(
+        self, pid: int | None, function: str = "?", index: int = 0, attempts: int = 1, limit: int = 0, peak: int = 0
+    ) -> None:
+        super().__init__(pid, -signal.SIGKILL, function, index, attempts, None, peak)
+        self.args = (pid, function, index, attempts, limit, peak)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.pid} had {megabytes(self.peak or 0)} of private memory, and memory_limit is"
+            f" {megabytes(self.limit)}, while it was running {self.function} on item {self.index}"
         )
 
 
@@ -89,6 +132,15 @@ class TaskTimeoutError(_StandardTimeoutError, TimeoutError):
 
     Both multiprocessing.TimeoutError, as users of a Pool expect, and TimeoutError, as users of futures do.
     """
+
+    stack: str | None
+    """Where the worker's threads were shortly before that, as faulthandler writes it; None if it is not known."""
+
+    def __init__(self, *args: Any, stack: str | None = None) -> None:
+        super().__init__(*args)
+        self.stack = stack
+        if stack is not None:
+            self.add_note(f"Where it was then:\n{stack}")  # shown with the traceback; str() is one line
 
 
 class BrokenPoolError(ProcessError, ValueError):

@@ -31,7 +31,7 @@ from typing import Any
 
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions
+from mpipc._pool.options import WorkerOptions, checked_bytes
 from mpipc._pool.results import Cache
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
@@ -130,6 +130,9 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     `timeout`: how many seconds a task (a chunk of a map is one) may run; then its worker is killed, and the future
     raises TaskTimeoutError, which is a TimeoutError.
 
+    `memory_limit`, `max_memory_per_child`: bytes of private memory that a worker may have while it runs a task, and
+    after one; see mpipc.Pool.
+
     Raises ValueError and TypeError as the standard one does.
     """
 
@@ -144,6 +147,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         max_tasks_per_child: int | None = None,
         retries: int = 0,
         timeout: float | None = None,
+        memory_limit: int | None = None,
+        max_memory_per_child: int | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = default_processes()
@@ -164,6 +169,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._initializer: Any = initializer
         self._initargs = initargs
         self._max_tasks_per_child = max_tasks_per_child
+        self._memory_limit = checked_bytes("memory_limit", memory_limit)
+        self._max_memory = checked_bytes("max_memory_per_child", max_memory_per_child)
         self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -327,7 +334,14 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                 _make_process,
                 self._mp_context,
                 self._max_workers,
-                WorkerOptions(self._initializer, self._initargs, self._max_tasks_per_child, daemon=False),
+                WorkerOptions(
+                    self._initializer,
+                    self._initargs,
+                    self._max_tasks_per_child,
+                    daemon=False,
+                    memory_limit=self._memory_limit,
+                    max_memory=self._max_memory,
+                ),
             )
             engine.start()
             _finish_at_exit(engine)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions
+from mpipc._pool.options import WorkerOptions, checked_bytes
 from mpipc._pool.parts import Parts
 from mpipc._pool.results import (
     ApplyResult,
@@ -80,6 +80,11 @@ class Pool(Parts, _base.Pool):
     `retries`: how many times a task is run again when the worker that runs it dies. It may have had effects before
     that, and a chunk is repeated as a whole.
 
+    `memory_limit`: how many bytes of private memory a worker may have while it runs a task; shared memory does not
+    count, nor what it has inherited and nobody has written to since. A worker that has more (it is looked at every
+    0.05 s) is killed, and the task fails with MemoryLimitError. `max_memory_per_child`: a worker that has more after a
+    task, which has succeeded, is replaced.
+
     Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
     """
 
@@ -92,6 +97,8 @@ class Pool(Parts, _base.Pool):
         context: Any = None,
         *,
         retries: int = 0,
+        memory_limit: int | None = None,
+        max_memory_per_child: int | None = None,
     ) -> None:
         # First what __del__() looks at.
         self._state: str = INIT
@@ -122,6 +129,8 @@ class Pool(Parts, _base.Pool):
                 maxtasksperchild,
                 task_reducers=task_reducers,
                 result_reducers=result_reducers,
+                memory_limit=checked_bytes("memory_limit", memory_limit),
+                max_memory=checked_bytes("max_memory_per_child", max_memory_per_child),
             ),
         )
         self._pool = self._engine.processes

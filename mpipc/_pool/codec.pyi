@@ -9,6 +9,7 @@ APPLY: int
 ITEM: int
 CHUNK: int
 STAR_CHUNK: int
+TIMED: int
 
 def pack(value: Any, own: OwnReducers | None = None) -> tuple[Any, Any]: ...
 def pack_whole(value: Any, own: OwnReducers | None) -> bytes: ...

@@ -29,6 +29,8 @@ APPLY = 2  # args: function(*args)
 ITEM = 3  # x: function(x)
 CHUNK = 4  # items: [function(x) for x in items]
 STAR_CHUNK = 5  # items: [function(*x) for x in items]
+# Added to the kind of a task with a timeout: the body is a pair, of its timeout and what would be the body without.
+TIMED = 64
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------
@@ -137,8 +139,11 @@ cdef class Task:
         cdef object function = self.function, body = self.payload, buffers = None
         if own or type(body) is list or is_replaced or not is_plain_or_of_plain(body):
             body, buffers = pack(body, own)
+        cdef object kind = self.kind
+        if self.timeout is not None:
+            kind, body = kind + TIMED, (self.timeout, body)
         return (
-            self.kind, tag, number, None if known else function.pickled(own), function.id if function.lasting else 0,
+            kind, tag, number, None if known else function.pickled(own), function.id if function.lasting else 0,
             body, buffers)
 
 

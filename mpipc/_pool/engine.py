@@ -37,6 +37,7 @@ from mpipc._pool.channel import Channel
 from mpipc._pool.codec import Source, Task
 from mpipc._pool.feed import Feeders, Taken
 from mpipc._pool.life import Life
+from mpipc._pool.memory import INTERVAL
 from mpipc._pool.options import WorkerOptions
 from mpipc._pool.receiver import Receiver
 from mpipc._pool.results import Cache, opened
@@ -68,6 +69,7 @@ class Engine:
         self.life = Life()
         self.results = Channel()
         self.schedule = Schedule(self.life, size, Cache(self._on_empty), self.results)
+        self.schedule.interval = INTERVAL if options.memory_limit is not None else None
         self.receiver = Receiver(self, self.life, self.schedule)
         self.supervisor = Supervisor(self, make_process, context, size, options)
         self._feeders = Feeders(self.life, self.schedule, self.receiver)

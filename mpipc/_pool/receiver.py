@@ -33,6 +33,7 @@ from typing import Any, Protocol
 from mpipc._pool.channel import DRAUGHT, Envelope
 from mpipc._pool.codec import Task, unpack
 from mpipc._pool.life import Life
+from mpipc._pool.losses import open_report, stack_of
 from mpipc._pool.results import opened
 from mpipc._pool.schedule import LOOK, Schedule
 from mpipc._pool.states import State
@@ -47,7 +48,7 @@ from mpipc._pool.worker import (
     UNKNOWN_FUNCTION,
 )
 from mpipc._pool.worker_handle import Member
-from mpipc.exceptions import BrokenPoolError, TaskTimeoutError, WorkerLostError
+from mpipc.exceptions import BrokenPoolError, MemoryLimitError, TaskTimeoutError, WorkerLostError
 
 __all__ = ["DIED", "Owner", "Receiver"]
 
@@ -260,6 +261,7 @@ class Receiver:
         if worker is None:
             return  # LOOK
         if kind == READY:
+            worker.take_report(open_report(worker.process.pid, message.body))
             schedule.admit(worker)
             schedule.dispatch()
         elif kind == UNKNOWN_FUNCTION:
@@ -307,14 +309,15 @@ class Receiver:
                     schedule.put_back(task)
                 elif number == worker.condemned:
                     name, index = function_name(task.function.call), task.first + item
-                    late = TaskTimeoutError(f"{name} did not end within {task.timeout:g} s on item {index}")
-                    lost.append((task, late))
+                    lost.append((task, _sentence(worker, task, name, index)))
                 elif task.retries > 0:
                     task.retries -= 1
                     schedule.put_back(task)
                 else:
                     name, index = function_name(task.function.call), task.first + (item if number == started else 0)
-                    error = WorkerLostError(worker.process.pid, exitcode, name, index, task.attempts)
+                    error = WorkerLostError(
+                        worker.process.pid, exitcode, name, index, task.attempts, worker.explanation, worker.peak
+                    )
                     lost.append((task, error))
             worker.window.clear()
             worker.tasks.remove()
@@ -323,3 +326,12 @@ class Receiver:
         for task, failure in lost:
             if not self._life.is_over:
                 task.job._set(task.index, (False, failure))
+
+
+def _sentence(worker: Member, task: Task, name: str, index: int) -> Exception:
+    """Why a task has failed whose worker was killed for it."""
+    if worker.excess is not None:
+        return MemoryLimitError(worker.process.pid, name, index, task.attempts, *worker.excess)
+    return TaskTimeoutError(
+        f"{name} did not end within {task.timeout:g} s on item {index}", stack=stack_of(worker.crash_report)
+    )

@@ -16,6 +16,7 @@ class Schedule:
     told: int
     called: bool
     due: float | None
+    interval: float | None
     def __init__(self, life: Life, size: int, cache: Cache, results: Channel) -> None: ...
     @property
     def lock(self) -> Any: ...

@@ -67,6 +67,7 @@ cdef class Schedule:
                 handler, which runs on top of it, wants something of the pool (hand_over)
     inbox       what a call() has received; the result thread handles what that leaves there
     due         when the supervisor is going to look after timeouts; time.monotonic()
+    interval    seconds after which it looks at any task that runs; None if it need not
     failures    (job, index, exception) that came up here, for the result thread to set
     """
 
@@ -90,6 +91,7 @@ cdef class Schedule:
     cdef unsigned long caller
     cdef list inbox
     cdef public object due
+    cdef public object interval
 
     def __init__(self, Life life, Py_ssize_t size, cache, results):
         self.life = life
@@ -191,7 +193,7 @@ cdef class Schedule:
         cdef object number = None
         with self.lock:
             if (
-                self.parked and not self.calling and not self.cache and task.timeout is None
+                self.parked and not self.calling and not self.cache and task.timeout is None and self.interval is None
                 and self.life.runs() and self.idle
             ):
                 PyDict_SetItem(self.cache, job._job, job)
@@ -442,6 +444,8 @@ cdef class Schedule:
         for _, task in batch:
             if task.timeout is not None and (timeout is None or task.timeout < timeout):
                 timeout = task.timeout
+        if self.interval is not None and (timeout is None or self.interval < timeout):
+            timeout = self.interval
         if timeout is not None and (self.due is None or monotonic() + <double> timeout < self.due):
             self.life.wake()
         if raised is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from mpipc._pool.losses import stack_of
 from mpipc._pool.tasks import function_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class WorkerStatistics(NamedTuple):
     """For how many seconds."""
     memory: int
     """Resident memory, in bytes."""
+    stack: str | None
+    """Where it is, if the task that it runs has used up nine tenths of its timeout; None otherwise."""
 
 
 class PoolStatistics(NamedTuple):
@@ -68,6 +71,7 @@ def gather(engine: Engine) -> PoolStatistics:
                 task.first + ledger.current_item if task is not None else None,
                 running_for,
                 _resident_memory(pid),
+                stack_of(worker.crash_report) if task is not None and task.timeout is not None else None,
             )
         )
     return PoolStatistics(workers, replaced, outstanding)

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 from mpipc import _core as family
 from mpipc._pool.channel import Channel
 from mpipc._pool.life import Life
+from mpipc._pool.losses import OutOfMemoryKills, explain
+from mpipc._pool.memory import MemoryWatch
 from mpipc._pool.options import WorkerOptions
 from mpipc._pool.states import State
 from mpipc._pool.worker import work
@@ -143,6 +145,9 @@ class Supervisor:
         """Why the last start failed, as far as known."""
         self._failed_starts = 0
         self._first_failed = 0
+        limit = options.memory_limit
+        self._memory = MemoryWatch(limit, engine.life.lock, engine.members) if limit is not None else None
+        self._kills = OutOfMemoryKills()
         self.thread = threading.Thread(target=self._run, name="mpipc-pool-supervisor", daemon=True)
 
     # --- for any thread -----------------------------------------------------------------------------------------------
@@ -257,6 +262,10 @@ class Supervisor:
             # Before it is looked for what is due: a task that is sent from now on wakes the supervisor.
             self._engine.expect(None)
         timeout = self._enforce_timeouts()
+        if self._memory is not None:
+            again = self._memory.look()
+            if again is not None:
+                timeout = again if timeout is None else min(timeout, again)
         if timeout is not None:
             self._engine.expect(time.monotonic() + timeout)
         if len(watched) < self._size:
@@ -278,7 +287,11 @@ class Supervisor:
         return list({handles[handle]: None for handle in found if handle in handles})
 
     def _report_death(self, member: Member) -> None:
+        if member.pidfd >= 0:
+            wait([member.pidfd], 0.5)  # a process closes its pipes, which is the sentinel, before it is dead
+        member.find_peak()  # before its exit code is fetched
         exitcode = member.exitcode()
+        member.explanation = explain(member, exitcode, self._kills)
         util.debug("worker %s %s", member.process.pid, exit_reason(exitcode))
         with self._starting, self._life.lock:
             self.processes.remove(member.process)

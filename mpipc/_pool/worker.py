@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
 from multiprocessing import util
 from typing import Any
 
-from mpipc._pool.channel import Channel, Envelope, OwnReducers
-from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, pack, unpack
+from mpipc._pool.channel import Channel, Envelope
+from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, TIMED, pack, unpack
 from mpipc._pool.ledger import Ledger, exit_with_parent
+from mpipc._pool.losses import CrashReport
+from mpipc._pool.memory import private_memory
 from mpipc._pool.options import WorkerOptions
 from mpipc._stdlib.standard import standard_module
 
@@ -52,6 +53,9 @@ PASSING = (BlockingIOError, InterruptedError, MemoryError)
 PAUSE = 0.01
 """Seconds until then."""
 
+EARLY = 0.9
+"""Part of a task's timeout after which the worker writes down where it is, in case it is killed at the end of it."""
+
 LONGEST_REPR = 4096
 
 FUNCTIONS = 64
@@ -73,12 +77,12 @@ def work(
     """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
     threading.Thread(target=exit_with_parent, args=(*parent, ledger), name="mpipc-parent-watch", daemon=True).start()
-    worker = Worker(tag, tasks, results, ledger, options.result_reducers)
+    worker = Worker(tag, tasks, results, ledger, options)
     try:
         if interruptible:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        worker.initialize(options.initializer, options.initargs)
-        worker.run(options.quota)
+        worker.initialize()
+        worker.run()
     except KeyboardInterrupt:
         # Ctrl-C in a terminal is sent to all its processes. What it means is for the parent to say.
         sys.exit(128 + signal.SIGINT)
@@ -98,35 +102,35 @@ class Pickled:
 class Worker:
     """State of the worker process; used by its main thread only."""
 
-    def __init__(
-        self, tag: int, tasks: Channel, results: Channel, ledger: Ledger, own_reducers: OwnReducers | None
-    ) -> None:
+    def __init__(self, tag: int, tasks: Channel, results: Channel, ledger: Ledger, options: WorkerOptions) -> None:
         self._tag = tag
         self._tasks = tasks
         self._results = results
         self._ledger = ledger
-        self._own_reducers = own_reducers
+        self._options = options
+        self._report = CrashReport()
         self._pid = os.getpid()
         self._functions: dict[int, Any] = {}
         """Those that have come last, by number; `Pickled` until they are used."""
 
-    def initialize(self, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+    def initialize(self) -> None:
         """Run the pool's initializer. If it raises, tell the parent why, and go down with it."""
         self._ledger.arrive()
         if self._ledger.ending:
             return
-        if initializer is not None:
+        if self._options.initializer is not None:
             try:
-                initializer(*initargs)
+                self._options.initializer(*self._options.initargs)
             except Exception as error:
                 self._send(INITIALIZER_FAILED, 0, *_failure(error))
                 raise
         self._ledger.ready()
-        self._send(READY, 0, None, None)
+        self._send(READY, 0, self._report.number, None)
 
-    def run(self, limit: int | None) -> None:
+    def run(self) -> None:
         """Run tasks."""
         done = 0
+        limit, most = self._options.quota, self._options.max_memory
         receive = self._tasks.receive
         ledger = self._ledger
         while (limit is None or done < limit) and not ledger.ending:
@@ -146,6 +150,8 @@ class Worker:
             else:
                 done += self._perform(Envelope._make(message))
             del message
+            if most is not None and private_memory("self", most) > most:
+                break  # what it has not begun goes to another one
         util.debug("worker exiting after %d tasks", done)
 
     def _perform(self, message: Envelope) -> bool:
@@ -161,6 +167,11 @@ class Worker:
         if not self._ledger.start(number):
             return False  # another worker has it now
         contents: tuple[Any, Any, str | None]
+        timed = message.kind > TIMED
+        if timed:
+            timeout, body = message.body
+            message = message._replace(kind=message.kind - TIMED, body=body)
+            self._report.arm(timeout * EARLY)
         try:
             value = self._call(message)
         except (KeyboardInterrupt, SystemExit):
@@ -175,13 +186,15 @@ class Worker:
                 os._exit(0)  # the function has forked, and its child returned from it too: the task is not the child's
             kind = RETURNED
             try:
-                contents = *pack(value, self._own_reducers), None
+                contents = *pack(value, self._options.result_reducers), None
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever the user's methods raise
                 kind = FAILED
                 contents = _unsendable(error, value)
         self._ledger.finish(number)
+        if timed:
+            self._report.disarm()
         try:
             self._send(kind, number, *contents)
         except (OSError, MemoryError) as error:  # no memory for it

@@ -22,6 +22,10 @@ cdef class Member:
     cdef public bint quitting
     cdef public bint dead
     cdef public object condemned
+    cdef public object excess
+    cdef public object explanation
+    cdef public object peak
+    cdef int report_
     cdef readonly Py_ssize_t done
 
     cdef bint is_open(self)

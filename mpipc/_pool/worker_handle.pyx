@@ -6,6 +6,9 @@ Compiled, as _pool/schedule.pyx is, which says why.
 
 import os
 
+from libc.string cimport memset
+from posix.resource cimport rusage
+from posix.signal cimport siginfo_t
 from posix.unistd cimport close
 
 from mpipc._pool.codec cimport Task
@@ -17,6 +20,15 @@ from mpipc._pool.worker import BATCH as _BATCH
 from mpipc._pool.worker import FUNCTIONS as _FUNCTIONS
 from mpipc._pool.worker import QUIT
 from mpipc._stdlib.private import popen_of
+
+cdef extern from "<sys/wait.h>" nogil:
+    int P_PID, WEXITED, WNOHANG, WNOWAIT
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_waitid
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
 
 cdef object BATCH = _BATCH
 cdef Py_ssize_t FUNCTIONS = _FUNCTIONS
@@ -50,15 +62,20 @@ cdef class Member:
     busy            its ledger's `busy` at that time
     slow            its task was waited for in vain: there is no point in having another one wait behind it
     condemned       number of the task that it is killed for; 0 if none
+    excess          if that has taken too much memory: the limit, and how much; in bytes
+    explanation     why it is dead, as far as the supervisor has found that out; None if it has not
+    peak            the most memory that it has had, in bytes; None if that is not known
     done            tasks that it has answered
     """
 
     def __cinit__(self, *arguments, **options):
-        self.pidfd_ = -1
+        self.pidfd_ = self.report_ = -1
 
     def __dealloc__(self):
         if self.pidfd_ >= 0:
             close(self.pidfd_)
+        if self.report_ >= 0:
+            close(self.report_)
 
     def __init__(self, tag, quota, own_reducers=None):
         self.tag = tag
@@ -122,6 +139,8 @@ cdef class Member:
                 if function.lasting:
                     has = function
                 body = envelope[5]
+                if type(body) is tuple and task.timeout is not None:
+                    body = (<tuple> body)[1]
                 if type(body) is bytes:
                     bulk += len(<bytes> body)
                 numbers.append(number)
@@ -218,9 +237,30 @@ cdef class Member:
             close(self.pidfd_)
             self.pidfd_ = -1
 
+    def take_report(self, int descriptor):
+        """This is the file to which it writes where it was when it crashed (losses.py)."""
+        if self.report_ >= 0:
+            close(self.report_)
+        self.report_ = descriptor
+
+    @property
+    def crash_report(self):
+        """The descriptor; -1 if there is none."""
+        return self.report_
+
+    def find_peak(self):
+        """Learn `peak` of a process that is dead and has not been waited for. Only of a child of this process."""
+        cdef siginfo_t found
+        cdef rusage used
+        memset(&used, 0, sizeof(used))
+        if syscall(SYS_waitid, P_PID, <long> self.process.pid, &found, WEXITED | WNOHANG | WNOWAIT, &used) == 0:
+            if used.ru_maxrss > 0:
+                self.peak = used.ru_maxrss * 1024
+
     def let_go(self):
         """It has ended, or is none of this process's workers: give back what is kept for it here."""
         self.unwatch()
+        self.take_report(-1)
         self.tasks.close()
         self.ledger = None
 

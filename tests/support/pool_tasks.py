@@ -289,3 +289,55 @@ def append_and_count(values: list[Any]) -> int:
     """Changes its argument."""
     values.append(1)
     return len(values)
+
+
+# --- memory and losses ------------------------------------------------------------------------------------------------
+
+inherited: bytearray | None = None
+"""What a forked worker has of its parent's."""
+
+
+def allocate(size: int) -> int:
+    """Have so many bytes of private memory, for as long as the task runs: until it is killed, or `size` is below 0."""
+    hold = bytearray()
+    for _ in range(abs(size) >> 20):
+        hold += b"x" * (1 << 20)
+    while size > 0:
+        time.sleep(0.01)
+    return len(hold)
+
+
+def read_inherited(x: Any = None) -> int:
+    """Read what the parent had before this process was forked, and change nothing of it."""
+    return inherited.count(1) if inherited is not None else 0
+
+
+def keep(size: int) -> int:
+    """Have more private memory from now on."""
+    global shared
+    shared = b"x" * size
+    return os.getpid()
+
+
+def read_address(address: int) -> None:
+    """Where nothing is mapped: a segmentation fault."""
+    import ctypes
+
+    ctypes.string_at(address)
+
+
+def sum_in_c(x: Any = None) -> int:
+    """A loop in C, which holds the GIL."""
+    return sum(iter(int, 1))
+
+
+def sleep_on(x: Any = None) -> None:
+    time.sleep(1000)
+
+
+def write_inherited(x: Any = None) -> None:
+    """Write to all that the parent had: from then on it is this process's own."""
+    assert inherited is not None
+    for start in range(0, len(inherited), 1 << 20):
+        inherited[start : start + (1 << 20)] = b"\1" * len(inherited[start : start + (1 << 20)])
+    time.sleep(1000)
