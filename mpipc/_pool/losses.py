@@ -49,8 +49,8 @@ class CrashReport:
     """In a worker: the file for faulthandler's reports. The parent opens it by its number, in /proc/PID/fd."""
 
     def __init__(self) -> None:
-        self.number = -1
-        """The descriptor; -1 if the program looks after crashes itself, or if there can be no such file."""
+        self.number: int | None = None
+        """The descriptor; None if the program looks after crashes itself, or if there can be no such file."""
         if not faulthandler.is_enabled() and signal.getsignal(signal.SIGSEGV) is signal.SIG_DFL:
             with contextlib.suppress(OSError):
                 self.number = os.memfd_create("mpipc-crash-report")
@@ -58,23 +58,25 @@ class CrashReport:
 
     def arm(self, seconds: float) -> None:
         """Have the stacks written down in so many seconds, by a thread that needs no GIL. Once for each task."""
-        if self.number >= 0:
+        if self.number is not None:
             os.ftruncate(self.number, 0)
             os.lseek(self.number, 0, os.SEEK_SET)
-            faulthandler.dump_traceback_later(seconds, file=self.number)
+            # Too long or too short for faulthandler, or there can be no thread: then there will be no report.
+            with contextlib.suppress(OverflowError, ValueError, RuntimeError):
+                faulthandler.dump_traceback_later(seconds, file=self.number)
 
     def disarm(self) -> None:
         """The task has ended."""
-        if self.number >= 0:
+        if self.number is not None:
             faulthandler.cancel_dump_traceback_later()
 
 
 def open_report(pid: int, number: int) -> int:
-    """In the parent: a descriptor of a worker's file; -1 if it has none, is gone, or is not to be looked into."""
-    if number >= 0:
-        with contextlib.suppress(OSError):
-            return os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
-    return -1
+    """In the parent: a descriptor of a worker's file; -1 if it is gone, or is not to be looked into."""
+    try:
+        return os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _read(descriptor: int) -> str:

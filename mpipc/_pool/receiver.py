@@ -261,7 +261,8 @@ class Receiver:
         if worker is None:
             return  # LOOK
         if kind == READY:
-            worker.take_report(open_report(worker.process.pid, message.body))
+            if message.body is not None:
+                worker.take_report(open_report(worker.process.pid, message.body))
             schedule.admit(worker)
             schedule.dispatch()
         elif kind == UNKNOWN_FUNCTION:

@@ -412,7 +412,7 @@ cdef class Schedule:
     cdef send(self, Member worker, list batch):
         """Send what was assigned. Raises what a signal handler raises."""
         cdef list failures = worker.send(batch), lost = [], unsent = []
-        cdef object raised = self.hold(), number, timeout = None, _
+        cdef object raised = self.hold(), number, timeout = self.interval, _
         cdef Task task
         try:
             worker.packing = False
@@ -444,8 +444,6 @@ cdef class Schedule:
         for _, task in batch:
             if task.timeout is not None and (timeout is None or task.timeout < timeout):
                 timeout = task.timeout
-        if self.interval is not None and (timeout is None or self.interval < timeout):
-            timeout = self.interval
         if timeout is not None and (self.due is None or monotonic() + <double> timeout < self.due):
             self.life.wake()
         if raised is not None:

@@ -49,9 +49,8 @@ def test_the_task_of_a_killed_worker_fails_and_no_other(ctx: Any) -> None:
         error = caught.value
         assert (error.pid, error.exitcode, error.signal) == (victim.pid, -9, "SIGKILL")
         assert (error.function, error.index, error.attempts) == ("support.pool_tasks.enter_and_wait", 1, 1)
-        assert str(error) == (
-            f"worker {victim.pid} was killed by SIGKILL while it was running {error.function} on item 1"
-        )
+        text = f"worker {victim.pid} was killed by SIGKILL while it was running {error.function} on item 1"
+        assert str(error).partition(";")[0] == text  # and how large it was, where that is known
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
         assert pool.map(tasks.square, range(10)) == [x * x for x in range(10)]
         wait_until(lambda: len(pool._pool) == 2)

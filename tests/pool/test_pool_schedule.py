@@ -61,7 +61,7 @@ class Hand:
         self.done = 0
         self.member.tasks.send = self.receive
         results: Any = type("Results", (), {"send": self.answer})()
-        self.worker = Worker(tag, self.member.tasks, results, self.member.ledger, None)
+        self.worker = Worker(tag, self.member.tasks, results, self.member.ledger, WorkerOptions())
 
     def receive(self, message: tuple[Any, ...]) -> None:
         envelopes = message[5] if message[0] == BATCH else [message]
