@@ -145,11 +145,13 @@ class BaseContext(_base.BaseContext):
         retries: int = 0,
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
+        pickler: Any = None,
     ) -> pool.Pool:
         """Return a pool of worker processes, by default as many as there are processors.
 
         With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
-        `memory_limit` and `max_memory_per_child` are bytes that a worker may have: see mpipc.pool.Pool.
+        `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent: see
+        mpipc.pool.Pool.
         """
         from mpipc.pool import Pool
 
@@ -162,6 +164,7 @@ class BaseContext(_base.BaseContext):
             retries=retries,
             memory_limit=memory_limit,
             max_memory_per_child=max_memory_per_child,
+            pickler=pickler,
         )
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:

@@ -35,6 +35,7 @@ from mpipc._pool.options import WorkerOptions, checked_bytes
 from mpipc._pool.results import Cache
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
+from mpipc._stdlib.by_pickler import by_pickler
 from mpipc._stdlib.private import register_atexit
 from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
@@ -131,7 +132,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     raises TaskTimeoutError, which is a TimeoutError.
 
     `memory_limit`, `max_memory_per_child`: bytes of private memory that a worker may have while it runs a task, and
-    after one; see mpipc.Pool.
+    after one; `pickler`: what pickles functions, arguments and results; see mpipc.Pool.
 
     Raises ValueError and TypeError as the standard one does.
     """
@@ -149,6 +150,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         timeout: float | None = None,
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
+        pickler: Any = None,
     ) -> None:
         if max_workers is None:
             max_workers = default_processes()
@@ -169,6 +171,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._initializer: Any = initializer
         self._initargs = initargs
         self._max_tasks_per_child = max_tasks_per_child
+        self._by_pickler = by_pickler(pickler)
         self._memory_limit = checked_bytes("memory_limit", memory_limit)
         self._max_memory = checked_bytes("max_memory_per_child", max_memory_per_child)
         self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}
@@ -339,6 +342,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                     self._initargs,
                     self._max_tasks_per_child,
                     daemon=False,
+                    task_reducers=self._by_pickler,
+                    result_reducers=self._by_pickler,
                     memory_limit=self._memory_limit,
                     max_memory=self._max_memory,
                 ),

@@ -45,6 +45,7 @@ from mpipc._pool.statistics import WorkerStatistics as WorkerStatistics
 from mpipc._pool.statistics import gather
 from mpipc._pool.tasks import Feed, Function, function_name
 from mpipc._stdlib import private
+from mpipc._stdlib.by_pickler import by_pickler
 from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
 from mpipc._stdlib.subclasses import own_reducers, settle_pool
@@ -85,6 +86,9 @@ class Pool(Parts, _base.Pool):
     0.05 s) is killed, and the task fails with MemoryLimitError. `max_memory_per_child`: a worker that has more after a
     task, which has succeeded, is replaced.
 
+    `pickler`: "cloudpickle", "dill", a module like these, or a function that returns what pickle.loads() reads. It
+    pickles functions, arguments, results, and the initializer: lambdas, closures, what a notebook has defined.
+
     Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
     """
 
@@ -99,6 +103,7 @@ class Pool(Parts, _base.Pool):
         retries: int = 0,
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
+        pickler: Any = None,
     ) -> None:
         # First what __del__() looks at.
         self._state: str = INIT
@@ -118,7 +123,8 @@ class Pool(Parts, _base.Pool):
         self._initializer = initializer
         self._initargs = initargs
         self._retries = retries
-        task_reducers, result_reducers = own_reducers(self, Pool)
+        by = by_pickler(pickler)
+        task_reducers, result_reducers = (by, by) if by is not None else own_reducers(self, Pool)
         self._engine = Engine(
             self.Process,
             self._ctx,

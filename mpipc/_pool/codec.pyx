@@ -9,6 +9,7 @@ from mpipc._queue.serializer cimport is_replaced, pickled_by_own
 from collections import ChainMap
 
 from mpipc._queue.serializer import Reducers, dumps
+from mpipc._stdlib.by_pickler import ByPickler
 
 cdef object PickleBuffer = pickle.PickleBuffer
 cdef object Pickler = pickle.Pickler
@@ -68,8 +69,13 @@ cdef bint is_plain_or_of_plain(object value):
 def pack(value, own=None):
     """Body and buffers for a value: itself and None if it is plain, else its pickle. Raises what pickling raises.
 
-    `own` reducers go before those that are registered.
+    `own` reducers go before those that are registered; it may also be a ByPickler, which pickles what is not plain.
     """
+    if type(own) is ByPickler:
+        copy = list(value) if type(value) is list else value
+        if is_plain_or_of_plain(copy):
+            return copy, None
+        return dumps(own.sent(value)), ()
     if is_replaced and not own:
         value = pickled_by_own(value)
     elif type(value) is list and not own:
@@ -98,6 +104,8 @@ def pack(value, own=None):
 
 def pack_whole(value, own):
     """The pickle of a value, with its buffers in it. Raises whatever pickling raises."""
+    if type(own) is ByPickler:
+        return dumps(own.sent(value))
     if not own:
         return dumps(value)
     stream = BytesIO()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mpipc._pool.channel import OwnReducers
+from mpipc._stdlib.by_pickler import ByPickler, Carried
 
 __all__ = ["WorkerOptions", "checked_bytes"]
 
@@ -31,16 +32,27 @@ class WorkerOptions(NamedTuple):
     """How many tasks a worker runs before it is replaced."""
     daemon: bool = True
     """Of the processes."""
-    task_reducers: OwnReducers | None = None
-    """Of a subclass like joblib's: functions that reduce objects on their way to a worker."""
-    result_reducers: OwnReducers | None = None
-    """The same on their way back."""
+    task_reducers: OwnReducers | ByPickler | None = None
+    """How functions and arguments are pickled: by the functions of a subclass like joblib's, by a pickler, or as usual."""
+    result_reducers: OwnReducers | ByPickler | None = None
+    """The same for results and exceptions."""
 
     memory_limit: int | None = None
     """Bytes of private memory that a worker may have while it runs a task."""
     max_memory: int | None = None
     """Bytes of private memory with which a worker, after a task, gives way to another one."""
 
+    carried: Carried | None = None
+    """In a worker, the initializer and its arguments, if it takes a pickler to bring them there."""
+
     def for_worker(self) -> WorkerOptions:
         """Without what only the parent needs, and what need not be picklable for that reason."""
-        return self._replace(task_reducers=None)
+        if not isinstance(self.task_reducers, ByPickler):
+            return self._replace(task_reducers=None)
+        carried = Carried(self.task_reducers, (self.initializer, self.initargs))
+        return self._replace(task_reducers=None, initializer=None, initargs=(), carried=carried)
+
+    @property
+    def start(self) -> tuple[Callable[..., object] | None, Iterable[Any]]:
+        """The initializer and its arguments, in the worker."""
+        return (self.initializer, self.initargs) if self.carried is None else self.carried.value

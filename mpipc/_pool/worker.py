@@ -18,6 +18,7 @@ from mpipc._pool.ledger import Ledger, exit_with_parent
 from mpipc._pool.losses import CrashReport
 from mpipc._pool.memory import private_memory
 from mpipc._pool.options import WorkerOptions
+from mpipc._stdlib.by_pickler import ByPickler
 from mpipc._stdlib.standard import standard_module
 
 __all__ = [
@@ -118,11 +119,12 @@ class Worker:
         self._ledger.arrive()
         if self._ledger.ending:
             return
-        if self._options.initializer is not None:
+        initializer, initargs = self._options.start
+        if initializer is not None:
             try:
-                self._options.initializer(*self._options.initargs)
+                initializer(*initargs)
             except Exception as error:
-                self._send(INITIALIZER_FAILED, 0, *_failure(error))
+                self._send(INITIALIZER_FAILED, 0, *_failure(error, self._options.result_reducers))
                 raise
         self._ledger.ready()
         self._send(READY, 0, self._report.number, None)
@@ -180,7 +182,7 @@ class Worker:
             if os.getpid() != self._pid:
                 os._exit(1)
             kind = FAILED
-            contents = _failure(error)
+            contents = _failure(error, self._options.result_reducers)
         else:
             if os.getpid() != self._pid:
                 os._exit(0)  # the function has forked, and its child returned from it too: the task is not the child's
@@ -198,7 +200,7 @@ class Worker:
         try:
             self._send(kind, number, *contents)
         except (OSError, MemoryError) as error:  # no memory for it
-            self._send(FAILED, number, *_failure(error))
+            self._send(FAILED, number, *_failure(error, None))
         return True
 
     def _call(self, message: Envelope) -> Any:
@@ -282,13 +284,13 @@ def _traceback(error: BaseException) -> str:
         return f"{frames}{Quoted(error)!r}\n(formatting the exception raised {type(reason).__qualname__})\n"
 
 
-def _failure(error: BaseException) -> tuple[Any, Any, str]:
+def _failure(error: BaseException, own: OwnReducers | ByPickler | None) -> tuple[Any, Any, str]:
     """An exception with its traceback as text, as multiprocessing sends it, and what it is called if it cannot be
     unpickled by whoever receives it."""
     text = _traceback(error)
     summary = repr(Quoted(error))
     try:
-        contents = pack(_with_traceback(error, text))
+        contents = pack(_with_traceback(error, text), own if isinstance(own, ByPickler) else None)
         # Many exceptions can be pickled but not unpickled (their __init__ wants other arguments than they pass on).
         unpack(*contents)
     except KeyboardInterrupt:
