@@ -5,6 +5,7 @@ objects belong to; most programs never call anything here.
 """
 
 import os
+import sys
 from collections.abc import Callable
 
 from mpipc._core.family import (
@@ -50,7 +51,6 @@ __all__ = [
     "sweep",
 ]
 
-
 def dead_families() -> list[int]:
     """The ids of this user's families that no process has attached any more: what sweep() removes."""
     from mpipc.sysv.listing import shared_memory_segments
@@ -77,3 +77,13 @@ def infrastructure() -> dict[str, set[int]]:
         for kind, ids in family.infrastructure().items():
             found[kind] |= ids
     return found
+
+
+def _forked() -> None:
+    if "greenlet" in sys.modules:
+        from mpipc._core import greenlets
+
+        greenlets.inherit()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from multiprocessing import pool as _base
 from multiprocessing import util
 from typing import Any
 
+from mpipc._core.greenlets import start_thread
 from mpipc._pool.channel import Channel, Envelope, OwnReducers
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, pack, unpack
 from mpipc._pool.ledger import Ledger, exit_with_parent
@@ -74,7 +74,7 @@ def work(
     SIGINT is blocked up to here, and is to be unblocked if `interruptible`.
     """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
-    threading.Thread(target=exit_with_parent, args=(*parent, ledger), name="mpipc-parent-watch", daemon=True).start()
+    start_thread(exit_with_parent, (*parent, ledger), "mpipc-parent-watch")
     worker = Worker(tag, tasks, results, ledger, own_reducers)
     try:
         if interruptible:
