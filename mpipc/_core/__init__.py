@@ -51,6 +51,7 @@ __all__ = [
     "sweep",
 ]
 
+
 def dead_families() -> list[int]:
     """The ids of this user's families that no process has attached any more: what sweep() removes."""
     from mpipc.sysv.listing import shared_memory_segments

@@ -1,7 +1,7 @@
 """Greenlets, where a library has put them in the place of threads: gevent and eventlet, by monkey patching.
 
-All greenlets of a thread stand still while one of them sleeps in the kernel. So who waits beside others asks here how to
-wait, and what must be a thread, because it does nothing but sleep in the kernel, is started here.
+All greenlets of a thread stand still while one of them sleeps in the kernel. So who waits beside others asks here how
+to wait, and what must be a thread, because it does nothing but sleep in the kernel, is started here.
 
 The libraries are found among the modules that are loaded; nothing here imports one. Whether a thread has greenlets is
 told by its hub: it has none as long as nobody has started one, and then a wait is an ordinary wait.
@@ -10,6 +10,7 @@ A child of fork(2) inherits the greenlets of its parent, and they would go on in
 in the kernel, but for what multiprocessing lets them run for, too (`as_everybody`).
 """
 
+import os
 import select
 import sys
 import threading
@@ -41,7 +42,8 @@ def _eventlets_hub() -> Any:
 
 def _hub() -> Any:
     """The greenlet to which the others of this thread switch when they wait; None while there is none."""
-    return _gevents_hub() or _eventlets_hub()
+    hub = _gevents_hub()
+    return _eventlets_hub() if hub is None else hub  # a greenlet that has not begun is false
 
 
 def inherit() -> None:
@@ -52,7 +54,7 @@ def inherit() -> None:
 
 def are_here(as_everybody: bool = False) -> bool:
     """Whether this thread may have greenlets that can run while this one waits."""
-    hub = _hub()
+    hub = _hub() if "greenlet" in sys.modules else None
     if hub is None or sys.modules["greenlet"].getcurrent() is hub:
         return False
     return as_everybody or hub is not _inherited
@@ -65,7 +67,12 @@ def pause(seconds: float) -> None:
 
 def readable(descriptor: int, seconds: float) -> None:
     """Let them run until a file descriptor is readable, or so long."""
-    select.select([descriptor], [], [], seconds)
+    # One of its own: eventlet wants no two that wait for the same, and who closes it does not know of us.
+    descriptor = os.dup(descriptor)
+    try:
+        select.select([descriptor], [], [], seconds)
+    finally:
+        os.close(descriptor)
 
 
 def _start_new_thread() -> Callable[..., object] | None:
