@@ -33,7 +33,7 @@ before."""
 
 CORE_LAYERS = """
     outcome.h base.h layout.h family.h ledger.h
-    threads access
+    threads futex access
     processes sets waits
     banks liveness
     holders slots.h

@@ -1,6 +1,7 @@
 /* The reaper's life. */
 #include "reaper.h"
 
+#include "futex.h"
 #include "guests.h"
 #include "holders.h"
 #include "liveness.h"
@@ -61,7 +62,8 @@ static void keep_what_is_in_transit(struct mp_family *f) {
         if (mp_slot_state_of(word) != MP_SLOT_TRANSIT || atomic_load(&s->kept) != MP_KEEP_WANTED)
             continue;
         keep(f, i, mp_slot_generation(word));
-        atomic_compare_exchange_strong(&s->kept, &wanted, MP_KEEP_DONE);
+        if (atomic_compare_exchange_strong(&s->kept, &wanted, MP_KEEP_DONE))
+            mp_futex_wake(&s->kept);
     }
 }
 
