@@ -33,7 +33,8 @@ before."""
 
 CORE_LAYERS = """
     outcome.h base.h layout.h family.h ledger.h
-    threads futex access
+    futex
+    threads access
     processes sets waits
     banks liveness
     holders slots.h
