@@ -137,7 +137,7 @@ class BuildAll(build_ext):
             output_dir=str(target.parent),
             libraries=[CORE_LIBRARY],
             library_dirs=[str(library.parent)],
-            extra_postargs=LINK_ARGS,
+            extra_postargs=[*LINK_ARGS, "-pthread"],
         )
 
     def get_outputs(self) -> list[str]:

@@ -13,7 +13,6 @@ The classes have the names, signatures and errors of multiprocessing.queues. Wha
 
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
@@ -135,6 +134,7 @@ class Reader(_End):
         self._watch: Watch | None = None
         self._stop: Any = None
         self._failure: RuntimeError | None = None
+        messages.read_by(self)
 
     def fileno(self) -> int:
         """A file descriptor that is readable while the queue is not empty; only for waiting.
@@ -146,10 +146,12 @@ class Reader(_End):
             os.close(self._watch.fd)  # inherited from the parent by fork, without the thread behind it
             self._watch = None
         if self._watch is None:
+            from mpipc._core.greenlets import start_thread
+
             self._watch = watch = Watch(self._messages)
             self._messages.watched_by(watch)
             try:
-                threading.Thread(target=_watch, args=(watch,), name="QueueWatcherThread", daemon=True).start()
+                start_thread(_watch, (watch,), "QueueWatcherThread")
             except RuntimeError as error:  # there can be no new one: the interpreter is ending, for instance
                 # Whoever waits expects no error from waiting, and is told when he receives.
                 self._failure = error
@@ -159,6 +161,11 @@ class Reader(_End):
         elif self._failure is None:
             self._watch.look_again()  # another process may have taken what there was; who asks is about to wait
         return self._watch.fd
+
+    def watched(self) -> int:
+        """fileno(), or -1 if it is closed, or the thread could not be started."""
+        descriptor = -1 if self.closed else self.fileno()
+        return -1 if self._failure is not None else descriptor
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Whether there is something to receive, waited for at most `timeout` seconds (None: without a limit)."""

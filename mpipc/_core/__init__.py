@@ -5,6 +5,7 @@ objects belong to; most programs never call anything here.
 """
 
 import os
+import sys
 from collections.abc import Callable
 
 from mpipc._core.family import (
@@ -77,3 +78,13 @@ def infrastructure() -> dict[str, set[int]]:
         for kind, ids in family.infrastructure().items():
             found[kind] |= ids
     return found
+
+
+def _forked() -> None:
+    if "greenlet" in sys.modules:
+        from mpipc._core import greenlets
+
+        greenlets.inherit()
+
+
+os.register_at_fork(after_in_child=_forked)

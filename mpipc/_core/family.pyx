@@ -1,7 +1,7 @@
 # distutils: language = c
 """Families and control blocks for Python: thin over the C layer in src/, which holds the protocols.
 
-Everything here runs with the GIL and blocks nowhere.
+Everything here runs with the GIL and blocks nowhere, but where a child is sent for.
 """
 
 import atexit
@@ -406,10 +406,14 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent, aft
 
 def record_transit(popen):
     """The child `popen` was started: what was pickled for it is held until it has arrived, or is dead."""
+    cdef mp_family *f
+    cdef int64_t token
     for family, token in getattr(popen, "_mpipc_transit", {}).items():
-        mp_transit_sent((<Family> family).f, token, popen.pid or 0)
+        f = (<Family> family).f
+        mp_transit_sent(f, token, popen.pid or 0)
         if getattr(popen, "_mpipc_arenas", None):
-            mp_transit_keep((<Family> family).f, token)
+            with nogil:
+                mp_transit_keep(f, token)
 
 
 def cancel_transit(popen):

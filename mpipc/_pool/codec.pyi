@@ -3,6 +3,7 @@ from typing import Any
 
 from mpipc._pool.channel import OwnReducers
 from mpipc._pool.tasks import Feed, Function
+from mpipc._stdlib.by_pickler import ByPickler
 
 CALL: int
 APPLY: int
@@ -11,8 +12,8 @@ CHUNK: int
 STAR_CHUNK: int
 TIMED: int
 
-def pack(value: Any, own: OwnReducers | None = None) -> tuple[Any, Any]: ...
-def pack_whole(value: Any, own: OwnReducers | None) -> bytes: ...
+def pack(value: Any, own: OwnReducers | ByPickler | None = None) -> tuple[Any, Any]: ...
+def pack_whole(value: Any, own: OwnReducers | ByPickler | None) -> bytes: ...
 def unpack(body: Any, buffers: Any) -> Any: ...
 
 class Task:

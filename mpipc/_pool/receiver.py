@@ -30,6 +30,7 @@ import threading
 import time
 from typing import Any, Protocol
 
+from mpipc._core.greenlets import are_here
 from mpipc._pool.channel import DRAUGHT, Envelope
 from mpipc._pool.codec import Task, unpack
 from mpipc._pool.life import Life
@@ -210,7 +211,7 @@ class Receiver:
     def _receive_some(self) -> bool:
         """Handle the messages that are there, or the next ones that come; True if the thread is to end."""
         schedule = self._schedule
-        if schedule.park():
+        if not are_here() and schedule.park():  # greenlets of a thread cannot be told apart by who calls
             schedule.wanted.acquire()
             over = self.handle_all(schedule.take_inbox())
             schedule.dispatch()

@@ -10,6 +10,7 @@ from typing import Any
 
 from mpipc._pool.channel import OwnReducers
 from mpipc._pool.codec import pack_whole
+from mpipc._stdlib.by_pickler import ByPickler
 
 __all__ = ["SHALLOW", "Feed", "Function", "Pace", "function_name"]
 
@@ -29,7 +30,7 @@ class Function:
         self._pickle: bytes | None = None
         self._error: Exception | None = None
 
-    def pickled(self, own: OwnReducers | None) -> bytes:
+    def pickled(self, own: OwnReducers | ByPickler | None) -> bytes:
         """Pickled. An error is raised again for each task, as multiprocessing does."""
         if self._error is not None:
             raise self._error

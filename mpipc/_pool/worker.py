@@ -6,13 +6,13 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import traceback
 from multiprocessing import util
 from typing import Any
 
-from mpipc._pool.channel import Channel, Envelope
+from mpipc._core.greenlets import start_thread
+from mpipc._pool.channel import Channel, Envelope, OwnReducers
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, TIMED, pack, unpack
 from mpipc._pool.ledger import Ledger, exit_with_parent
 from mpipc._pool.losses import CrashReport
@@ -77,7 +77,7 @@ def work(
     SIGINT is blocked up to here, and is to be unblocked if `interruptible`.
     """
     # A thread, because nothing else tells a process that sleeps in msgrcv(2) or runs the user's code.
-    threading.Thread(target=exit_with_parent, args=(*parent, ledger), name="mpipc-parent-watch", daemon=True).start()
+    start_thread(exit_with_parent, (*parent, ledger), "mpipc-parent-watch")
     worker = Worker(tag, tasks, results, ledger, options)
     try:
         if interruptible:

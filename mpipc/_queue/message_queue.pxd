@@ -14,11 +14,13 @@ cdef class MessageQueue:
     cdef uint32_t last_level
     cdef int sender  # the slot that has put something, -1: none
     cdef Watch watch
+    cdef object reader  # a weak reference to who has a descriptor of it, or None
     cdef object __weakref__
     cdef int ensure(self) except -1
     cdef int failed(self, int error, bint sending) except -1
     cdef waiting wait(self, mp_item *item) noexcept
     cdef bint wait_in_room(self, mp_room *room, look_function look, waiting *w, int64_t deadline) except -1
+    cdef bint wait_for_message(self, look_function look, waiting *w, int64_t deadline) except -1
     cdef int64_t call(self, attempt_function attempt, bint *none_left) except -1
     cdef int64_t room(self) except -1
     cdef bint has_room(self, int64_t deadline) except -1

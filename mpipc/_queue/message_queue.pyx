@@ -40,45 +40,25 @@ from mpipc._core.family cimport (
     seal,
 )
 from mpipc._core.queue cimport (
-    MP_BODY_INLINE,
-    MP_BODY_PIECE,
-    MP_BODY_PLAIN,
-    MP_QUEUE_COUNTED,
-    MP_QUEUE_INLINE,
-    MP_QUEUE_LEVELS,
-    MP_QUEUE_PRIORITY,
-    MP_WAIT_MESSAGE,
-    mp_arena_trim,
-    mp_arena_usage,
-    mp_joiners,
-    mp_item,
-    mp_kind_remove,
-    mp_piece,
-    mp_piece_free,
-    mp_piece_sent,
-    mp_queue_await_hearing,
-    mp_queue_close,
-    mp_queue_lock,
-    mp_queue_make,
-    mp_queue_open,
-    mp_queue_return_token,
-    mp_queue_room,
-    mp_queue_size,
-    mp_queue_soon,
-    mp_queue_try_send,
-    mp_queue_try_take,
-    mp_queue_unlock,
-    mp_room_count,
-    mp_room_enter,
-    mp_room_leave,
-    mp_room_ring,
-    mp_waits_count,
-    mp_watch_look_again,
-    mp_watch_run,
-    mp_watch_start,
-    mp_watch_stop,
+    MP_BODY_INLINE, MP_BODY_PIECE, MP_BODY_PLAIN, MP_QUEUE_COUNTED, MP_QUEUE_INLINE, MP_QUEUE_LEVELS, MP_QUEUE_PRIORITY,
+    MP_WAIT_MESSAGE, mp_arena_trim, mp_arena_usage, mp_joiners, mp_item, mp_kind_remove, mp_piece, mp_piece_free,
+    mp_piece_sent, mp_queue_await_hearing, mp_queue_close, mp_queue_lock, mp_queue_make, mp_queue_open,
+    mp_queue_return_token, mp_queue_room, mp_queue_size, mp_queue_soon, mp_queue_try_send, mp_queue_try_take,
+    mp_queue_unlock, mp_room_count, mp_room_enter, mp_room_leave, mp_room_ring, mp_waits_count, mp_watch_look_again,
+    mp_watch_run, mp_watch_start, mp_watch_stop,
 )
-from mpipc._core.waits cimport attempt_function, deadline_if, in_time, must_go_on, wait_for, wait_once, wait_until
+from mpipc._core.waits cimport (
+    TURNS_NS,
+    attempt_function,
+    beside_greenlets,
+    deadline_if,
+    in_time,
+    must_go_on,
+    readable,
+    wait_for,
+    wait_once,
+    wait_until,
+)
 from mpipc._queue.calls cimport (
     await_message,
     await_ring,
@@ -211,6 +191,28 @@ cdef class MessageQueue:
         if outcome == MP_CORRUPT:
             self.failed(outcome, False)
         return in_time(outcome)
+
+    cdef bint wait_for_message(self, look_function look, waiting *w, int64_t deadline) except -1:
+        """As wait_in_room(), among the getters. Beside greenlets, it waits for the descriptor: then they run meanwhile,
+        where those of multiprocessing do."""
+        cdef int64_t left = TURNS_NS
+        cdef int descriptor = -1
+        reader = self.reader() if self.reader is not None and beside_greenlets(deadline >= 0) else None
+        w.deadline = deadline
+        while reader is not None:
+            descriptor = reader.watched()
+            if descriptor < 0:
+                break
+            if look(w):
+                return True
+            if deadline >= 0:
+                left = min(deadline - mp_now_ns(), <int64_t> TURNS_NS)
+                if left <= 0:
+                    return False
+            self.watch.look_again()
+            readable(descriptor, 1e-9 * left)
+            look_after(self.v.f)
+        return self.wait_in_room(&self.v.q.getters, look, w, deadline)
 
     cdef int64_t call(self, attempt_function attempt, bint *none_left) except -1:
         """One of the calls that concern tasks; what it has counted."""
@@ -442,12 +444,12 @@ cdef class MessageQueue:
         """As finish_take(), waiting for a message: in msgrcv(2), or, where that cannot be, in a room."""
         cdef waiting w = self.wait(item)
         w.outcome = MP_EMPTY
-        if deadline < 0 and not self.v.flags & MP_QUEUE_COUNTED:
+        if deadline < 0 and not self.v.flags & MP_QUEUE_COUNTED and not beside_greenlets():
             while w.outcome == MP_EMPTY:
                 w.outcome = wait_for(await_message, &w, -1)
             return w.outcome
         try:
-            self.wait_in_room(&self.v.q.getters, message_is_taken, &w, deadline)
+            self.wait_for_message(message_is_taken, &w, deadline)
         finally:
             if w.outcome != MP_OK and w.outcome != MP_EMPTY:  # a ring that we may have heard was for somebody who takes
                 mp_room_ring(self.v.f, &self.v.q.getters, False)
@@ -464,7 +466,7 @@ cdef class MessageQueue:
             return False
         w = self.wait(NULL)
         try:
-            return self.wait_in_room(&self.v.q.getters, there_is_something, &w, deadline)
+            return self.wait_for_message(there_is_something, &w, deadline)
         finally:
             mp_room_ring(self.v.f, &self.v.q.getters, False)  # the ring we may have heard, for somebody who takes
 
@@ -541,6 +543,11 @@ cdef class MessageQueue:
     def watched_by(self, Watch watch):
         """`watch`, or None, is told when somebody of this process finds the queue empty."""
         self.watch = watch
+
+    def read_by(self, reader):
+        """Who has a descriptor of it, if need be: reader.watched() is that, or -1 if there can be none. It is referred
+        to weakly."""
+        self.reader = weakref.ref(reader)
 
     # ---- for tests
 

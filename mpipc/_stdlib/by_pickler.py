@@ -49,6 +49,8 @@ class ByPickler:
     def __init__(self, asked_for: Any) -> None:
         self.asked_for = asked_for
         """The argument."""
+        self._how: Any
+        self._dumps: Callable[[Any], Any]
         if isinstance(asked_for, str):
             if asked_for not in KNOWN:
                 names = " or ".join(map(repr, KNOWN))
@@ -57,12 +59,13 @@ class ByPickler:
                 module = import_module(asked_for)
             except ImportError as error:
                 raise ImportError(f"pickler={asked_for!r} needs a package: pip install {asked_for}") from error
-            # dill would leave what a function of __main__ refers to behind, for whoever finds it there.
-            self._how, self._dumps = asked_for, partial(module.dumps, recurse=True) if asked_for == "dill" else module.dumps
+            self._how, self._dumps = asked_for, module.dumps
+            if asked_for == "dill":  # which leaves what a function of __main__ refers to behind, unless asked not to
+                self._dumps = partial(module.dumps, recurse=True)
         elif hasattr(asked_for, "dumps") and hasattr(asked_for, "loads"):
             named = isinstance(asked_for, ModuleType) and asked_for.__name__ in KNOWN
-            self._how: Any = asked_for.__name__ if named else asked_for.loads
-            self._dumps: Callable[[Any], Any] = asked_for.dumps
+            self._how = asked_for.__name__ if named else asked_for.loads
+            self._dumps = asked_for.dumps
         elif callable(asked_for):
             self._how, self._dumps = pickle.loads, asked_for
         else:

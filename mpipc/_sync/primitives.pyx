@@ -59,7 +59,7 @@ from mpipc._core.family cimport (
     new_block,
     seal,
 )
-from mpipc._core.waits cimport deadline_if, in_time, wait_for, wait_until
+from mpipc._core.waits cimport deadline_if, in_time, wait_long_for, wait_until
 
 SEM_VALUE_MAX = 0x7fffffff
 
@@ -153,7 +153,7 @@ cdef class LockBase(Shared):
             look_after(self.f)
             return False
         at = place(self.f, self.block.index)
-        if not in_time(wait_for(acquire_lock, &at, deadline)):
+        if not in_time(wait_long_for(acquire_lock, &at, deadline)):
             return False
         note_taken(self.b)
         return True
@@ -211,7 +211,7 @@ cdef class LockBase(Shared):
             self.block.ensure()
         while outcome != MP_OK:
             try:
-                outcome = wait_for(acquire_lock, &at, -1)
+                outcome = wait_long_for(acquire_lock, &at, -1)
             except BaseException as exception:
                 if pending is not None:
                     raise
@@ -424,7 +424,7 @@ cdef class EventBase(Shared):
         if deadline == 0:
             return False
         at = place(self.block.f, self.block.index)
-        return in_time(wait_for(await_zero, &at, deadline))
+        return in_time(wait_long_for(await_zero, &at, deadline))
 
     def _waiters(self):
         return mp_bell_get(self.block.f, self.block.index, GETZCNT)

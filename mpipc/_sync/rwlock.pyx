@@ -54,7 +54,7 @@ from mpipc._core.family cimport (
     new_block,
     seal,
 )
-from mpipc._core.waits cimport deadline_if, in_time, wait_for, wait_until
+from mpipc._core.waits cimport deadline_if, in_time, wait_long_for, wait_until
 from mpipc._sync.primitives cimport Shared
 
 
@@ -349,7 +349,7 @@ cdef class RWLockBase(Shared):
         if deadline == 0:
             look_after(w.f)
             return False
-        return in_time(wait_for(acquire_writers_lock, &w, deadline)) and self.wait_for_readers(deadline)
+        return in_time(wait_long_for(acquire_writers_lock, &w, deadline)) and self.wait_for_readers(deadline)
 
     cdef bint wait_for_readers(self, int64_t deadline) except -1:
         """The writers' lock has been taken."""

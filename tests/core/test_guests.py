@@ -361,3 +361,22 @@ def test_nobody_is_left_to_let_it_in() -> None:
         "fork",
     )
     run_script("from mpipc import _core; assert _core.sweep() == 1")  # by the founder's user, later
+
+
+def test_a_reaper_that_nobody_asks_sleeps() -> None:
+    """It is woken by who asks, and does not look by itself."""
+    run(
+        """
+    lock = mp.Lock()
+    with open(f"/proc/{wait_until(reaper_pid)}/status") as status:
+        def switches():
+            status.seek(0)
+            return [line for line in status if line.startswith("voluntary_ctxt_switches")]
+        def sleeps():
+            before = switches()
+            time.sleep(0.5)
+            return switches() == before
+        wait_until(sleeps, message="nothing wakes the reaper")
+    """,
+        "fork",
+    )

@@ -33,6 +33,7 @@ before."""
 
 CORE_LAYERS = """
     outcome.h base.h layout.h family.h ledger.h
+    futex
     threads access
     processes sets waits
     banks liveness

@@ -585,8 +585,9 @@ def test_without_address_space(heap: Heap) -> None:
 
 
 ORPHANS = """
-import os, signal, sys
+import os, signal, subprocess, sys
 import mpipc
+from support.reaper import wait_for_reaper
 
 def child(array, value, queue, lock, number):
     with lock:
@@ -597,17 +598,22 @@ def child(array, value, queue, lock, number):
 if __name__ == "__main__":
     ctx = mpipc.get_context(sys.argv[1])
     shared = ctx.Array("i", range(10000)), ctx.Value("i"), ctx.Queue(), ctx.Lock()
+    if sys.argv[2] == "slow":
+        reaper = wait_for_reaper()
+        os.kill(reaper, signal.SIGSTOP)
+        subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -CONT {reaper}"])
     for number in range(4):
         ctx.Process(target=child, args=(*shared, number)).start()
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_children_whose_parent_dies_before_they_have_come_find_everything(start_method: str) -> None:
+@pytest.mark.parametrize("reaper", ["quick", "slow"])
+def test_children_whose_parent_dies_before_they_have_come_find_everything(start_method: str, reaper: str) -> None:
     """The parent's arenas are marked for removal. Until a child has unpickled its arguments, only the parent has them
-    attached, and the reaper for the child's sake."""
+    attached, and the reaper for the child's sake, however long that takes to come."""
     before = kernel_objects()
-    with start_script(ORPHANS, arguments=[start_method], env={"MPIPC_FAMILY": ""}) as script:
+    with start_script(ORPHANS, arguments=[start_method, reaper], env={"MPIPC_FAMILY": ""}) as script:
         result = script.finish(timeout=60)
     assert result.returncode == -signal.SIGKILL
     assert sorted(result.stdout.splitlines()) == [f"{number} 0 9999 True" for number in range(4)], result.stderr

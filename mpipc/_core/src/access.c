@@ -5,10 +5,12 @@
  * seteuid(2)) can do nothing any more but with what it has attached. A family can have one such user id beside the founder's: its
  * guest. Everything then has one of the two for its creator and the other for its owner, and both have the same rights.
  *
- *   1. The member that gets EACCES, or is about to make an object, writes its user id and WANTED into its slot, and waits: it has
- *      no right on anything that it could ring with. It makes the call again when it has the answer.
- *   2. Whoever still is the founder's user (the reaper, ten times a tick; a member, at its tick) asks the kernel who is in that slot
- *      and who he is now (guests.c), writes him into header.guest, gives everything that there is to him, and answers.
+ *   1. The member that gets EACCES, or is about to make an object, writes its user id and WANTED into its slot, and waits. It has
+ *      no right on anything that it could ring with, but it may write to the segment, and wake who sleeps there: a thread of the
+ *      reaper's, which rings (mpipc-reaper.c). It makes the call again when it has the answer.
+ *   2. Whoever still is the founder's user (the reaper, when that thread rings, or where it has none once a tick; a member, at its
+ *      tick) asks the kernel who is in that slot and who he is now (guests.c), writes him into header.guest, gives everything that
+ *      there is to him, and answers.
  *   3. From then on whoever makes an object gives it to the other of the two users, as its creator, before others know of it.
  *
  * Who makes an object publishes its id before he looks at header.guest, and who writes the guest looks for ids after that, so one
@@ -19,6 +21,8 @@
  * Nobody becomes a guest by what stands in shared memory alone, but the members trust each other: this is no wall between a
  * process that has dropped its privileges and the rest of its family. See SECURITY.md. */
 #include "access.h"
+
+#include "futex.h"
 
 #include <sys/ipc.h>
 #include <sys/msg.h>
@@ -70,6 +74,7 @@ static int ask(struct mp_family *f) {
     atomic_store(&s->access, wanted);
     while (word == wanted && mp_now_ns() < end) {
         atomic_store(&f->h->access_wanted, 1);
+        mp_futex_wake(&f->h->access_wanted);
         nanosleep(&(struct timespec){0, LOOK_NS}, NULL);
         word = atomic_load(&s->access);
     }

@@ -33,6 +33,7 @@ struct mp_family {
     bool reaper_failed; /* this process could not start one, when it last tried */
     bool removed; /* see mp_family_is_removed() */
     bool is_reaper;
+    bool listens; /* the reaper: it has a thread that rings for who has no right to */
     bool counted_as_reaper; /* of the reaper: in MP_SEM_REAPER */
     _Atomic int recovery_held; /* how this process holds the recovery lock, or wants it; see liveness.c */
     struct mp_bank *_Atomic banks[MP_BANKS]; /* as far as they are mapped */

@@ -2,7 +2,9 @@
 #include "fork.h"
 
 #include "access.h"
+#include "futex.h"
 #include "holders.h"
+#include "liveness.h"
 #include "processes.h"
 #include "sets.h"
 #include "slots.h"
@@ -137,17 +139,26 @@ static bool is_transit(uint64_t word, int64_t token) {
 }
 
 /* What is in transit may include segments that are removed with their last attachment, and if the sender dies before the child
- * has come, that was it. So the reaper attaches them as long as the slot is in transit; the sender waits for it, but not long: a
- * reaper that is missing or busy is no reason not to start a child. */
-#define KEEP_LOOKS 200
-#define KEEP_PAUSE_NS 50000
+ * has come, that was it. So the reaper attaches them as long as the slot is in transit, and the sender waits for that, until the
+ * child has come. A reaper that is gone, or is stopped, is no reason not to start a child; a slow one is none to leave the child
+ * without. */
+#define PATIENCE_TICKS 3
+#define LOOK_NS (MP_TICK_NS / 20) /* how often the sender looks whether the reaper lives, and the child has come */
+
+/* Is there one, or has one been started that need not have come so far? */
+static bool reaper_comes(struct mp_family *f) {
+    int64_t launched = atomic_load(&f->h->reaper_launched_ns);
+    return mp_reaper_present(f) || (launched != 0 && mp_now_ns() - launched < MP_TICK_NS);
+}
 
 void mp_transit_keep(struct mp_family *f, int64_t token) {
     struct mp_slot *s = &f->seg->slots[mp_transit_slot(token)];
+    int64_t end = mp_now_ns() + PATIENCE_TICKS * MP_TICK_NS;
     atomic_store(&s->kept, MP_KEEP_WANTED);
     mp_family_wake_reaper(f);
-    for (int i = 0; i < KEEP_LOOKS && is_transit(atomic_load(&s->word), token) && atomic_load(&s->kept) == MP_KEEP_WANTED; i++)
-        nanosleep(&(struct timespec){0, KEEP_PAUSE_NS}, NULL);
+    while (is_transit(atomic_load(&s->word), token) && atomic_load(&s->kept) == MP_KEEP_WANTED && reaper_comes(f) &&
+           mp_now_ns() < end)
+        mp_futex_wait(&s->kept, MP_KEEP_WANTED, LOOK_NS);
 }
 
 /* The child, before it takes over the first object: from now on the slot is its own, whatever becomes of the sender. ESTALE: the

@@ -114,7 +114,7 @@ static int launch_as_child(struct mp_family *f) {
         detach_from_program();
         detach_inherited_segments(f);
         prctl(PR_SET_NAME, "mpipc-reaper");
-        _exit(mp_reaper_main(shmid, nonce));
+        _exit(mp_reaper_main(shmid, nonce, NULL));
     }
     f->reaper_child = pid > 0 ? pid : 0;
     return pid < 0 ? MP_FAILED : MP_OK;

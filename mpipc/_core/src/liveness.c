@@ -297,8 +297,8 @@ int mp_reaper_wait(struct mp_family *f, int64_t timeout_ns) {
             return 0;
         if (watching && left > WATCH_NS)
             left = WATCH_NS;
-        if (f->h->users_change && left > MP_TICK_NS / 10)
-            left = MP_TICK_NS / 10; /* who has changed his user id cannot ring */
+        if (f->h->users_change && !f->listens && left > MP_TICK_NS)
+            left = MP_TICK_NS; /* who has changed his user id cannot ring, and nobody does it for him */
         left = left > 0 ? left : 0;
         struct timespec timeout = {left / 1000000000, left % 1000000000};
         if (semtimedop(f->semid, &wait, 1, &timeout) == 0)

@@ -1,6 +1,7 @@
 /* The reaper's life. */
 #include "reaper.h"
 
+#include "futex.h"
 #include "guests.h"
 #include "holders.h"
 #include "liveness.h"
@@ -61,7 +62,8 @@ static void keep_what_is_in_transit(struct mp_family *f) {
         if (mp_slot_state_of(word) != MP_SLOT_TRANSIT || atomic_load(&s->kept) != MP_KEEP_WANTED)
             continue;
         keep(f, i, mp_slot_generation(word));
-        atomic_compare_exchange_strong(&s->kept, &wanted, MP_KEEP_DONE);
+        if (atomic_compare_exchange_strong(&s->kept, &wanted, MP_KEEP_DONE))
+            mp_futex_wake(&s->kept);
     }
 }
 
@@ -78,8 +80,8 @@ static int outlive(struct mp_family *f) {
 /* How often the reaper looks again, after a ring that it has found no reason for. */
 #define SECOND_LOOKS 3
 
-/* The reaper's life. Returns its exit code. */
-int mp_reaper_main(int shmid, uint64_t nonce) {
+/* The reaper's life. Returns its exit code. `listen`: NULL where there can be no second thread. */
+int mp_reaper_main(int shmid, uint64_t nonce, mp_listen_function *listen) {
     /* Signals that a terminal or a service manager sends to everybody: the reaper goes when the last process has gone. */
     static const int ignored[] = {SIGINT,  SIGHUP,  SIGQUIT, SIGTERM, SIGPIPE, SIGTSTP,
                                   SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM};
@@ -95,6 +97,7 @@ int mp_reaper_main(int shmid, uint64_t nonce) {
         return 1;
     if (!mp_reaper_become(&f))
         return 0; /* there is one */
+    f.listens = f.h->users_change && listen != NULL && listen(&f);
     int64_t trimmed_ns = mp_now_ns();
     int looks = 0;
     for (;;) {

@@ -5,6 +5,10 @@
 #include "base.h"
 
 #define MP_NONCE_VARIABLE "MPIPC_NONCE"
-int mp_reaper_main(int shmid, uint64_t nonce);
+
+struct mp_family;
+typedef bool
+mp_listen_function(struct mp_family *f); /* starts a thread that rings for who cannot; whether that has gone well */
+int mp_reaper_main(int shmid, uint64_t nonce, mp_listen_function *listen);
 
 #endif
