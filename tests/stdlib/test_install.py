@@ -69,9 +69,12 @@ def test_names_imported_before() -> None:
             from multiprocessing.pool import Pool as PoolClass
             from multiprocessing.queues import Queue as QueueClass
             context = get_context("spawn")
+            kept = {"methods of contexts": [Event, Queue, mp.Lock], "classes": [QueueClass, PoolClass]}
             import mpipc
 
             mpipc.install()
+            assert {kind(method()) for method in kept["methods of contexts"]} == {"mpipc"}
+            assert {found.__module__.partition(".")[0] for found in kept["classes"]} == {"multiprocessing"}
             assert kind(mp.Lock()) == kind(Event()) == kind(Queue()) == kind(context.Lock()) == "mpipc"
             assert queues is mpipc.queues and QueueClass is mpipc.queues.Queue and PoolClass is mpipc.pool.Pool
             assert kind(get_context()) == kind(get_context("forkserver")) == "mpipc"
