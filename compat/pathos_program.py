@@ -1,4 +1,4 @@
-"""What programs do with pathos and p_tqdm, which are written for `multiprocess`: lambdas, closures and methods travel."""
+"""What programs do with pathos and p_tqdm, which are written for `multiprocess`: lambdas, closures and methods."""
 
 from __future__ import annotations
 
