@@ -45,6 +45,8 @@ class Program:
     needs: tuple[str, ...] = ()
     """Packages that it is from; those of the extra `programs`."""
     prepare: Callable[[], None] = lambda: None
+    options: tuple[str, ...] = ()
+    """Of `python -m mpipc run`."""
     products: Callable[[], Any] = lambda: None
     """What it has made beside its output."""
     varies: str = "(?!)"
@@ -84,6 +86,21 @@ def programs(folder: Path) -> list[Program]:
             ["-m", "gensim.scripts.segment_wiki", "-w", "2", "-i", "-f", str(_wikipedia_dump())],
             ("gensim",),
             varies=r"^[\d-]+ [\d:,]+",
+        ),
+        Program(
+            "pathos",
+            "maps of lambdas, closures and methods by pathos and p_tqdm, which are written for `multiprocess`",
+            [str(HERE / "pathos_program.py")],
+            ("pathos", "p_tqdm"),
+            options=("--also", "multiprocess"),
+            same=("status", "stdout"),  # stderr has progress bars
+        ),
+        Program(
+            "datasets",
+            "HuggingFace's datasets with num_proc: map, filter, ranks, shards; a worker raises, one is killed",
+            [str(HERE / "datasets_program.py")],
+            ("datasets",),
+            options=("--also", "multiprocess"),
         ),
     ]
 
@@ -175,7 +192,7 @@ def run(program: Program, side: str, folder: Path) -> Run:
     before = Objects()
     before.look(Objects())
     program.prepare()
-    way = ["-m", "mpipc", "run"] if side == "mpipc" else []
+    way = ["-m", "mpipc", "run", *program.options] if side == "mpipc" else []
     command = [sys.executable, *way, *program.arguments]
     objects = Objects()
     with (folder / "stdout").open("w+") as stdout, (folder / "stderr").open("w+") as stderr:

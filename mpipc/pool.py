@@ -68,6 +68,11 @@ __all__ = ["Pool", "ThreadPool"]
 
 _os: Any = os
 
+NOTHING_DONE = (
+    "a chunksize of {} makes no chunks: the function is called for no item, and each result is None, as with"
+    " multiprocessing. Give a chunksize of 1 or more, or None"
+)
+
 
 def default_processes() -> int:
     """How many workers a pool has if that is not said: as multiprocessing, which looks at the affinity from 3.13 on."""
@@ -293,8 +298,8 @@ class Pool(Parts, _base.Pool):
                 chunksize += 1
         if length == 0:
             chunksize = 0
-        elif chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        elif chunksize <= 0:  # no task at all, and as many times None: so does multiprocessing
+            warnings.warn(NOTHING_DONE.format(chunksize), RuntimeWarning, stacklevel=3)
         options = self._options(timeout)
         bar = Progress(length, function_name(func)) if progress else None
         if error is not None:
@@ -304,7 +309,7 @@ class Pool(Parts, _base.Pool):
         if chunksize == 1 and kind == CHUNK:
             kind = ITEM
         result = MapResult(self, chunksize, length, callback, error_callback, bar, single=kind == ITEM, ours=True)
-        if length:
+        if result._number_left:
             function = Function(func, result._job + 1)
             self._engine.take_on(result, Source(result, kind, function, items, chunksize, **options))
         return result

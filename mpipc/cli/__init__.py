@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mpipc.cli import doctor, families, limits, rm, run
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, list_, families, rm, limits, doctor):
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    ours, programs = run.divide([*(sys.argv[1:] if arguments is None else arguments)])
+    options = parser.parse_args(ours, argparse.Namespace(arguments=programs))
     status: int = options.function(options)
     return status

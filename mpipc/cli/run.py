@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "run",
+        allow_abbrev=False,  # divide() has to know what takes a value
         usage="python -m mpipc run [-h] [--also PACKAGE] [--children] (SCRIPT | -m MODULE) [ARGUMENT ...]",
         help="run a program that uses multiprocessing on mpipc",
         description="Run a Python program, unmodified, whose `import multiprocessing` gives mpipc.",
@@ -45,10 +46,25 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="the same for every Python that is started by it (subprocess, os.exec ...), by PYTHONPATH",
     )
-    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module")
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module")
     parser.add_argument("script", nargs="?", metavar="SCRIPT", help="the file, directory or zip file to run")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of the program")
     parser.set_defaults(function=functools.partial(_command, parser))
+
+
+def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The command line up to the program to run, and the arguments of the program, which are nobody else's.
+
+    argparse would take a `--` out of them, wherever it is the first one.
+    """
+    if arguments[:1] != ["run"]:
+        return arguments, []
+    end = 1
+    while end < len(arguments):
+        argument = arguments[end]
+        end += 2 if argument in ("--also", "-m", "--") else 1
+        if argument == "--" or argument.startswith("-m") or argument == "-" or not argument.startswith("-"):
+            break
+    return arguments[:end], arguments[end:]
 
 
 def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -57,7 +73,7 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if options.children:
         _carry_over(options.also)
     if options.module:
-        run(options.module[0], options.module[1:], as_module=True)
+        run(options.module, options.arguments, as_module=True)
     elif options.module is None and options.script is not None:
         run(options.script, options.arguments)
     else:

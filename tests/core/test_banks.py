@@ -144,7 +144,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_without_room_for_an_bank_is_told_so_and_goes_on() -> None:
+def test_a_process_without_room_for_a_bank_is_told_so_and_goes_on() -> None:
     """What it cannot see is recovered by others."""
     text = run_script(WITHOUT_ROOM).stdout
     assert f"[Errno {errno.ENOMEM}]" in text and "RLIMIT_AS" in text

@@ -295,7 +295,7 @@ def test_arguments_are_checked() -> None:
 
 
 def test_calls_are_checked(pool: Any) -> None:
-    for call in (pool.imap, pool.imap_unordered, pool.map_async):
+    for call in (pool.imap, pool.imap_unordered):
         with pytest.raises(ValueError, match="Chunksize"):
             call(tasks.square, [1, 2], -1)
     with pytest.raises(ValueError, match="timeout"):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import multiprocessing.pool
 import os
 import signal
 import sys
@@ -48,6 +49,27 @@ def test_a_chunk_for_all(pool: Any, items: Any) -> None:
     assert pool.map(tasks.square, items, chunksize=sys.maxsize) == [1, 4, 9]
     assert list(pool.imap(tasks.square, items, chunksize=sys.maxsize)) == [1, 4, 9]
     assert pool.apply(tasks.square, (3,)) == 9
+
+
+@pytest.mark.compares
+@pytest.mark.parametrize("chunksize", [0, -1])
+def test_chunks_of_nothing(pool: Any, chunksize: int) -> None:
+    """None for each item, at once, and no callback: as in multiprocessing, which does not say so."""
+    called: list[Any] = []
+    with multiprocessing.pool.ThreadPool(1) as theirs:
+        expected = theirs.map(tasks.square, [1, 2, 3], chunksize)
+        theirs.map_async(tasks.square, [1, 2, 3], chunksize, called.append).get(LONG)
+    assert (expected, called) == ([None] * 3, [])
+    with pytest.warns(RuntimeWarning, match="called for no item") as caught:
+        assert pool.map(tasks.square, [1, 2, 3], chunksize) == expected
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(RuntimeWarning, match="called for no item") as caught:
+        result = pool.starmap_async(pow, [(1, 2)] * 3, chunksize, called.append)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert result.ready() and result.successful() and result.get() == expected
+    assert not pool._cache
+    assert pool.map(tasks.square, [1, 2, 3]) == [1, 4, 9]
+    assert not called
 
 
 @pytest.mark.parametrize("chunksize", [1, 4])

@@ -181,11 +181,14 @@ def test_comparison_finds_differences() -> None:
 # --- what is promised -------------------------------------------------------------------------------------------------
 
 
-def test_document_names_tests_that_exist() -> None:
-    text = (TESTS.parent / "docs" / "compatibility.md").read_text()
+def test_documents_name_tests_that_exist() -> None:
+    house = TESTS.parent
+    documents = {path.name: path.read_text() for path in (*house.glob("*.md"), *house.glob("docs/**/*.md"))}
+    assert {"README.md", "SECURITY.md", "surroundings.md", "pool.md"} <= set(documents)
+    text = documents["compatibility.md"]
     defined = "".join(path.read_text() for path in TESTS.rglob("test_*.py"))
     listed = (COMPAT / "expected.toml").read_text()
-    for name in re.findall(r"`(?:(\w+)\.)?(test_\w+)`", text):
+    for name in re.findall(r"`(?:(\w+)\.)?(test_\w+)`", "".join(documents.values())):
         known = ".".join(filter(None, name)) in listed if name[0] else f"def {name[1]}(" in defined
         assert known or name[1] in ("test_concurrent_futures", "test_multiprocessing_main_handling"), name
     for entry in re.findall(r'^name = "(.*)"', listed, re.MULTILINE):

@@ -69,9 +69,12 @@ def test_names_imported_before() -> None:
             from multiprocessing.pool import Pool as PoolClass
             from multiprocessing.queues import Queue as QueueClass
             context = get_context("spawn")
+            kept = {"methods of contexts": [Event, Queue, mp.Lock], "classes": [QueueClass, PoolClass]}
             import mpipc
 
             mpipc.install()
+            assert {kind(method()) for method in kept["methods of contexts"]} == {"mpipc"}
+            assert {found.__module__.partition(".")[0] for found in kept["classes"]} == {"multiprocessing"}
             assert kind(mp.Lock()) == kind(Event()) == kind(Queue()) == kind(context.Lock()) == "mpipc"
             assert queues is mpipc.queues and QueueClass is mpipc.queues.Queue and PoolClass is mpipc.pool.Pool
             assert kind(get_context()) == kind(get_context("forkserver")) == "mpipc"
@@ -611,6 +614,9 @@ def program(tmp_path: Path) -> Path:
         ["tool", "argument"],
         ["tool.zip"],
         ["tool/module.py", "-h"],
+        ["tool/module.py", "--", "-m", "--", "--also"],
+        ["-m", "tool", "--", "-h"],
+        ["-m", "tool.module", "a", "--", "-m", "b", "--"],
         ["missing.py"],
     ],
     ids=" ".join,
@@ -861,10 +867,12 @@ if __name__ == "__main__":
 """
 
 
-def test_pythons_that_are_started_by_subprocess(tmp_path: Path) -> None:
-    """They are plain, unless --children is given; a sitecustomize of the user's is run in any case."""
+@pytest.mark.parametrize("own", ["customized", "no"])
+def test_pythons_that_are_started_by_subprocess(tmp_path: Path, own: str) -> None:
+    """They are plain, unless --children is given; a sitecustomize of the user's own is run in any case."""
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.customized = 'customized'\n")
+    if own == "customized":
+        (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.customized = 'customized'\n")
     (tmp_path / "program.py").write_text(STARTS_OTHERS)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'own'}:{_folder()}"}
     outputs = {}
@@ -878,10 +886,10 @@ def test_pythons_that_are_started_by_subprocess(tmp_path: Path) -> None:
     plain, ours = "multiprocessing.queues", "mpipc.queues"
     path = f"{tmp_path} {tmp_path / 'own'}"
     assert outputs[()] == [
-        *("[]", f"{plain} customized", "['-S']", f"{plain} no", "['-I']", f"{plain} no", f"{plain} customized"),
+        *("[]", f"{plain} {own}", "['-S']", f"{plain} no", "['-I']", f"{plain} no", f"{plain} {own}"),
         *(ours, ours, path),
     ]
     assert outputs[("--children",)] == [
-        *("[]", f"{ours} customized", "['-S']", f"{plain} no", "['-I']", f"{plain} no", f"{ours} customized"),
+        *("[]", f"{ours} {own}", "['-S']", f"{plain} no", "['-I']", f"{plain} no", f"{ours} {own}"),
         *(ours, ours, path),
     ]

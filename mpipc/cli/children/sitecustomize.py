@@ -26,9 +26,10 @@ def _install() -> None:
 
 
 _install()
-del sys.modules["sitecustomize"]
+ours = sys.modules.pop("sitecustomize")
 try:
     import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "sitecustomize":
         raise
+    sys.modules["sitecustomize"] = ours  # where import looks for what it has loaded
