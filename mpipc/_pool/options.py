@@ -33,7 +33,7 @@ class WorkerOptions(NamedTuple):
     daemon: bool = True
     """Of the processes."""
     task_reducers: OwnReducers | ByPickler | None = None
-    """How functions and arguments are pickled: by a subclass's functions (joblib has one), by a pickler, or as usual."""
+    """How functions and arguments are pickled: by a subclass's functions (joblib has some), a pickler, or as usual."""
     result_reducers: OwnReducers | ByPickler | None = None
     """The same for results and exceptions."""
 
