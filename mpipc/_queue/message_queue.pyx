@@ -29,6 +29,7 @@ from mpipc._core.family cimport (
     MP_KIND_QUEUE,
     MP_NONE_LEFT,
     MP_OK,
+    MP_SHUT_DOWN,
     MP_TICK,
     MP_TIMED_OUT,
     fail,
@@ -58,6 +59,7 @@ from mpipc._core.queue cimport (
     mp_piece_sent,
     mp_queue_await_hearing,
     mp_queue_close,
+    mp_queue_is_shut,
     mp_queue_lock,
     mp_queue_make,
     mp_queue_open,
@@ -85,6 +87,7 @@ from mpipc._queue.calls cimport (
     count_unfinished,
     finish_task,
     send_message,
+    shut_down,
     take_message,
     waiting,
 )
@@ -107,7 +110,7 @@ cdef bint there_is_room(void *what) except -1:
 
 
 cdef bint there_is_something(void *what) except -1:
-    return (<MessageQueue> (<waiting *> what).queue).size() != 0
+    return (<MessageQueue> (<waiting *> what).queue).is_ready()
 
 
 cdef bint message_is_sent(void *what) except -1:
@@ -305,6 +308,7 @@ cdef class MessageQueue:
 
     def put(self, obj, bint block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends obj; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
+        ShutDown: the queue was shut down.
 
         What cannot be pickled is told to owner._on_queue_feeder_error(exception, obj), or raised if owner is None.
         """
@@ -325,6 +329,8 @@ cdef class MessageQueue:
                 return True
             return self.send(&item, length, <uint32_t> level, outcome, deadline_if(block, timeout)) == 1
         deadline = deadline_if(block, timeout)
+        if mp_queue_is_shut(&self.v):
+            self.failed(MP_SHUT_DOWN, True)
         if self.v.b.size != 0 and not self.has_room(deadline):
             return False
         serializer = take_serializer()
@@ -401,8 +407,8 @@ cdef class MessageQueue:
         return self.unpack(&item)
 
     def get(self, block=True, timeout=None):
-        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; EOFError if the queue was
-        removed. An error in unpickling is raised, too; the message is gone then."""
+        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; ShutDown; EOFError if the queue
+        was removed. An error in unpickling is raised, too; the message is gone then."""
         cdef mp_item item
         cdef int outcome
         cdef int64_t deadline
@@ -454,10 +460,11 @@ cdef class MessageQueue:
         return w.outcome
 
     def poll(self, timeout=0.0):
-        """Whether there is something in the queue, waited for at most `timeout` seconds (None: without a limit)."""
+        """Whether get() would not wait: there is something in the queue, or it was shut down. Waited for at most `timeout`
+        seconds (None: without a limit)."""
         cdef int64_t deadline
         cdef waiting w
-        if self.size() != 0:
+        if self.is_ready():
             return True
         deadline = deadline_if(True, timeout)
         if deadline == 0:
@@ -488,7 +495,31 @@ cdef class MessageQueue:
         w.zeros = self.v.q.zeros
         self.wait_in_room(mp_joiners(self.v.b), all_is_done, &w, -1)
 
+    # ---- its end
+
+    def shutdown(self, bint immediate=False):
+        """Nothing is put from now on; with `immediate`, what is in the queue is dropped. Waits for nobody, but for a
+        moment for who has the lock; should he not run, the memory of what was dropped is given back later."""
+        cdef waiting w
+        cdef int outcome
+        self.ensure()
+        w = self.wait(NULL)
+        w.immediate = immediate
+        outcome = wait_for(shut_down, &w, mp_queue_soon())
+        if outcome != MP_OK and outcome != MP_TIMED_OUT:
+            self.failed(outcome, False)
+        if self.watch is not None:
+            self.watch.look_again()
+
+    @property
+    def is_shutdown(self):
+        return mp_queue_is_shut(&self.v)
+
     # ---- what there is
+
+    cdef bint is_ready(self) except -1:
+        """Whether get() would not wait."""
+        return mp_queue_is_shut(&self.v) or self.size() != 0
 
     cpdef int64_t size(self) except -1:
         """The number of objects in the queue."""

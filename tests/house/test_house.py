@@ -49,7 +49,7 @@ CORE_LAYERS = """
     chunks.h
     spill trim
     queue.h queue_inside.h
-    queue send receive
+    queue send receive shutdown
     watch kinds
     guests
     recovery
