@@ -120,6 +120,7 @@ def test_immediate_after_an_orderly_one() -> None:
     assert has_ended(queue)
 
 
+@pytest.mark.slow_with("forkserver")
 @pytest.mark.parametrize("immediate", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_getters_end(ctx: Any, kind: str, immediate: bool) -> None:
@@ -138,6 +139,7 @@ def test_getters_end(ctx: Any, kind: str, immediate: bool) -> None:
     assert has_ended(queue)
 
 
+@pytest.mark.slow_with("forkserver")
 @pytest.mark.parametrize("immediate", [False, True])
 @pytest.mark.parametrize("kind", [Queue, JoinableQueue, PriorityQueue])
 def test_putters_end(ctx: Any, kind: Any, immediate: bool) -> None:
