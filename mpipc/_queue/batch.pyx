@@ -1,4 +1,4 @@
-"""Several messages at once, with one lock and one token for all."""
+"""Several messages at once, with one lock and one token for all; what else queues do that is seldom done."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -13,21 +13,27 @@ from mpipc._core.queue cimport (
     MP_BODY_PIECE,
     MP_BODY_PLAIN,
     MP_QUEUE_INLINE,
+    MP_WAIT_MESSAGE,
+    mp_arena_usage,
     mp_body,
     mp_body_size,
     mp_item,
+    mp_joiners,
     mp_piece,
     mp_piece_free,
     mp_piece_sent,
+    mp_queue_is_shut,
     mp_queue_send_many,
     mp_queue_soon,
     mp_queue_take_many,
     mp_queue_try_send,
     mp_queue_try_take,
     mp_queue_view,
+    mp_room_count,
+    mp_waits_count,
 )
 from mpipc._core.waits cimport deadline_if, wait_for
-from mpipc._queue.calls cimport waiting
+from mpipc._queue.calls cimport shut_down, waiting
 from mpipc._queue.message_queue cimport MessageQueue
 from mpipc._queue.plain cimport write_plain
 from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
@@ -210,7 +216,8 @@ cdef class Bundle:
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class BatchQueue(MessageQueue):
-    """A MessageQueue that sends and takes several objects at once, too, and pickles; what mpipc.queues are made of."""
+    """A MessageQueue that sends and takes several objects at once, too, and pickles, and is shut down; what mpipc.queues
+    are made of."""
 
     def put_pickle(self, bytes pickled):
         """Sends an object that is pickled already, or what else receivers expect; waits for room. ValueError if it is
@@ -350,3 +357,35 @@ cdef class BatchQueue(MessageQueue):
             failure.received = objects
             raise failure
         return objects
+
+    # ---- its end
+
+    def shutdown(self, bint immediate=False):
+        """Nothing is put from now on; with `immediate`, what is in the queue is dropped. Waits for nobody, but for a
+        moment for who has the lock; should he not run, the memory of what was dropped is given back later."""
+        cdef waiting w
+        cdef int outcome
+        self.ensure()
+        w = self.wait(NULL)
+        w.immediate = immediate
+        outcome = wait_for(shut_down, &w, mp_queue_soon())
+        if outcome != MP_OK and outcome != MP_TIMED_OUT:
+            self.failed(outcome, False)
+        if self.watch is not None:
+            self.watch.look_again()
+
+    @property
+    def is_shutdown(self):
+        return mp_queue_is_shut(&self.v)
+
+    # ---- statistics
+
+    def usage(self):
+        """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,
+        waiting putters, waiting joiners, tasks taken and not done)"""
+        cdef uint64_t nbytes, in_use, segments
+        mp_arena_usage(&self.v, &nbytes, &in_use, &segments)
+        return (
+            self.v.q.spilled, nbytes, in_use, segments,
+            mp_room_count(&self.v.q.getters) + mp_waits_count(self.v.f, MP_WAIT_MESSAGE, self.v.index),
+            mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)

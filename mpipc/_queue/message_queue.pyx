@@ -48,9 +48,7 @@ from mpipc._core.queue cimport (
     MP_QUEUE_INLINE,
     MP_QUEUE_LEVELS,
     MP_QUEUE_PRIORITY,
-    MP_WAIT_MESSAGE,
     mp_arena_trim,
-    mp_arena_usage,
     mp_joiners,
     mp_item,
     mp_kind_remove,
@@ -70,11 +68,9 @@ from mpipc._core.queue cimport (
     mp_queue_try_send,
     mp_queue_try_take,
     mp_queue_unlock,
-    mp_room_count,
     mp_room_enter,
     mp_room_leave,
     mp_room_ring,
-    mp_waits_count,
     mp_watch_look_again,
     mp_watch_run,
     mp_watch_start,
@@ -87,7 +83,6 @@ from mpipc._queue.calls cimport (
     count_unfinished,
     finish_task,
     send_message,
-    shut_down,
     take_message,
     waiting,
 )
@@ -495,26 +490,6 @@ cdef class MessageQueue:
         w.zeros = self.v.q.zeros
         self.wait_in_room(mp_joiners(self.v.b), all_is_done, &w, -1)
 
-    # ---- its end
-
-    def shutdown(self, bint immediate=False):
-        """Nothing is put from now on; with `immediate`, what is in the queue is dropped. Waits for nobody, but for a
-        moment for who has the lock; should he not run, the memory of what was dropped is given back later."""
-        cdef waiting w
-        cdef int outcome
-        self.ensure()
-        w = self.wait(NULL)
-        w.immediate = immediate
-        outcome = wait_for(shut_down, &w, mp_queue_soon())
-        if outcome != MP_OK and outcome != MP_TIMED_OUT:
-            self.failed(outcome, False)
-        if self.watch is not None:
-            self.watch.look_again()
-
-    @property
-    def is_shutdown(self):
-        return mp_queue_is_shut(&self.v)
-
     # ---- what there is
 
     cdef bint is_ready(self) except -1:
@@ -547,16 +522,6 @@ cdef class MessageQueue:
         """Takes the kernel's queue away from everybody who uses it: who waits for a message gets EOFError. Waits for
         nobody, and does nothing if that is not permitted."""
         mp_kind_remove(self.v.f, self.v.b)
-
-    def usage(self):
-        """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,
-        waiting putters, waiting joiners, tasks taken and not done)"""
-        cdef uint64_t nbytes, in_use, segments
-        mp_arena_usage(&self.v, &nbytes, &in_use, &segments)
-        return (
-            self.v.q.spilled, nbytes, in_use, segments,
-            mp_room_count(&self.v.q.getters) + mp_waits_count(self.v.f, MP_WAIT_MESSAGE, self.v.index),
-            mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)
 
     # ---- the end of the process
 

@@ -92,6 +92,8 @@ static int send_and_unlock(struct mp_queue_view *v, struct mp_message *m, uint32
         error = admit(v);
     if (error == MP_OK)
         error = send_locked(v, m, length, level);
+    else if (error == MP_SHUT_DOWN)
+        mp_queue_ensure_token(v); /* who has shut it down may not have come to that yet */
     mp_queue_unlock(v);
     if (error == MP_OK)
         mp_room_ring(v->f, &v->q->getters, false);
