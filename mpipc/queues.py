@@ -189,7 +189,8 @@ class Reader(_End):
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """The next object as it is pickled, or what a Writer has sent with send_bytes(), waited for.
 
-        EOFError: the queue was removed; ShutDown: it was shut down; OSError: it is longer than `maxlength` bytes, and gone.
+        EOFError: the queue was removed; ShutDown: it was shut down; OSError: it is longer than `maxlength` bytes, and
+        gone.
         """
         self._check_open()
         data = self._messages.get_pickle()
@@ -538,7 +539,10 @@ class SimpleQueue(_Base, Generic[T]):
         self._open(BatchQueue(block=state))
 
     def put(self, obj: T) -> None:
-        """Puts obj into the queue; raises what pickling it raises. OSError: the queue is closed; ShutDown: was shut down."""
+        """Puts obj into the queue; raises what pickling it raises.
+
+        OSError: the queue is closed; ShutDown: it was shut down.
+        """
         self._writer._check_open()
         self._messages.put(obj)
 

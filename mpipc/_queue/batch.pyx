@@ -216,8 +216,8 @@ cdef class Bundle:
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class BatchQueue(MessageQueue):
-    """A MessageQueue that sends and takes several objects at once, too, and pickles, and is shut down; what mpipc.queues
-    are made of."""
+    """A MessageQueue that sends and takes several objects at once, too, and pickles, and can be shut down; what
+    mpipc.queues are made of."""
 
     def put_pickle(self, bytes pickled):
         """Sends an object that is pickled already, or what else receivers expect; waits for room. ValueError if it is

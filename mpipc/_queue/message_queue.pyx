@@ -402,7 +402,7 @@ cdef class MessageQueue:
         return self.unpack(&item)
 
     def get(self, block=True, timeout=None):
-        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; ShutDown; EOFError if the queue
+        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; ShutDown; EOFError if it
         was removed. An error in unpickling is raised, too; the message is gone then."""
         cdef mp_item item
         cdef int outcome
@@ -455,8 +455,8 @@ cdef class MessageQueue:
         return w.outcome
 
     def poll(self, timeout=0.0):
-        """Whether get() would not wait: there is something in the queue, or it was shut down. Waited for at most `timeout`
-        seconds (None: without a limit)."""
+        """Whether get() would not wait: there is something in the queue, or it was shut down. Waited for at most
+        `timeout` seconds (None: without a limit)."""
         cdef int64_t deadline
         cdef waiting w
         if self.is_ready():

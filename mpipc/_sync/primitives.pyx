@@ -163,8 +163,8 @@ cdef class LockBase(Shared):
         return self.take(block, timeout)
 
     def acquired(self, timeout=None):
-        """For `with lock.acquired(timeout=...):`, which takes the lock and releases it. Raises TimeoutError if it waits longer
-        than `timeout` seconds, if not None; negative is 0."""
+        """For `with lock.acquired(timeout=...):`, which takes the lock and releases it. Raises TimeoutError
+        if it waits longer than `timeout` seconds, if not None; negative is 0."""
         return acquired(self, timeout)
 
     cdef bint take(self, object block, object timeout) except -1:
@@ -354,8 +354,8 @@ cdef class SemaphoreBase(Shared):
             mp_sem_withdraw(f, index)
 
     def acquired(self, timeout=None):
-        """For `with semaphore.acquired(timeout=...):`, which takes one unit and gives it back. Raises TimeoutError if it waits longer
-        than `timeout` seconds, if not None; negative is 0."""
+        """For `with semaphore.acquired(timeout=...):`, which takes one unit and gives it back. Raises
+        TimeoutError if it waits longer than `timeout` seconds, if not None; negative is 0."""
         return acquired(self, timeout)
 
     def release(self):

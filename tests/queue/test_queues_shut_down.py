@@ -69,7 +69,7 @@ def _join(queue: Any) -> None:
     queue.join()
 
 
-# ---- what it means -------------------------------------------------------------------------------------------------------
+# ---- what it means ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +205,7 @@ def test_tasks_of_an_orderly_shutdown_want_to_be_done() -> None:
     assert has_ended(queue)
 
 
-# ---- calls ---------------------------------------------------------------------------------------------------------------
+# ---- calls -----------------------------------------------------------------------------------------------------------
 
 
 def test_calls_that_do_not_wait() -> None:
@@ -310,7 +310,7 @@ def test_ends_of_a_queue() -> None:
     assert has_ended(queue)
 
 
-# ---- waiting for a descriptor --------------------------------------------------------------------------------------------
+# ---- waiting for a descriptor ----------------------------------------------------------------------------------------
 
 
 def test_poll(ctx: Any) -> None:
@@ -382,7 +382,7 @@ def test_asyncio() -> None:
     queue.close()
 
 
-# ---- the exception -------------------------------------------------------------------------------------------------------
+# ---- the exception ---------------------------------------------------------------------------------------------------
 
 
 def test_the_exception() -> None:
@@ -407,11 +407,11 @@ def test_as_the_standard_library_has_it(seed: int) -> None:
     chance = random.Random(seed)
     ours: Any = JoinableQueue(6)
     theirs: Any = stdlib_queue.Queue(6)
-    calls: list[tuple[Any, ...]] = [("put_nowait", 1), ("get_nowait",), ("task_done",), ("qsize",), ("empty",), ("full",)]
+    calls: list[tuple[Any, ...]] = [("put_nowait", 1), ("put_nowait", 2)]
+    calls += [(name,) for name in ("get_nowait", "task_done", "qsize", "empty", "full")]
     for _ in range(200):
-        name, *arguments = (
-            ("shutdown", chance.random() < 0.5) if chance.random() < 0.02 else chance.choice([*calls, ("put_nowait", 1)])
-        )
+        shutdown = ("shutdown", chance.random() < 0.5)
+        name, *arguments = shutdown if chance.random() < 0.02 else chance.choice(calls)
         told = []
         for queue in (ours, theirs):
             try:
@@ -423,7 +423,7 @@ def test_as_the_standard_library_has_it(seed: int) -> None:
         assert ours._messages.unfinished() == theirs.unfinished_tasks
 
 
-# ---- who stands still, or is killed --------------------------------------------------------------------------------------
+# ---- who stands still, or is killed ----------------------------------------------------------------------------------
 
 
 def _stand_still_with_the_lock(queue: Any) -> None:

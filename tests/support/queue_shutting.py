@@ -1,4 +1,4 @@
-"""Queues that are shut down at a random moment, while processes that use them are killed, and a ledger of what must be true.
+"""Queues that are shut down at a random moment, while processes that use them are killed, and a ledger of what is true.
 
 A round: producers and consumers are forked, and a process that shuts the queue down when so many messages have been
 put; some of all three are killed, before or after that. Then:
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
     puts: list[str]
     gets: list[str]
     shut_after: int  # messages
-    killed: list[tuple[int, float]]  # whom, of all, and when: at this part of the messages, or, above 1, after the shutdown
+    killed: list[tuple[int, float]]  # whom, of all, and when: at this part of the messages; above 1: after the end
 
 
 def plan_of(seed: int, number: int, kinds: tuple[str, ...]) -> Plan:

@@ -9,7 +9,7 @@
  * body: who receives it takes the lock and looks. Invariant, whenever nobody holds the lock:
  *
  *   if there is anything in the spill, a token is in the kernel queue or in the hand of a living receiver, or recovery is
- *   about to run for a dead one.
+ *   about to run for a dead one. So it is, always, when the queue was shut down (shutdown.c).
  *
  * A token that is in the kernel queue says more: nobody sleeps there, or he would have it. Then there is nobody to be woken, and
  * sending through the spill takes no system call at all, nor does taking from it. So while a token is out, all messages of a
@@ -426,7 +426,7 @@ void mp_queue_heal(struct mp_family *f, uint32_t index) {
     bool died = atomic_load(&q->lock.word) & MP_LOCK_DIED;
     uint32_t token = atomic_load(&q->token);
     if (died || mp_is_posted(atomic_load(mp_posted(b))) || atomic_load(&q->spilled) != 0 ||
-        token & (MP_TOKEN_OUT | MP_TOKEN_DRY | MP_TOKEN_SHUT | MP_DOUBTS)) { /* DRY without OUT: a token was returned while it was set */
+        token & (MP_TOKEN_OUT | MP_TOKEN_DRY | MP_TOKEN_SHUT | MP_DOUBTS)) { /* DRY, not OUT: a token was returned */
         struct mp_queue_view v = {.id = atomic_load(&b->id), .q = q};
         uint32_t suspect = MP_TOKEN_SUSPECT | (died ? MP_TOKEN_REPAIR : 0);
         atomic_fetch_or(&q->token, suspect); /* before: who receives this token must find it so */

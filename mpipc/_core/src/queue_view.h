@@ -26,7 +26,7 @@ enum {
     MP_TOKEN_DRY = 16,    /* the kernel queue has only tokens, but for what comes from senders who clear this */
     MP_TOKEN_GONE = 32,   /* the kernel queue was removed */
     MP_TOKEN_MENDING = 64, /* the lock's owner is about to make the tokens exact again */
-    MP_TOKEN_SHUT = 128,  /* the queue was shut down: nothing is put any more. Never cleared, as the next one; see shutdown.c */
+    MP_TOKEN_SHUT = 128,  /* the queue was shut down: nothing is put any more. Like DROP never cleared */
     MP_TOKEN_DROP = 256   /* ... at once: what is in it counts no more, and is to be given back */
 };
 

@@ -35,8 +35,7 @@ static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_
 
 /* Is the kernel queue the way for the next message? */
 static bool by_kernel(struct mp_queue_view *v, const struct mp_message *m, uint32_t length) {
-    return m->kind != MP_BODY_PIECE && mp_queue_nothing_waits(v) &&
-           !(atomic_load(&v->q->token) & v->barred) &&
+    return m->kind != MP_BODY_PIECE && mp_queue_nothing_waits(v) && !(atomic_load(&v->q->token) & v->barred) &&
            1 + length <= atomic_load_explicit(&v->longest, memory_order_relaxed);
 }
 
