@@ -420,7 +420,7 @@ def test_as_the_standard_library_has_it(seed: int) -> None:
                 told.append(type(e))
         assert told[0] == told[1], (seed, name)
         assert ours.is_shutdown == theirs.is_shutdown
-        assert ours._messages.unfinished() == theirs.unfinished_tasks
+        assert ours._unfinished_tasks.get_value() == theirs.unfinished_tasks
 
 
 # ---- who stands still, or is killed ----------------------------------------------------------------------------------
