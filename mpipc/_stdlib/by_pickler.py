@@ -6,10 +6,14 @@ told. For a pickler of the whole program, see picklers.py.
 
 from __future__ import annotations
 
+import copyreg
 import pickle
+import threading
 from functools import cache, partial
 from importlib import import_module
-from types import ModuleType
+from types import MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
+
+from mpipc._stdlib.private import extra_reducers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,10 +63,7 @@ def known_module(name: str) -> Any:
 def known_pickler(name: str) -> type[Any]:
     """The module's Pickler, which pickles connections and sockets also, and what else has been registered with
     ForkingPickler. The registry is multiprocessing's own, so what comes later counts, too."""
-    import copyreg
     from collections import ChainMap
-
-    from mpipc._stdlib.private import extra_reducers
 
     standard = known_module(name).Pickler
     table = getattr(standard, "dispatch_table", {})
@@ -77,9 +78,46 @@ def dumps_by_known(name: str, obj: Any) -> bytes:
     """The object pickled by a named module. Raises what that raises."""
     from io import BytesIO
 
-    stream = BytesIO()
-    known_pickler(name)(stream, pickle.HIGHEST_PROTOCOL, **KNOWN[name]).dump(obj)
+    try:
+        stream = BytesIO()
+        known_pickler(name)(stream, pickle.HIGHEST_PROTOCOL, **KNOWN[name]).dump(obj)
+    except RecursionError:  # of dill with `recurse`, where a function inside a function calls itself
+        if not KNOWN[name]:
+            raise
+        stream = BytesIO()
+        known_pickler(name)(stream, pickle.HIGHEST_PROTOCOL).dump(obj)
     return stream.getvalue()
+
+
+# ---- others ----------------------------------------------------------------------------------------------------------
+
+_now = threading.local()
+"""Has, as `depth`, how many picklers are at work in this thread that know nothing of what multiprocessing registers."""
+
+_known_to_all = {MethodType, MethodDescriptorType, WrapperDescriptorType, partial}
+
+
+def _tell_of(cls: type, reducer: Callable[[Any], Any]) -> None:
+    """While such a pickler is at work, objects of a class are reduced as ForkingPickler does it: shared memory stays
+    shared, where pickle would make a copy without a word, and connections get to where they go. At all other times they
+    are reduced as if nothing had been registered."""
+
+    def reduce(obj: Any) -> Any:
+        return reducer(obj) if getattr(_now, "depth", 0) else obj.__reduce_ex__(4)
+
+    copyreg.dispatch_table.setdefault(cls, reduce)  # type: ignore[arg-type]
+
+
+def dumps_by_other(dumps: Callable[[Any], Any], obj: Any) -> Any:
+    """The object pickled by a function that looks into copyreg, as picklers do."""
+    for cls, reducer in list(extra_reducers.items()):
+        if cls not in copyreg.dispatch_table and cls not in _known_to_all:
+            _tell_of(cls, reducer)
+    _now.depth = getattr(_now, "depth", 0) + 1
+    try:
+        return dumps(obj)
+    finally:
+        _now.depth -= 1
 
 
 # ---- a pickler -------------------------------------------------------------------------------------------------------
@@ -113,7 +151,7 @@ class ByPickler:
             known_module(asked_for)
             self._how, self._dumps = asked_for, partial(dumps_by_known, asked_for)
         elif hasattr(asked_for, "dumps") and hasattr(asked_for, "loads"):
-            self._how, self._dumps = asked_for.loads, asked_for.dumps
+            self._how, self._dumps = asked_for.loads, partial(dumps_by_other, asked_for.dumps)
             try:
                 pickle.dumps(self._how)
             except Exception as error:
@@ -122,7 +160,7 @@ class ByPickler:
                     f" pickled itself ({error}): make it a function of a module"
                 ) from error
         elif callable(asked_for) and not isinstance(asked_for, type):
-            self._how, self._dumps = pickle.loads, asked_for
+            self._how, self._dumps = pickle.loads, partial(dumps_by_other, asked_for)
         else:
             raise TypeError(
                 "pickler must be 'cloudpickle', 'dill', something with dumps() and loads(), or a function that returns"
