@@ -105,7 +105,7 @@ def _tell_of(cls: type, reducer: Callable[[Any], Any]) -> None:
     def reduce(obj: Any) -> Any:
         return reducer(obj) if getattr(_now, "depth", 0) else obj.__reduce_ex__(4)
 
-    copyreg.dispatch_table.setdefault(cls, reduce)  # type: ignore[arg-type]
+    copyreg.dispatch_table.setdefault(cls, reduce)
 
 
 def dumps_by_other(dumps: Callable[[Any], Any], obj: Any) -> Any:
