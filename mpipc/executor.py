@@ -23,7 +23,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import process as _base
 from itertools import count, islice
 from multiprocessing import util
@@ -32,7 +32,6 @@ from typing import Any
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
 from mpipc._pool.options import WorkerOptions, checked_bytes
-from mpipc._pool.results import Cache
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
 from mpipc._stdlib.by_pickler import by_pickler
@@ -57,6 +56,30 @@ class BrokenProcessPool(BrokenPoolError, _base.BrokenProcessPool):
     """
 
 
+class RunningFuture(Future[Any]):
+    """A concurrent.futures.Future that can be cancelled also while it is running."""
+
+    def __init__(self, engine: Engine, job: _Job) -> None:
+        super().__init__()
+        self._engine = weakref.ref(engine)
+        self._job = weakref.ref(job)
+        self._stopped = False
+
+    def cancel(self, *, running: bool = False) -> bool:
+        """concurrent.futures.Future.cancel(), which returns False for a task that is running. With `running`, the
+        worker that runs it is killed, and replaced, and result() raises CancelledError."""
+        if super().cancel():
+            return True
+        engine, job = self._engine(), self._job()
+        if not running or engine is None or job is None or self.done():
+            return False
+        return engine.cancel(job)
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, before it ran or while it did."""
+        return super().cancelled() or self._stopped
+
+
 class _Job:
     """A future, as the engine sees a result.
 
@@ -65,14 +88,25 @@ class _Job:
     """
 
     cancellable = True
-    __slots__ = ("_begun", "_cache", "_job", "_untold", "future")
+    __slots__ = ("__weakref__", "_begun", "_cache", "_job", "_untold", "future")
 
-    def __init__(self, cache: Cache) -> None:
-        self.future: Future[Any] = Future()
+    def __init__(self, engine: Engine) -> None:
+        cache = engine.schedule.cache
+        self.future = RunningFuture(engine, self)
         self._job: int = next(_base_pool.job_counter)
         self._cache = cache
         self._begun = False
         self._untold = [True]
+
+    def _give_up(self) -> bool:
+        """The future is cancelled, while its task is running. False if it is done."""
+        try:
+            self.future._stopped = True
+            self.future.set_exception(CancelledError())
+        except InvalidStateError:
+            self.future._stopped = False
+            return False
+        return True
 
     def _begin(self) -> bool:
         """The task is about to be sent to a worker. False if the future was cancelled, or somebody else has set it."""
@@ -201,7 +235,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     def _run(self, function: Function, kind: int, payload: tuple[Any, ...], first: int = 0) -> Future[Any]:
         with self._lock:
             engine = self._started_engine()
-            job = _Job(engine.schedule.cache)
+            job = _Job(engine)
             task = Task(job, 0, kind, function, payload, first=first, **self._options)
             added = engine.schedule.add(job, task)  # from here on the engine does not end
         if added:
@@ -241,7 +275,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         payloads = items if kind == APPLY else [tuple(items[first : first + chunksize]) for first in firsts]
         with self._lock:
             engine = self._started_engine()
-            jobs = [_Job(engine.schedule.cache) for _ in firsts]
+            jobs = [_Job(engine) for _ in firsts]
             if not jobs:
                 return iter(())
             function = Function(fn, _new_id())

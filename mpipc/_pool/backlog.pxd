@@ -11,5 +11,5 @@ cdef class Backlog:
     cdef Py_ssize_t depth_wanted(self)
     cdef Py_ssize_t count_at_front(self)
     cdef list take(self, Py_ssize_t most)
-    cdef list remove(self, set cancelled)
+    cpdef list remove(self, set cancelled)
     cdef ring(self, object feed)

@@ -80,7 +80,7 @@ cdef class Backlog:
                 waiting.popleft()
         return tasks
 
-    cdef list remove(self, set cancelled):
+    cpdef list remove(self, set cancelled):
         """Take out what is in the set: that."""
         cdef object kept = deque()
         cdef list dropped = []

@@ -15,7 +15,7 @@ cdef class Task:
 cdef class Source:
     cdef readonly object function
     cdef readonly Py_ssize_t remaining  # chunks that have not been drawn
-    cdef object job
+    cdef readonly object job
     cdef int kind
     cdef object items
     cdef Py_ssize_t size

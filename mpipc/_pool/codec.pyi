@@ -42,6 +42,8 @@ class Task:
     ) -> None: ...
 
 class Source:
+    @property
+    def job(self) -> Any: ...
     def __init__(
         self,
         job: Any,

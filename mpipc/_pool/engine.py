@@ -33,6 +33,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mpipc._pool.cancel import cancel
 from mpipc._pool.channel import Channel
 from mpipc._pool.codec import Source, Task
 from mpipc._pool.feed import Feeders, Taken
@@ -142,6 +143,10 @@ class Engine:
         results = job if feed.most is None else Taken(job, self.schedule, feed)
         self._feeders.start(job, tasks, feed)
         return results
+
+    def cancel(self, job: Any) -> bool:
+        """Have a job end with CancelledError, wherever its tasks are. False if it is complete already."""
+        return os.getpid() == self._pid and cancel(self.schedule, self.receiver, job)
 
     def cancel_backlog(self) -> None:
         """Cancel what can be cancelled and no worker has been given."""

@@ -186,7 +186,7 @@ cdef class Member:
             return []
         return self.take_back_from(waiting[len(waiting) - min(count, len(waiting))])
 
-    cdef list take_back_from(self, object number):
+    cpdef list take_back_from(self, object number):
         """The tasks from this number on that it has not begun."""
         cdef object start
         if not self.window:  # it may be dead
