@@ -45,12 +45,12 @@ def cancel(schedule: Schedule, receiver: Receiver, job: Any) -> bool:
                 for task in reversed(worker.take_back_from(waiting[0])):
                     if task.job is not job:
                         schedule.put_back(task)
-            number = worker.ledger.started
             # Not what it is about to begin: that it had begun it was seen above, or it could not be taken back.
-            if number in worker.window and worker.window[number].job is job and worker.ledger.running_for is not None:
-                if not worker.condemned and worker.ledger.condemn(number):
-                    worker.condemned = number
-                    worker.process.kill()
+            number = worker.ledger.started
+            running = number in numbers and number in worker.window and worker.ledger.running_for is not None
+            if running and not worker.condemned and worker.ledger.condemn(number):
+                worker.condemned = number
+                worker.process.kill()
             schedule.refresh(worker)
     receiver.fail(job, WHOLE, cancelled_error())
     schedule.dispatch()

@@ -184,7 +184,7 @@ class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
     def cancel(self) -> bool:
         """Withdraw it: what no worker has begun is not run, and a worker that runs a part of it is killed and replaced.
 
-        True if get() will raise concurrent.futures.CancelledError now; False if there is a result, or an error, already.
+        True if get() will raise concurrent.futures.CancelledError now; False if there is a result or an error already.
         As Future.cancel(), but for what is running.
         """
         pool = self._pool  # None once it is complete
