@@ -35,6 +35,7 @@ from mpipc.exceptions import MemoryLimitError as MemoryLimitError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 from mpipc.executor import ProcessPoolExecutor as ProcessPoolExecutor
+from mpipc.executor import get_reusable_executor as get_reusable_executor
 from mpipc.process import active_children as active_children
 from mpipc.process import current_process as current_process
 from mpipc.process import parent_process as parent_process

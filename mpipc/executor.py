@@ -43,7 +43,7 @@ from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 from mpipc.pool import check_retries, checked_timeout, default_processes
 
-__all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+__all__ = ["BrokenProcessPool", "ProcessPoolExecutor", "get_reusable_executor"]
 
 _base_pool: Any = standard_module("pool")  # its private names are unknown to type checkers
 
@@ -351,6 +351,12 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             return
         engine.terminate(mercy=how != "kill")
 
+    def _is_usable(self) -> bool:
+        """Whether submit() would take something."""
+        engine = self._engine
+        broken = engine is not None and engine.broken is not None
+        return not (self._is_shut_down or _exiting or broken or os.getpid() != self._pid)
+
     def statistics(self) -> PoolStatistics:
         """What the workers have done, and what they are doing."""
         engine = self._engine
@@ -390,6 +396,56 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             broken = BrokenProcessPool(*engine.broken.args)
             raise broken from engine.broken.__cause__
         return engine
+
+
+# --- one for the whole program ----------------------------------------------------------------------------------------
+
+_reusable: tuple[ProcessPoolExecutor, tuple[Any, ...]] | None = None
+_reusable_lock = threading.Lock()
+
+
+def get_reusable_executor(
+    max_workers: int | None = None,
+    context: Any = None,
+    *,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    reuse: bool | str = "auto",
+    kill_workers: bool = False,
+    **options: Any,
+) -> ProcessPoolExecutor:
+    """The executor that this process has for everybody (loky's function of this name): started once, used again.
+
+    If it was asked for something else (`reuse="auto"`, the default), was shut down, is broken, or was the parent's, it
+    is another one; what the former was given is done nevertheless, or, with `kill_workers`, ended. `reuse=True`: the
+    one that there is, whatever it was asked for; False: another one. `options` are ProcessPoolExecutor's.
+
+    Raises what ProcessPoolExecutor raises.
+    """
+    global _reusable
+    wanted = (max_workers or default_processes(), context, initializer, initargs, sorted(options.items(), key=str))
+    with _reusable_lock:
+        if _reusable is not None:
+            executor, had = _reusable
+            same = reuse is True or (reuse == "auto" and had == wanted)
+            if same and executor._is_usable():
+                return executor
+            _reusable = None
+            if kill_workers:
+                executor.kill_workers()
+            else:
+                executor.shutdown(wait=False)
+        executor = ProcessPoolExecutor(wanted[0], context, initializer, initargs, **options)
+        _reusable = executor, wanted
+        return executor
+
+
+def _forget_reusable() -> None:
+    global _reusable, _reusable_lock
+    _reusable, _reusable_lock = None, threading.Lock()  # the parent's
+
+
+os.register_at_fork(after_in_child=_forget_reusable)
 
 
 def _new_id() -> int:
