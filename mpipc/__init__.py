@@ -76,7 +76,7 @@ _SUBMODULES = frozenset(
 
 
 def __getattr__(name: str) -> object:
-    """A submodule that nobody has imported yet, or the executor.
+    """A submodule that nobody has imported yet, the executor, or what else is seldom wanted.
 
     With multiprocessing, `mp.connection.wait(...)` works without an import because `mp.Queue()` happened to import
     multiprocessing.connection; programs rely on that without knowing it.
@@ -89,4 +89,8 @@ def __getattr__(name: str) -> object:
         from mpipc import executor
 
         return getattr(executor, name)
+    if name == "ShutDown":
+        from mpipc._stdlib.shut_down import ShutDown
+
+        return ShutDown
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from mpipc import synchronize as synchronize
 from mpipc import util as util
 from mpipc._stdlib.install import install as install
 from mpipc._stdlib.install import uninstall as uninstall
+from mpipc._stdlib.shut_down import ShutDown as ShutDown
 from mpipc.context import AuthenticationError as AuthenticationError
 from mpipc.context import BufferTooShort as BufferTooShort
 from mpipc.context import Process as Process

@@ -1,8 +1,8 @@
 """joblib's backend "mpipc": `import mpipc.joblib`, then `joblib.parallel_config("mpipc")`. scikit-learn runs on it.
 
-As with joblib's default, loky, functions are pickled by cloudpickle, large arrays among the arguments become memory maps,
-and the workers are used again by the next call. What is different: a worker that dies fails the batch that it was
-running, with WorkerLostError, which says why; with `parallel_config("mpipc", retries=2)` another one runs that batch again.
+As with joblib's default, loky, functions are pickled by cloudpickle, large arrays among the arguments become memory
+maps, and the workers are used again by the next call. What is different: a worker that dies fails the batch that it was
+running, with WorkerLostError, which says why; with `parallel_config("mpipc", retries=2)` another one runs it again.
 
 The workers are those of mpipc.get_reusable_executor(), started by mpipc's start method.
 """
@@ -43,7 +43,7 @@ loads = pickle.loads
 
 
 def dumps(obj: Any, reducers: Any = None) -> bytes:
-    """An object as loky pickles it: by cloudpickle, if that is not set otherwise (joblib.wrap_non_picklable_objects)."""
+    """An object as loky pickles it: by cloudpickle, if that is not set otherwise (set_loky_pickler)."""
     stream = BytesIO()
     get_loky_pickler()(stream, reducers).dump(obj)
     return stream.getvalue()

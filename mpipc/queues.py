@@ -8,6 +8,7 @@ The classes have the names, signatures and errors of multiprocessing.queues. Wha
 * a process that is killed takes with it what it had in its hands, and nothing else: nobody hangs, no message is torn or
   delivered twice;
 * large objects travel through shared memory, which is used again and again and returned when idle;
+* shutdown() ends a queue for all who use it, as that of queue.Queue does from Python 3.13 on, in every Python;
 * no queue needs a file descriptor, until somebody asks for one (`queue.fileno()`).
 """
 
@@ -25,10 +26,11 @@ from mpipc._queue.message_queue import LEVELS, Watch
 from mpipc._queue.parts import JoinableQueueParts, QueueParts, SimpleQueueParts
 from mpipc._stdlib import picklers
 from mpipc._stdlib.likeness import Likeness
+from mpipc._stdlib.shut_down import ShutDown
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._stdlib.subclasses import settle_queue
 
-__all__ = ["Empty", "Full", "JoinableQueue", "PriorityQueue", "Queue", "SimpleQueue"]
+__all__ = ["Empty", "Full", "JoinableQueue", "PriorityQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
 
@@ -60,6 +62,8 @@ class Statistics(NamedTuple):
     """Pid of the process that last sent to the kernel's queue, 0 if none has."""
     last_receiver: int
     """Pid of the process that last received from it, 0 if none has."""
+    is_shutdown: bool = False
+    """Whether shutdown() has been called."""
 
 
 def _statistics(messages: BatchQueue) -> Statistics:
@@ -81,6 +85,7 @@ def _statistics(messages: BatchQueue) -> Statistics:
         pending,
         kernel.msg_lspid,
         kernel.msg_lrpid,
+        messages.is_shutdown,
     )
 
 
@@ -137,7 +142,7 @@ class Reader(_End):
         messages.read_by(self)
 
     def fileno(self) -> int:
-        """A file descriptor that is readable while the queue is not empty; only for waiting.
+        """A file descriptor that is readable while the queue is not empty, or was shut down; only for waiting.
 
         The first call in a process starts a thread, which sleeps until there is something in the queue.
         """
@@ -168,12 +173,15 @@ class Reader(_End):
         return -1 if self._failure is not None else descriptor
 
     def poll(self, timeout: float | None = 0.0) -> bool:
-        """Whether there is something to receive, waited for at most `timeout` seconds (None: without a limit)."""
+        """Whether there is something to receive, waited for at most `timeout` seconds (None: without a limit).
+
+        Also if the queue was shut down: nobody need wait to be told that.
+        """
         self._check_open()
         return self._messages.poll(timeout)
 
     def recv(self) -> Any:
-        """The next object, waited for; EOFError if the queue was removed.
+        """The next object, waited for; EOFError if the queue was removed, ShutDown if it was shut down.
 
         RuntimeError if the thread that fileno() needs could not be started.
         """
@@ -188,7 +196,8 @@ class Reader(_End):
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """The next object as it is pickled, or what a Writer has sent with send_bytes(), waited for.
 
-        EOFError: the queue was removed; OSError: it is longer than `maxlength` bytes, and gone.
+        EOFError: the queue was removed; ShutDown: it was shut down; OSError: it is longer than `maxlength` bytes, and
+        gone.
         """
         self._check_open()
         data = self._messages.get_pickle()
@@ -230,7 +239,7 @@ class Writer(_End):
     def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
         """Puts bytes into the queue: an object as it is pickled, or anything if a Reader's recv_bytes() is to get it.
 
-        ValueError: they are none, or not in `buf`.
+        ValueError: they are none, or not in `buf`; ShutDown: the queue was shut down.
         """
         self._check_open()
         view = memoryview(buf).cast("B")
@@ -240,7 +249,7 @@ class Writer(_End):
         self._messages.put_pickle(bytes(view[offset : offset + size]))
 
     def send(self, obj: Any) -> None:
-        """Puts obj into the queue; raises what pickling it raises."""
+        """Puts obj into the queue; raises what pickling it raises. ShutDown: the queue was shut down."""
         self._check_open()
         self._messages.put(obj)
 
@@ -262,11 +271,39 @@ class _Base(SimpleQueueParts, Likeness):
         self._writer = Writer(messages)
 
     def fileno(self) -> int:
-        """A file descriptor that is readable while the queue is not empty.
+        """A file descriptor that is readable while the queue is not empty, or was shut down.
 
         For select, selectors, asyncio's add_reader() and multiprocessing.connection.wait(); see Reader.
         """
         return self._reader.fileno()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Ends the queue, in all processes that share it: as queue.Queue.shutdown(), and for all kinds of queues.
+
+        From now on put() and put_many() raise ShutDown at once, also where they are waiting for room. get() and
+        get_many() go on until the queue is empty, and raise ShutDown then, also where they are waiting for an object;
+        poll() says True, and the file descriptor is readable. What a put() that had begun before has put can be got:
+        when a get() has raised ShutDown nothing more comes.
+
+        With `immediate`, what is in the queue is dropped: it is empty from now on, get() raises ShutDown at once, and
+        the objects count as unfinished no more, so that join() returns if none of those that were taken is unfinished,
+        or when they are. A get() that is under way may still return an object. The memory of what was dropped is free
+        when this returns; only if another process has the queue's lock and does not run is it freed by the next one
+        who uses the queue.
+
+        It cannot be undone, and can be called again, also with `immediate` when it was without. A process that is
+        killed in it has shut the queue down for all, or not at all.
+        """
+        self._check_usable()
+        self._messages.shutdown(immediate)
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether shutdown() has been called, by any process."""
+        return self._messages.is_shutdown
+
+    def _check_usable(self) -> None:
+        self._reader._check_open()
 
     def statistics(self) -> Statistics:
         """What is in the queue, what memory it has, and who waits for it."""
@@ -321,14 +358,15 @@ class Queue(QueueParts, _Base, Generic[T]):
         """Puts obj into the queue.
 
         If the queue is full, waits for room, at most `timeout` seconds if that is not None, and not at all without
-        `block`; then raises queue.Full. ValueError: the queue is closed; BrokenPipeError: it was removed; MemoryError:
-        there is no memory for it. An object that cannot be pickled is reported, and not put (see the class).
+        `block`; then raises queue.Full. ShutDown: it was shut down; ValueError: it is closed; BrokenPipeError: it was
+        removed; MemoryError: there is no memory for it. An object that cannot be pickled is reported, and not put (see
+        the class).
         """
         self._put(obj, block, timeout)
 
     def _put(self, obj: Any, block: bool, timeout: float | None, level: int = -1) -> None:
         if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+            self._check_usable()
         self._has_put = True
         try:
             if not self._messages.put(obj, block, timeout, self._errors(), level):
@@ -336,6 +374,10 @@ class Queue(QueueParts, _Base, Generic[T]):
         except BrokenPipeError:
             if not self._ignore_epipe:
                 raise
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
 
     def _errors(self) -> Any:
         """Who is told what cannot be pickled; None: whoever called put()."""
@@ -345,21 +387,22 @@ class Queue(QueueParts, _Base, Generic[T]):
         """Removes the next object from the queue and returns it.
 
         If the queue is empty, waits for one, at most `timeout` seconds if that is not None, and not at all without
-        `block`; then raises queue.Empty. ValueError: the queue is closed; EOFError: it was removed. What unpickling
+        `block`; then raises queue.Empty. ShutDown: it was shut down, and is empty; ValueError: it is closed; EOFError:
+        it was removed. What unpickling
         raises is raised here; the object is gone then.
         """
         if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+            self._check_usable()
         return self._messages.get(block, timeout)  # type: ignore[no-any-return]
 
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Puts the objects into the queue in their order, many of them with one system call; returns how many.
 
         Those are fewer than all if the queue is full: it waits for room as put() does, `timeout` seconds for all of
-        them together. Otherwise as put(); what raises there raises here when the objects before it have been put.
+        them together. Otherwise as put(); what raises there raises here when the objects before it have been put. Of
+        ShutDown, the attribute `sent` says how many were.
         """
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+        self._check_usable()
         return self._messages.put_many(objects, block, timeout, self._errors())
 
     def get_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[T]:
@@ -368,8 +411,7 @@ class Queue(QueueParts, _Base, Generic[T]):
         Waits as get() does if there is none; it returns what is there, and never more than 128 objects. If one cannot
         be unpickled, what that raises is raised, and its attribute `received` has the others.
         """
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+        self._check_usable()
         if max_items < 1:
             raise ValueError(f"max_items must be at least 1, got {max_items}")
         return self._messages.get_many(max_items, block, timeout)
@@ -479,8 +521,7 @@ class PriorityQueue(Queue[T]):
         self, objects: Iterable[T], block: bool = True, timeout: float | None = None, *, priority: int = 0
     ) -> int:
         """As Queue.put_many(), all with the same priority."""
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
+        self._check_usable()
         return self._messages.put_many(objects, block, timeout, self._errors(), _level(priority))
 
 
@@ -505,12 +546,18 @@ class SimpleQueue(_Base, Generic[T]):
         self._open(BatchQueue(block=state))
 
     def put(self, obj: T) -> None:
-        """Puts obj into the queue; raises what pickling it raises. OSError: the queue is closed."""
+        """Puts obj into the queue; raises what pickling it raises.
+
+        OSError: the queue is closed; ShutDown: it was shut down.
+        """
         self._writer._check_open()
         self._messages.put(obj)
 
     def get(self) -> T:
-        """Removes the next object from the queue and returns it, waiting for one. OSError: the queue is closed."""
+        """Removes the next object from the queue and returns it, waiting for one.
+
+        OSError: the queue is closed; ShutDown: it was shut down, and is empty.
+        """
         self._reader._check_open()
         return self._messages.get()  # type: ignore[no-any-return]
 

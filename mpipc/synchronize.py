@@ -6,7 +6,8 @@ The classes have the names, signatures, errors and reprs of multiprocessing.sync
 * the units of a semaphore held by a process that was killed come back, unless the semaphore is used as a signal, by
   processes that release what they have not acquired; a process that ends normally changes nothing;
 * a killed waiter is not waited for, by Event.set(), Condition.notify(), Barrier.wait() or anybody;
-* `statistics()` tells value, holder and waiters.
+* `statistics()` tells value, holder and waiters;
+* `with lock.acquired(timeout=1.0):` raises TimeoutError instead of waiting for longer.
 
 RWLock is mpipc's own.
 """
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from mpipc._stdlib.likeness import Likeness
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc._sync.condition import BarrierState, Waiters
-from mpipc._sync.primitives import EventBase, LockBase, SemaphoreBase
+from mpipc._sync.primitives import Acquired, EventBase, LockBase, SemaphoreBase
 from mpipc._sync.rwlock import RWLockBase
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
@@ -230,6 +231,10 @@ class Condition(Likeness):
         self._waiters = Waiters(block)
         self._is_fork_ctx = False
         self._make_methods()
+
+    def acquired(self, timeout: float | None = None) -> Acquired:
+        """For `with condition.acquired(timeout=...):`: acquired() of the lock."""
+        return self._lock.acquired(timeout)
 
     def __enter__(self) -> bool:
         return self._lock.__enter__()

@@ -70,6 +70,10 @@ def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Excepti
     the message, where shared memory was wanted for it."""
     if error == errno.EIDRM:
         return removed_error(f"{'sending to' if sending else 'receiving from'} message queue {queue}")
+    if error == errno.ESHUTDOWN:
+        from mpipc._stdlib.shut_down import ShutDown
+
+        return ShutDown("the queue was shut down: somebody has called its shutdown()")
     if error == errno.ENOMEM and sending:
         return MemoryError("mpipc: there is no memory for the message; nothing was sent")
     if error == errno.ENOMEM:

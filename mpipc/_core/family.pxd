@@ -25,6 +25,7 @@ cdef extern from "core.h" nogil:
         MP_FULL
         MP_NOT_HELD
         MP_NONE_LEFT
+        MP_SHUT_DOWN
         MP_CORRUPT
         MP_OPEN
         MP_KIND_LOCK

@@ -61,6 +61,8 @@ cdef extern from "core.h" nogil:
     int mp_queue_try_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level)
     int mp_queue_send(mp_queue_view *v, mp_message *m, uint32_t length, uint32_t level, int64_t deadline_ns)
     int mp_queue_try_take(mp_queue_view *v, mp_item *item)
+    int mp_queue_shutdown(mp_queue_view *v, bint immediate, int64_t deadline_ns)
+    bint mp_queue_is_shut(mp_queue_view *v)
     void mp_queue_return_token(mp_queue_view *v, mp_item *item)
     int mp_queue_take(mp_queue_view *v, mp_item *item, int64_t deadline_ns)
     int mp_queue_take_many(mp_queue_view *v, mp_item *items, uint32_t most, uint32_t *count, int64_t deadline_ns)

@@ -1,4 +1,4 @@
-"""Several messages at once, with one lock and one token for all."""
+"""Several messages at once, with one lock and one token for all; what else queues do that is seldom done."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -13,27 +13,34 @@ from mpipc._core.queue cimport (
     MP_BODY_PIECE,
     MP_BODY_PLAIN,
     MP_QUEUE_INLINE,
+    MP_WAIT_MESSAGE,
+    mp_arena_usage,
     mp_body,
     mp_body_size,
     mp_item,
+    mp_joiners,
     mp_piece,
     mp_piece_free,
     mp_piece_sent,
+    mp_queue_is_shut,
     mp_queue_send_many,
     mp_queue_soon,
     mp_queue_take_many,
     mp_queue_try_send,
     mp_queue_try_take,
     mp_queue_view,
+    mp_room_count,
+    mp_waits_count,
 )
 from mpipc._core.waits cimport deadline_if, wait_for
-from mpipc._queue.calls cimport waiting
+from mpipc._queue.calls cimport shut_down, waiting
 from mpipc._queue.message_queue cimport MessageQueue
 from mpipc._queue.plain cimport write_plain
 from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
 from mpipc._core.errors import queue_error
 from mpipc._queue.serializer import dumps
+from mpipc._stdlib.shut_down import ShutDown
 
 # As many go at once: the lock is held while they are copied.
 cdef uint32_t BATCH = 128
@@ -86,6 +93,7 @@ cdef class Bundle:
     cdef uint64_t large  # bytes in pieces
     cdef list pieces     # for each message None, or the piece that it is in
     cdef object held     # the object that comes next, where there was no room for it
+    cdef Py_ssize_t sent  # how many, of all that it had
 
     def __cinit__(self):
         self.pieces = []
@@ -188,6 +196,7 @@ cdef class Bundle:
     cdef void forget(self, mp_queue_view *v, uint64_t sent):
         """The first ones are the receivers'."""
         cdef size_t offset = 0
+        self.sent += <Py_ssize_t> sent
         for piece in self.pieces[:sent]:
             offset += mp_body_size((<mp_body *> (self.bodies + offset)).length)
             if piece is not None:
@@ -207,7 +216,8 @@ cdef class Bundle:
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class BatchQueue(MessageQueue):
-    """A MessageQueue that sends and takes several objects at once, too, and pickles; what mpipc.queues are made of."""
+    """A MessageQueue that sends and takes several objects at once, too, and pickles, and can be shut down; what
+    mpipc.queues are made of."""
 
     def put_pickle(self, bytes pickled):
         """Sends an object that is pickled already, or what else receivers expect; waits for room. ValueError if it is
@@ -250,17 +260,25 @@ cdef class BatchQueue(MessageQueue):
 
     def put_many(self, objects, block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends the objects in their order, many with one system call. As put(); returns how many were sent, which are
-        fewer than all if there was not room for all."""
+        fewer than all if there was not room for all. ShutDown has their number in its attribute `sent`."""
         cdef Bundle bundle = Bundle()
-        cdef int64_t deadline = deadline_if(block, timeout), room, lock_deadline
-        cdef Py_ssize_t sent = 0, before
-        cdef waiting w
-        cdef Serializer serializer
         self.ensure()
         self.sender = self.v.f.slot
         if level < 0:
             level = self.last_level
-        objects = iter(objects)
+        try:
+            return self.put_bundles(bundle, iter(objects), owner, <uint32_t> level, deadline_if(block, timeout))
+        except ShutDown as e:
+            e.sent = bundle.sent
+            raise
+
+    cdef Py_ssize_t put_bundles(
+        self, Bundle bundle, object objects, object owner, uint32_t level, int64_t deadline
+    ) except -1:
+        """As put_many()."""
+        cdef int64_t room, lock_deadline
+        cdef waiting w
+        cdef Serializer serializer
         while True:
             room = self.room()
             lock_deadline = deadline if deadline != 0 else mp_queue_soon()
@@ -269,29 +287,27 @@ cdef class BatchQueue(MessageQueue):
                 bundle.fill(&self.v, serializer, objects, owner, room)
             except BaseException:
                 try:
-                    bundle.send(&self.v, <uint32_t> level, lock_deadline)  # what came before it
+                    bundle.send(&self.v, level, lock_deadline)  # what came before it
                 finally:
                     bundle.discard(&self.v)
                 raise
             finally:
                 give_back(serializer)
-            before = len(bundle.pieces)
-            if before == 0 and not (bundle.has_more() and self.has_room(deadline)):
-                return sent
+            if not bundle.pieces and not (bundle.has_more() and self.has_room(deadline)):
+                return bundle.sent
             try:
-                bundle.send(&self.v, <uint32_t> level, lock_deadline)
+                bundle.send(&self.v, level, lock_deadline)
                 if bundle.pieces and deadline != 0:
                     w = self.wait(NULL)
-                    w.level = <uint32_t> level
+                    w.level = level
                     w.batch = <PyObject *> bundle
                     self.wait_in_room(&self.v.q.putters, bundle_is_sent, &w, deadline)
             except BaseException:
                 bundle.discard(&self.v)
                 raise
-            sent += before - len(bundle.pieces)
             if bundle.pieces:
                 bundle.discard(&self.v)
-                return sent
+                return bundle.sent
 
     def get_many(self, uint32_t most, block=True, timeout=None):
         """The next objects, up to `most`: what is there, or if there is nothing, the first that comes. As get().
@@ -341,3 +357,35 @@ cdef class BatchQueue(MessageQueue):
             failure.received = objects
             raise failure
         return objects
+
+    # ---- its end
+
+    def shutdown(self, bint immediate=False):
+        """Nothing is put from now on; with `immediate`, what is in the queue is dropped. Waits for nobody, but for a
+        moment for who has the lock; should he not run, the memory of what was dropped is given back later."""
+        cdef waiting w
+        cdef int outcome
+        self.ensure()
+        w = self.wait(NULL)
+        w.immediate = immediate
+        outcome = wait_for(shut_down, &w, mp_queue_soon())
+        if outcome != MP_OK and outcome != MP_TIMED_OUT:
+            self.failed(outcome, False)
+        if self.watch is not None:
+            self.watch.look_again()
+
+    @property
+    def is_shutdown(self):
+        return mp_queue_is_shut(&self.v)
+
+    # ---- statistics
+
+    def usage(self):
+        """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,
+        waiting putters, waiting joiners, tasks taken and not done)"""
+        cdef uint64_t nbytes, in_use, segments
+        mp_arena_usage(&self.v, &nbytes, &in_use, &segments)
+        return (
+            self.v.q.spilled, nbytes, in_use, segments,
+            mp_room_count(&self.v.q.getters) + mp_waits_count(self.v.f, MP_WAIT_MESSAGE, self.v.index),
+            mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)

@@ -9,6 +9,7 @@ from mpipc._core.queue cimport (
     mp_item,
     mp_queue_await,
     mp_queue_send,
+    mp_queue_shutdown,
     mp_queue_take,
     mp_queue_task_done,
     mp_queue_unfinished,
@@ -33,6 +34,7 @@ cdef struct waiting:
     int outcome         # of the last look
     PyObject *batch     # to be sent
     uint32_t zeros
+    bint immediate      # of a queue that is shut down
 
 
 cdef inline int send_message(void *what, int64_t deadline) noexcept nogil:
@@ -48,6 +50,11 @@ cdef inline int take_message(void *what, int64_t deadline) noexcept nogil:
 cdef inline int await_message(void *what, int64_t deadline) noexcept nogil:
     cdef waiting *w = <waiting *> what
     return mp_queue_await(w.v, w.item)
+
+
+cdef inline int shut_down(void *what, int64_t deadline) noexcept nogil:
+    cdef waiting *w = <waiting *> what
+    return mp_queue_shutdown(w.v, w.immediate, deadline)
 
 
 cdef inline int finish_task(void *what, int64_t deadline) noexcept nogil:

@@ -34,6 +34,7 @@ cdef class MessageQueue:
     cdef int finish_take(self, mp_item *item, int outcome, int64_t deadline) except -1
     cdef int wait_and_take(self, mp_item *item, int64_t deadline) except -1
     cpdef int64_t unfinished(self) except -1
+    cdef bint is_ready(self) except -1
     cpdef int64_t size(self) except -1
     cdef int await_hearing(self, int64_t deadline) except -1
 

@@ -29,6 +29,7 @@ from mpipc._core.family cimport (
     MP_KIND_QUEUE,
     MP_NONE_LEFT,
     MP_OK,
+    MP_SHUT_DOWN,
     MP_TICK,
     MP_TIMED_OUT,
     fail,
@@ -41,11 +42,10 @@ from mpipc._core.family cimport (
 )
 from mpipc._core.queue cimport (
     MP_BODY_INLINE, MP_BODY_PIECE, MP_BODY_PLAIN, MP_QUEUE_COUNTED, MP_QUEUE_INLINE, MP_QUEUE_LEVELS, MP_QUEUE_PRIORITY,
-    MP_WAIT_MESSAGE, mp_arena_trim, mp_arena_usage, mp_joiners, mp_item, mp_kind_remove, mp_piece, mp_piece_free,
-    mp_piece_sent, mp_queue_await_hearing, mp_queue_close, mp_queue_lock, mp_queue_make, mp_queue_open,
-    mp_queue_return_token, mp_queue_room, mp_queue_size, mp_queue_soon, mp_queue_try_send, mp_queue_try_take,
-    mp_queue_unlock, mp_room_count, mp_room_enter, mp_room_leave, mp_room_ring, mp_waits_count, mp_watch_look_again,
-    mp_watch_run, mp_watch_start, mp_watch_stop,
+    mp_arena_trim, mp_joiners, mp_item, mp_kind_remove, mp_piece, mp_piece_free, mp_piece_sent, mp_queue_await_hearing,
+    mp_queue_close, mp_queue_is_shut, mp_queue_lock, mp_queue_make, mp_queue_open, mp_queue_return_token, mp_queue_room,
+    mp_queue_size, mp_queue_soon, mp_queue_try_send, mp_queue_try_take, mp_queue_unlock, mp_room_enter, mp_room_leave,
+    mp_room_ring, mp_watch_look_again, mp_watch_run, mp_watch_start, mp_watch_stop,
 )
 from mpipc._core.waits cimport (
     TURNS_NS,
@@ -87,7 +87,7 @@ cdef bint there_is_room(void *what) except -1:
 
 
 cdef bint there_is_something(void *what) except -1:
-    return (<MessageQueue> (<waiting *> what).queue).size() != 0
+    return (<MessageQueue> (<waiting *> what).queue).is_ready()
 
 
 cdef bint message_is_sent(void *what) except -1:
@@ -307,6 +307,7 @@ cdef class MessageQueue:
 
     def put(self, obj, bint block=True, timeout=None, owner=None, int64_t level=-1):
         """Sends obj; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
+        ShutDown: the queue was shut down.
 
         What cannot be pickled is told to owner._on_queue_feeder_error(exception, obj), or raised if owner is None.
         """
@@ -327,6 +328,8 @@ cdef class MessageQueue:
                 return True
             return self.send(&item, length, <uint32_t> level, outcome, deadline_if(block, timeout)) == 1
         deadline = deadline_if(block, timeout)
+        if mp_queue_is_shut(&self.v):
+            self.failed(MP_SHUT_DOWN, True)
         if self.v.b.size != 0 and not self.has_room(deadline):
             return False
         serializer = take_serializer()
@@ -403,8 +406,8 @@ cdef class MessageQueue:
         return self.unpack(&item)
 
     def get(self, block=True, timeout=None):
-        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; EOFError if the queue was
-        removed. An error in unpickling is raised, too; the message is gone then."""
+        """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; ShutDown; EOFError if it
+        was removed. An error in unpickling is raised, too; the message is gone then."""
         cdef mp_item item
         cdef int outcome
         cdef int64_t deadline
@@ -456,10 +459,11 @@ cdef class MessageQueue:
         return w.outcome
 
     def poll(self, timeout=0.0):
-        """Whether there is something in the queue, waited for at most `timeout` seconds (None: without a limit)."""
+        """Whether get() would not wait: there is something in the queue, or it was shut down. Waited for at most
+        `timeout` seconds (None: without a limit)."""
         cdef int64_t deadline
         cdef waiting w
-        if self.size() != 0:
+        if self.is_ready():
             return True
         deadline = deadline_if(True, timeout)
         if deadline == 0:
@@ -492,6 +496,10 @@ cdef class MessageQueue:
 
     # ---- what there is
 
+    cdef bint is_ready(self) except -1:
+        """Whether get() would not wait."""
+        return mp_queue_is_shut(&self.v) or self.size() != 0
+
     cpdef int64_t size(self) except -1:
         """The number of objects in the queue."""
         cdef int64_t n
@@ -518,16 +526,6 @@ cdef class MessageQueue:
         """Takes the kernel's queue away from everybody who uses it: who waits for a message gets EOFError. Waits for
         nobody, and does nothing if that is not permitted."""
         mp_kind_remove(self.v.f, self.v.b)
-
-    def usage(self):
-        """(messages in the spill, bytes of shared blocks that have memory, of those in use, segments, waiting getters,
-        waiting putters, waiting joiners, tasks taken and not done)"""
-        cdef uint64_t nbytes, in_use, segments
-        mp_arena_usage(&self.v, &nbytes, &in_use, &segments)
-        return (
-            self.v.q.spilled, nbytes, in_use, segments,
-            mp_room_count(&self.v.q.getters) + mp_waits_count(self.v.f, MP_WAIT_MESSAGE, self.v.index),
-            mp_room_count(&self.v.q.putters), mp_room_count(mp_joiners(self.v.b)), self.v.q.pending)
 
     # ---- the end of the process
 

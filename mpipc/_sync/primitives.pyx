@@ -8,6 +8,7 @@ import threading
 from multiprocessing import process as _process
 from operator import index as index_of
 
+cimport cython
 from libc.errno cimport EOVERFLOW, EXFULL, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -119,6 +120,29 @@ cdef inline bint take_at_once(mp_family *f, mp_block *b) noexcept:
     return True
 
 
+@cython.final
+cdef class Acquired:
+    """What acquired() of a lock or a semaphore returns. It may be used again, and within itself if the lock may."""
+
+    cdef object lock
+    cdef object timeout
+
+    def __enter__(self):
+        if not self.lock.acquire(True, self.timeout):
+            raise TimeoutError(f"{self.lock!r} was not to be had within {self.timeout} seconds")
+        return True
+
+    def __exit__(self, exc_type=None, exc=None, traceback=None):
+        self.lock.release()
+
+
+cdef Acquired acquired(object lock, object timeout):
+    cdef Acquired made = Acquired.__new__(Acquired)
+    made.lock = lock
+    made.timeout = timeout
+    return made
+
+
 cdef class LockBase(Shared):
     """A mutual exclusion lock whose owner is known, and which is handed on when its owner dies.
 
@@ -137,6 +161,11 @@ cdef class LockBase(Shared):
         if take_at_once(self.f, self.b):
             return True
         return self.take(block, timeout)
+
+    def acquired(self, timeout=None):
+        """For `with lock.acquired(timeout=...):`, which takes the lock and releases it. Raises TimeoutError
+        if it waits longer than `timeout` seconds, if not None; negative is 0."""
+        return acquired(self, timeout)
 
     cdef bint take(self, object block, object timeout) except -1:
         cdef int64_t deadline
@@ -323,6 +352,11 @@ cdef class SemaphoreBase(Shared):
             return in_time(wait_until(acquire_unit, await_ring, &at, deadline))
         finally:
             mp_sem_withdraw(f, index)
+
+    def acquired(self, timeout=None):
+        """For `with semaphore.acquired(timeout=...):`, which takes one unit and gives it back. Raises
+        TimeoutError if it waits longer than `timeout` seconds, if not None; negative is 0."""
+        return acquired(self, timeout)
 
     def release(self):
         """Gives one unit back, or adds one; pays, if this process has none, for one that has come back from a killed

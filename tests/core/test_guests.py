@@ -15,6 +15,8 @@ import pytest
 from support import NOBODY, become, can_become, run_script
 from support.privileges import as_in_a_container as as_in_a_container  # the programs below use it
 
+from mpipc.queues import ShutDown
+
 START = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 OTHER = 65533
 LARGE = 300_000
@@ -226,6 +228,43 @@ def test_a_pool_whose_initializer_drops(method: str) -> None:
         assert len(pool.map(bytes, [LARGE] * 4)[3]) == LARGE
         pool.close()
         pool.join()
+    """,
+        method,
+    )
+
+
+def shut_down_dropped(queue: Any, last: Any) -> None:
+    """The last look at one of them, and the end of the other."""
+    drop()
+    got = []
+    try:
+        while True:
+            got.append(last.get())
+    except ShutDown:
+        assert got == [1, 2]
+    queue.shutdown(immediate=True)
+    assert queue.empty()
+
+
+@START
+def test_queues_that_are_shut_down(method: str) -> None:
+    run(
+        """
+    queue, last = mp.Queue(), mp.Queue()
+    for each in (queue, last):
+        each.put(1)
+        each.put(2)
+    last.shutdown()
+    child = mp.Process(target=shut_down_dropped, args=(queue, last))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    for each in (queue, last):
+        try:
+            each.get()
+        except ShutDown:
+            continue
+        raise AssertionError("not shut down")
     """,
         method,
     )

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 
 LAYERS = """
     sysv exceptions _stdlib.standard _stdlib.start_method _stdlib.proxies _stdlib.preload _stdlib.subclasses
-        _stdlib.private _stdlib.picklers _stdlib.also _stdlib.likeness
+        _stdlib.private _stdlib.picklers _stdlib.also _stdlib.likeness _stdlib.shut_down
     _core
     _sync _memory _queue
     _stdlib.parcel
@@ -50,7 +50,7 @@ CORE_LAYERS = """
     chunks.h
     spill trim
     queue.h queue_inside.h
-    queue send receive
+    queue send receive shutdown
     watch kinds
     guests
     recovery
@@ -207,9 +207,9 @@ def test_c_files_include_downwards() -> None:
 
 
 def test_every_c_file_has_a_header() -> None:
-    """But for a main program, and the two halves of the queue."""
+    """But for a main program, and the parts of the queue."""
     without = {path.stem for path in CORE.glob("*.c")} - {path.stem for path in CORE.glob("*.h")}
-    assert without == {"mpipc-reaper", "send", "receive"}
+    assert without == {"mpipc-reaper", "send", "receive", "shutdown"}
 
 
 def test_only_faces_stand_at_the_door() -> None:

@@ -946,6 +946,7 @@ static void check_queue_goes_on(bool finished) {
 static void setup_nothing(void) { count_objects(); }
 
 #include "bulk_scenarios.h"
+#include "shutdown_scenarios.h"
 #include "family_scenarios.h"
 #include "bank_scenarios.h"
 #include "guest_scenarios.h"
@@ -1094,6 +1095,28 @@ static const struct scenario scenarios[] = {
     {"queue-unlock-and-look", setup_sleeper_at_full_queue, lock_queue, op_unlock_queue, NULL, NULL, check_sleeper_has_it,
      .started = post_1_and_leave_word},
     {"queue-give-token-back", setup_token_in_hand, NULL, op_give_token_back, NULL, NULL, check_receiver_finds_3},
+    {"shutdown-sleepers", setup_two_sleepers, NULL, op_shutdown, NULL, NULL, check_woken},
+    {"shutdown-sleepers-at-priorities", setup_sleepers_at_priorities, NULL, op_shutdown, NULL, NULL, check_woken},
+    {"shutdown-getters", setup_two_getters, NULL, op_shutdown, NULL, NULL, check_woken},
+    {"shutdown-putters", setup_two_putters, NULL, op_shutdown, NULL, NULL, check_woken},
+    {"shutdown-joiners", setup_two_joiners, NULL, op_shutdown_at_once, NULL, NULL, check_joined},
+    {"shutdown-with-messages", setup_messages_everywhere, NULL, op_shutdown, NULL, NULL, check_all_are_there},
+    {"shutdown-drop", setup_messages_everywhere, NULL, op_shutdown_at_once, NULL, NULL, check_all_are_dropped},
+    {"shutdown-last-look", setup_shut, NULL, op_take_last, NULL, NULL, check_ended},
+    {"shutdown-last-look-without-token", setup_shut_without_token, NULL, op_take_last, NULL, NULL, check_ended},
+    {"shutdown-last-look-while-one-is-sent", setup_shut, NULL, op_take_last, NULL, send_late_and_child_goes_on,
+     check_last_taken},
+    {"shutdown-last-look-while-one-is-posted", setup_shut, NULL, op_take_last, NULL, post_late_and_child_goes_on,
+     check_last_taken},
+    {"shutdown-while-one-sends", setup_sender, NULL, op_send_2_if_open, NULL, shut_down_and_child_goes_on,
+     check_accepted_were_taken},
+    {"shutdown-while-one-sends-by-spill", setup_sender_by_spill, NULL, op_send_2_if_open, NULL, shut_down_and_child_goes_on,
+     check_accepted_were_taken},
+    {"shutdown-while-one-posts", setup_sender_who_posts, NULL, op_send_2_if_open, NULL, shut_down_and_child_goes_on,
+     check_accepted_were_taken},
+    {"shutdown-and-a-sender-is-killed", setup_sender, NULL, op_send_2_if_open, NULL, shut_down_and_take, check_accepted_taken},
+    {"shutdown-and-a-poster-is-killed", setup_sender_who_posts, NULL, op_send_2_if_open, NULL, shut_down_and_take,
+     check_accepted_taken},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, NULL, check_claimed},
     {"ledger-start-while-taken-back", setup_ledger, NULL, op_run_tasks, NULL, take_back_and_child_goes_on, check_each_has_one},
     {"ledger-start-while-more-is-taken-back", setup_ledger_5_and_6_taken_back, NULL, op_run_tasks, NULL,
@@ -1249,9 +1272,10 @@ static uint64_t kernel_digest(void) {
     fclose(list);
     list = fopen("/proc/sysvipc/msg", "re");
     check(list != NULL);
+    struct msqid_ds ds;
     while (fgets(line, sizeof line, list) != NULL)
-        if (sscanf(line, "%*d %d %*o %*u %d", &id, &attached) == 2)
-            h = (h ^ ((uint64_t)id << 32 | (uint64_t)attached)) * 0x9e3779b97f4a7c15ull;
+        if (sscanf(line, "%*d %d %*o %*u %d", &id, &attached) == 2 && msgctl(id, IPC_STAT, &ds) == 0)
+            h = (h ^ ((uint64_t)id << 32 | (uint64_t)attached) ^ (uint64_t)ds.msg_qbytes << 16) * 0x9e3779b97f4a7c15ull;
     fclose(list);
     list = fopen("/proc/sysvipc/sem", "re");
     check(list != NULL);

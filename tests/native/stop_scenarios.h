@@ -442,6 +442,49 @@ static void stop_3_posted_priority(void) {
     post_three(2);
 }
 
+/* ---- the end of a queue ------------------------------------------------------------------------------------------------------------- */
+
+/* The child shuts the queue down, and stands still in it: others are told so or not, but nobody is told anything else. */
+static void meet_the_end(void) {
+    for (uint32_t number = 201; number <= 203; number++) {
+        int outcome = put_until(number, -1); /* without a limit: it does not wait */
+        check(outcome == MP_OK || outcome == MP_SHUT_DOWN);
+    }
+    for (int i = 0; i < 8; i++) {
+        struct mp_item item;
+        int64_t deadline = after_ticks();
+        int outcome = wait_and_take(&item, deadline);
+        if (outcome == MP_OK)
+            received_in_order(number_of(&item));
+        else if (outcome != MP_SHUT_DOWN)
+            done_or_late(outcome, MP_TIMED_OUT, deadline);
+        if (outcome != MP_OK)
+            break;
+    }
+}
+static void child_shuts_down(void) { check_equal(shut_down(false), MP_OK); }
+static void child_shuts_down_at_once(void) { check_equal(shut_down(true), MP_OK); }
+static void take_to_the_end_in_order(void) {
+    struct mp_item item;
+    int outcome;
+    while ((outcome = take_until(&item, -1)) == MP_OK)
+        received_in_order(number_of(&item));
+    check_equal(outcome, MP_SHUT_DOWN);
+}
+static void check_whole_end(bool finished) {
+    take_to_the_end_in_order();
+    for (uint32_t number = 0; number < MOST_NUMBERS; number++)
+        if (record->received[number] != record->put[number])
+            fail("%u was put %d times and received %d times", number, record->put[number], record->received[number]);
+    has_ended();
+}
+static void check_dropped_end(bool finished) {
+    take_to_the_end_in_order();
+    for (uint32_t number = 0; number < MOST_NUMBERS; number++)
+        check(record->received[number] <= record->put[number]);
+    has_ended();
+}
+
 /* ---- how many ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Three messages fill a bounded queue, and neither put nor taken is any: however the tokens are made suspect and exact again
@@ -844,6 +887,8 @@ static const struct scenario stop_scenarios[] = {
     {"get-counted", stop_counted, NULL, child_gets, NULL, others_use_counted_queue, check_whole_counted_queue},
     {"get-asleep", stop_with_token, NULL, child_awaits, wake_child, others_use_queue_and_feed_child, check_whole_queue},
     {"task-done", stop_counted, NULL, child_finishes_task, NULL, others_use_counted_queue, check_whole_counted_queue},
+    {"shutdown", stop_in_both, NULL, child_shuts_down, NULL, meet_the_end, check_whole_end},
+    {"shutdown-drop", stop_in_both, NULL, child_shuts_down_at_once, NULL, meet_the_end, check_dropped_end},
     {"heal", stop_full_in_spill, NULL, child_heals, NULL, others_count, check_whole_after_count},
     {"heal-in-kernel", stop_full_in_kernel, NULL, child_heals, NULL, others_count, check_whole_after_count},
     {"mend", stop_full_and_suspect, NULL, child_finds_it_full, NULL, others_count, check_whole_queue},

@@ -139,7 +139,7 @@ from mpipc._core.family import extra, payload
 faulthandler.enable()
 source = random.Random(int(sys.argv[1]))
 kind = sys.argv[2]
-ALLOWED = (OSError, EOFError, MemoryError, ValueError, q.Empty, q.Full, pickle.UnpicklingError)
+ALLOWED = (OSError, EOFError, MemoryError, ValueError, q.Empty, q.Full, queues.ShutDown, pickle.UnpicklingError)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
@@ -174,9 +174,9 @@ def make():
         return queues.PriorityQueue()
     return queues.JoinableQueue() if kind == "counted" else queues.Queue(50 if kind == "bounded" else 0)
 
-def use(queue):
+def use(queue, *calls):
     # each call with a deadline, or one that never waits
-    for call in (
+    for call in calls or (
         lambda: queue.put_many([b"m" * 900] * 20, False), lambda: queue.put(1, timeout=0.01),
         lambda: queue.put(os.urandom(70000), timeout=0.01), lambda: queue.get(timeout=0.01), lambda: queue.get_nowait(),
         lambda: queue.get_many(30, False), lambda: queue.qsize(), lambda: queue.statistics(), lambda: queue.trim(),
@@ -219,7 +219,10 @@ while time.monotonic() < deadline:
     if source.random() < 0.3:
         spoil(payload(queue._messages.block), 0, 64)
     if source.random() < 0.1:
-        extra(queue._messages.block, 2, source.getrandbits(64))  # what was posted
+        extra(queue._messages.block, 2, source.choice((source.getrandbits(64), (1 << 64) - 1)))  # what was posted
+    if source.random() < 0.2:
+        use(queue)
+        use(queue, lambda: queue.shutdown(source.random() < 0.5))
     for _ in range(3):
         use(queue)
     while attached:

@@ -25,7 +25,7 @@
 #include <sys/shm.h>
 
 #define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
-#define MP_VERSION 5u
+#define MP_VERSION 6u
 
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */

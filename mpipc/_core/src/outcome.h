@@ -42,6 +42,7 @@ enum mp_outcome {
     MP_FOREIGN = EXDEV,     /* a process of another pid namespace, where SEM_UNDO is ignored: nobody could see it die */
     MP_DENIED = EACCES,     /* the kernel object is not this user's, and nobody lets him in who is: see access.c */
     MP_GUESTS = ENOTUNIQ,   /* another one has been let in */
+    MP_SHUT_DOWN = ESHUTDOWN, /* the queue was shut down, and has nothing more to give: see shutdown.c */
     MP_UNEXPECTED = EIO     /* anything else */
 };
 

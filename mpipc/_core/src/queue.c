@@ -9,7 +9,7 @@
  * body: who receives it takes the lock and looks. Invariant, whenever nobody holds the lock:
  *
  *   if there is anything in the spill, a token is in the kernel queue or in the hand of a living receiver, or recovery is
- *   about to run for a dead one.
+ *   about to run for a dead one. So it is, always, when the queue was shut down (shutdown.c).
  *
  * A token that is in the kernel queue says more: nobody sleeps there, or he would have it. Then there is nobody to be woken, and
  * sending through the spill takes no system call at all, nor does taking from it. So while a token is out, all messages of a
@@ -103,6 +103,7 @@ static void view(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
     atomic_init(&v->patience, MP_SHORTEST_STREAK);
     atomic_init(&v->longest, MP_BODY_SIZE);
     v->selector = v->flags & MP_QUEUE_PRIORITY ? -LONG_MAX : 0;
+    v->barred = v->flags & MP_QUEUE_PRIORITY ? MP_TOKEN_SHUT : MP_TOKEN_SHUT | MP_TOKEN_OUT;
 }
 
 int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index) {
@@ -189,7 +190,8 @@ static int repair(struct mp_queue_view *v) {
         do {
             while (MP_ALLOWED(v->f, msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT | MSG_NOERROR)) >= 0)
                 ;
-            next = ((mp_token_generation(token) + 1) & 0xffff) << 16 | (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_DOUBTS));
+            next = ((mp_token_generation(token) + 1) & 0xffff) << 16 |
+                   (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_TOKEN_SHUT | MP_TOKEN_DROP | MP_DOUBTS));
         } while (!atomic_compare_exchange_strong(&v->q->token, &token, next));
     }
     atomic_store_explicit(&v->q->credit, 0, memory_order_relaxed);
@@ -204,7 +206,8 @@ int mp_queue_entered(struct mp_queue_view *v) {
         atomic_fetch_or(&v->q->token, MP_DOUBTS);
     if (atomic_load_explicit(&v->q->token, memory_order_relaxed) & MP_DOUBTS)
         result = repair(v);
-    if ((result == MP_OK || result == MP_CORRUPT) && atomic_load_explicit(mp_posted(v->b), memory_order_relaxed) != 0) {
+    if ((result == MP_OK || result == MP_CORRUPT) &&
+        mp_is_posted(atomic_load_explicit(mp_posted(v->b), memory_order_relaxed))) {
         int error = mp_spill_collect(v);
         mp_queue_ensure_token(v);
         result = error != MP_OK ? error : result;
@@ -239,7 +242,7 @@ void mp_queue_unlock(struct mp_queue_view *v) {
         if (!(word & MP_LOCK_LOOK))
             continue;
         atomic_fetch_and(&v->q->lock.word, ~(uint64_t)MP_LOCK_LOOK);
-        if (atomic_load(mp_posted(v->b)) != 0)
+        if (mp_is_posted(atomic_load(mp_posted(v->b))))
             mp_spill_collect(v); /* if it fails, somebody else may be able to: there will be a token */
         mp_queue_ensure_token(v);
         word = atomic_load(&v->q->lock.word);
@@ -274,7 +277,9 @@ int64_t mp_queue_soon(void) { return mp_now_ns() + MP_PATIENCE_NS; }
  * time are, but for a race, none; where all that the kernel has has no body, it has only tokens, however many. -1 with errno. */
 int64_t mp_queue_count(struct mp_queue_view *v) {
     struct msqid_ds ds;
-    uint64_t waiting = atomic_load(mp_posted(v->b)) == 0 ? 0 : mp_spill_posted(v);
+    if (mp_queue_is_dropped(v))
+        return 0;
+    uint64_t waiting = mp_is_posted(atomic_load(mp_posted(v->b))) ? mp_spill_posted(v) : 0;
     waiting += atomic_load(&v->q->spilled);
     if (MP_ALLOWED(v->f, msgctl(v->id, IPC_STAT, &ds)) < 0) {
         errno = mp_error(errno);
@@ -291,7 +296,8 @@ int64_t mp_queue_count(struct mp_queue_view *v) {
  * somebody has the lock for long, tokens may be taken for messages next to which they stand, but a queue that has messages is never
  * said to have none, nor a bounded one to have more than fit. */
 int64_t mp_queue_size(struct mp_queue_view *v) {
-    const uint32_t unsure = MP_DOUBTS | MP_TOKEN_MENDING, passing = MP_TOKEN_ARENA | MP_TOKEN_DRY | MP_TOKEN_GONE;
+    const uint32_t unsure = MP_DOUBTS | MP_TOKEN_MENDING;
+    const uint32_t passing = MP_TOKEN_ARENA | MP_TOKEN_DRY | MP_TOKEN_GONE | MP_TOKEN_SHUT | MP_TOKEN_DROP;
     for (int spins = 0; spins < 64; spins++) {
         uint32_t before = atomic_load(&v->q->token);
         if (!(before & unsure)) {
@@ -312,8 +318,13 @@ int64_t mp_queue_size(struct mp_queue_view *v) {
     return size >= 0 && v->b->size != 0 && (uint64_t)size > v->b->size ? (int64_t)v->b->size : size;
 }
 
-/* For how many more messages there is room, at least; 0: none, as far as can be known without the lock. -1 with errno. */
+/* For how many more messages there is room, at least; 0: none, as far as can be known without the lock. -1 with errno, which may
+ * be MP_SHUT_DOWN. */
 int64_t mp_queue_room(struct mp_queue_view *v) {
+    if (mp_queue_is_shut(v)) {
+        errno = MP_SHUT_DOWN;
+        return MP_FAILED;
+    }
     if (v->b->size == 0)
         return INT64_MAX;
     uint32_t credit = atomic_load_explicit(&v->q->credit, memory_order_relaxed);
@@ -407,14 +418,15 @@ void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns) {
     mp_arena_close(&v);
 }
 
-/* Recovery, after every death: rings that were lost, and tokens. */
+/* Recovery, after every death: rings that were lost, and tokens. A queue that was shut down has one for its sleepers, whom the dead
+ * one may have been about to wake. */
 void mp_queue_heal(struct mp_family *f, uint32_t index) {
     struct mp_block *b = mp_block_at(f, index);
     struct mp_queue *q = mp_queue_of(b);
     bool died = atomic_load(&q->lock.word) & MP_LOCK_DIED;
     uint32_t token = atomic_load(&q->token);
-    if (died || atomic_load(mp_posted(b)) != 0 || atomic_load(&q->spilled) != 0 ||
-        token & (MP_TOKEN_OUT | MP_TOKEN_DRY | MP_DOUBTS)) { /* DRY without OUT: a token was returned while it was set */
+    if (died || mp_is_posted(atomic_load(mp_posted(b))) || atomic_load(&q->spilled) != 0 ||
+        token & (MP_TOKEN_OUT | MP_TOKEN_DRY | MP_TOKEN_SHUT | MP_DOUBTS)) { /* DRY, not OUT: a token was returned */
         struct mp_queue_view v = {.id = atomic_load(&b->id), .q = q};
         uint32_t suspect = MP_TOKEN_SUSPECT | (died ? MP_TOKEN_REPAIR : 0);
         atomic_fetch_or(&q->token, suspect); /* before: who receives this token must find it so */

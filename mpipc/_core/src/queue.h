@@ -7,6 +7,7 @@
  *   queue.c     the lock, the token, repair, how many messages there are
  *   send.c      which way a message goes
  *   receive.c   in which order they come
+ *   shutdown.c  what becomes of a queue that was shut down
  *   spill.c     messages that the kernel queue has no room for: FIFOs in the arena, one for each priority level
  *   pieces.c    pieces of shared memory: large messages, and the chunks of the spill; space.c: the segments they are cut from
  *   rooms.c     where putters, getters and joiners wait
@@ -34,6 +35,7 @@ int64_t mp_queue_soon(void);
 void mp_queue_unlock(struct mp_queue_view *v);
 int64_t mp_queue_size(struct mp_queue_view *v);
 int64_t mp_queue_room(struct mp_queue_view *v);
+int mp_queue_shutdown(struct mp_queue_view *v, bool immediate, int64_t deadline_ns);
 int mp_queue_task_done(struct mp_queue_view *v, int64_t deadline_ns);
 int64_t mp_queue_unfinished(struct mp_queue_view *v, int64_t deadline_ns);
 const char *mp_queue_purpose(struct mp_block *b, const struct mp_waiting *waiting);

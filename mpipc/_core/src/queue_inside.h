@@ -18,11 +18,16 @@ int mp_queue_send_token(struct mp_queue_view *v);
 int mp_queue_entered(struct mp_queue_view *v);
 int mp_queue_leave_word(struct mp_queue_view *v);
 int64_t mp_queue_count(struct mp_queue_view *v);
+int mp_queue_take_locked(struct mp_queue_view *v, struct mp_item *item);
+int mp_queue_take_of_shut(struct mp_queue_view *v, struct mp_item *item);
 
-/* The same, but it is not asked twice in one tick of the clock. */
-static inline int mp_queue_removed_lately(struct mp_queue_view *v) {
-    if (atomic_load_explicit(&v->q->token, memory_order_relaxed) & MP_TOKEN_GONE)
-        return MP_REMOVED;
+static inline bool mp_queue_is_dropped(struct mp_queue_view *v) { return atomic_load(&v->q->token) & MP_TOKEN_DROP; }
+
+/* For senders: MP_OK, MP_SHUT_DOWN, or as mp_queue_ask(), but that is not asked twice in one tick of the clock. */
+static inline int mp_queue_takes_more(struct mp_queue_view *v) {
+    uint32_t token = atomic_load_explicit(&v->q->token, memory_order_relaxed);
+    if (token & (MP_TOKEN_GONE | MP_TOKEN_SHUT))
+        return token & MP_TOKEN_SHUT ? MP_SHUT_DOWN : MP_REMOVED;
     int64_t tick = mp_coarse_ns();
     if (atomic_load_explicit(&v->asked, memory_order_relaxed) == tick)
         return MP_OK;
@@ -32,13 +37,14 @@ static inline int mp_queue_removed_lately(struct mp_queue_view *v) {
 
 /* The order matters to those without the lock: who finds nothing posted any more has to find it spilled. */
 static inline bool mp_queue_nothing_waits(struct mp_queue_view *v) {
-    return atomic_load(mp_posted(v->b)) == 0 && atomic_load(&v->q->spilled) == 0;
+    return !mp_is_posted(atomic_load(mp_posted(v->b))) && atomic_load(&v->q->spilled) == 0;
 }
 
-/* Keeps the invariant. If even the token does not fit (somebody lowered msg_qbytes), those who receive what is in the way
+/* Keeps the invariant; who sleeps at a queue that was shut down has to be woken, too. If even the token does not fit (somebody lowered msg_qbytes), those who receive what is in the way
  * will see that there is no token. MP_OK; MP_DENIED, MP_GUESTS: this process cannot tell anybody any more of what waits. */
 static inline int mp_queue_ensure_token(struct mp_queue_view *v) {
-    if (mp_queue_nothing_waits(v) || atomic_load(&v->q->token) & MP_TOKEN_OUT)
+    uint32_t token = atomic_load(&v->q->token);
+    if (token & MP_TOKEN_OUT || (!(token & MP_TOKEN_SHUT) && mp_queue_nothing_waits(v)))
         return MP_OK;
     atomic_fetch_or(&v->q->token, MP_TOKEN_OUT);
     int error = mp_queue_send_token(v);
@@ -53,7 +59,7 @@ static inline bool mp_queue_try_lock(struct mp_queue_view *v) {
         return false;
     bool died = atomic_load_explicit(&v->q->lock.word, memory_order_relaxed) & MP_LOCK_DIED;
     if (!died && !(atomic_load_explicit(&v->q->token, memory_order_relaxed) & MP_DOUBTS) &&
-        atomic_load_explicit(mp_posted(v->b), memory_order_relaxed) == 0)
+        !mp_is_posted(atomic_load_explicit(mp_posted(v->b), memory_order_relaxed)))
         return true;
     if (died)
         atomic_fetch_or(&v->q->token, MP_DOUBTS); /* a release clears DIED */

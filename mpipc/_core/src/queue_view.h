@@ -25,8 +25,13 @@ enum {
     MP_TOKEN_ARENA = 8,   /* the queue owns segments, or its maker died making one */
     MP_TOKEN_DRY = 16,    /* the kernel queue has only tokens, but for what comes from senders who clear this */
     MP_TOKEN_GONE = 32,   /* the kernel queue was removed */
-    MP_TOKEN_MENDING = 64 /* the lock's owner is about to make the tokens exact again */
+    MP_TOKEN_MENDING = 64, /* the lock's owner is about to make the tokens exact again */
+    MP_TOKEN_SHUT = 128,  /* the queue was shut down: nothing is put any more. Like DROP never cleared */
+    MP_TOKEN_DROP = 256   /* ... at once: what is in it counts no more, and is to be given back */
 };
+
+/* On top of the stack `posted`, in the place of a chunk: nothing is posted any more. */
+#define MP_POSTED_SHUT UINT64_MAX
 
 /* Flags of a queue. */
 enum {
@@ -106,6 +111,7 @@ struct mp_queue_view {
     int id;
     long selector; /* msgrcv(2) */
     uint32_t flags;
+    uint32_t barred;           /* flags of the token with which a sender does not use the kernel queue */
     _Atomic uint32_t streak;   /* messages taken since the last one that was slept for */
     _Atomic uint32_t patience; /* length of the streak that makes us try shared memory */
     _Atomic uint32_t longest;  /* body that the kernel takes */
@@ -117,6 +123,8 @@ struct mp_queue_view {
 static inline struct mp_queue *mp_queue_of(struct mp_block *b) { return (struct mp_queue *)b->bytes; }
 static inline struct mp_room *mp_joiners(struct mp_block *b) { return &b->more.queue.joiners; }
 static inline _Atomic uint64_t *mp_posted(struct mp_block *b) { return &b->more.queue.posted; }
+static inline bool mp_is_posted(uint64_t top) { return top + 1 > 1; } /* neither 0 nor MP_POSTED_SHUT */
+static inline bool mp_queue_is_shut(struct mp_queue_view *v) { return atomic_load(&v->q->token) & MP_TOKEN_SHUT; }
 static inline uint64_t mp_queue_levels(struct mp_queue_view *v) { return v->flags & MP_QUEUE_PRIORITY ? MP_QUEUE_LEVELS : 1; }
 
 #endif

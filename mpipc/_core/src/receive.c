@@ -76,7 +76,7 @@ static ssize_t receive_locked(struct mp_queue_view *v, struct mp_item *item, lon
 
 /* The next message of all, or MP_EMPTY. Each look into a lane follows a look into the kernel queue for what comes before it: a
  * lane that turns out to be empty is no reason to go on to the next one. */
-static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
+int mp_queue_take_locked(struct mp_queue_view *v, struct mp_item *item) {
     for (;;) {
         int64_t level = mp_spill_first_level(v);
         if (level < 0 && errno != 0)
@@ -100,6 +100,11 @@ static int take_locked(struct mp_queue_view *v, struct mp_item *item) {
         }
         forget_token(v, item->message.type);
     }
+}
+
+/* The same; MP_SHUT_DOWN, also MP_TICK: see mp_queue_take_of_shut(). */
+static int take_next(struct mp_queue_view *v, struct mp_item *item) {
+    return __builtin_expect(mp_queue_is_shut(v), 0) ? mp_queue_take_of_shut(v, item) : mp_queue_take_locked(v, item);
 }
 
 /* What is due when a message has been taken: the putters' ring, and a token if it could not be sent. */
@@ -160,7 +165,7 @@ static int take_and_unlock(struct mp_queue_view *v, struct mp_item *item) {
     if (item->token != 0)
         forget_token(v, item->token);
     item->token = 0;
-    int error = take_locked(v, item);
+    int error = take_next(v, item);
     if (error == MP_OK && v->flags & MP_QUEUE_COUNTED)
         atomic_fetch_add(&v->q->pending, 1);
     bool all_done = dropped(v, error);
@@ -178,8 +183,11 @@ static int take_and_unlock(struct mp_queue_view *v, struct mp_item *item) {
 /* As mp_queue_take(), if that waits for nobody: MP_BUSY: call mp_queue_take() with this item, there may be a message. */
 int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item) {
     item->token = 0;
-    if (v->flags & MP_QUEUE_COUNTED || !mp_queue_nothing_waits(v) || atomic_load(&v->q->token) & MP_TOKEN_OUT)
-        return mp_queue_try_lock(v) ? take_and_unlock(v, item) : MP_BUSY;
+    if (v->flags & MP_QUEUE_COUNTED || !mp_queue_nothing_waits(v) ||
+        atomic_load(&v->q->token) & (MP_TOKEN_OUT | MP_TOKEN_SHUT)) {
+        int error = mp_queue_try_lock(v) ? take_and_unlock(v, item) : MP_BUSY;
+        return error == MP_TICK ? MP_BUSY : error;
+    }
     ssize_t n = receive(v, item, v->selector, IPC_NOWAIT);
     if (n < 0 && errno == ENOMSG)
         return mp_queue_nothing_waits(v) ? MP_EMPTY : MP_BUSY;
@@ -192,15 +200,15 @@ int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item) {
 }
 
 /* Takes the next message without waiting for one, but for the lock until the deadline. MP_OK; MP_EMPTY: there is none;
- * MP_CORRUPT: there was one that is none, and is gone now; MP_TIMED_OUT, MP_TICK, MP_INTERRUPTED; MP_REMOVED, or an error: then
- * nothing was taken. item->token is the token in our hand, or 0; afterwards there is none. If item->message.kind then is
+ * MP_CORRUPT: there was one that is none, and is gone now; MP_TIMED_OUT, MP_TICK, MP_INTERRUPTED; MP_SHUT_DOWN: there is none, and
+ * never will be; MP_REMOVED, or an error: then nothing was taken. item->token is the token in our hand, or 0; afterwards there is none. If item->message.kind then is
  * MP_BODY_PIECE, the caller frees item->piece. */
 int mp_queue_take(struct mp_queue_view *v, struct mp_item *item, int64_t deadline_ns) {
     int outcome = mp_queue_lock(v, deadline_ns);
     if (outcome == MP_OK)
         return take_and_unlock(v, item);
     mp_queue_return_token(v, item);
-    return outcome;
+    return mp_queue_is_dropped(v) ? MP_SHUT_DOWN : outcome;
 }
 
 /* As mp_queue_take(), up to `most` of them; *count may be more than 0 also if the outcome is MP_CORRUPT. Once the kernel queue has
@@ -210,15 +218,15 @@ int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t 
     *count = 0;
     int error = mp_queue_lock(v, deadline_ns);
     if (error != MP_OK)
-        return error;
-    error = take_locked(v, items);
+        return mp_queue_is_dropped(v) ? MP_SHUT_DOWN : error;
+    error = take_next(v, items);
     while (error == MP_OK && ++*count < most) {
         struct mp_item *item = &items[*count];
         int64_t level = items[*count - 1].level;
         error = level < 0 ? MP_EMPTY : mp_spill_pop(v, (uint32_t)level, item);
         item->level = level;
         if (error == MP_EMPTY)
-            error = take_locked(v, item);
+            error = mp_queue_take_locked(v, item);
     }
     if (v->flags & MP_QUEUE_COUNTED)
         atomic_fetch_add(&v->q->pending, *count);
@@ -233,11 +241,11 @@ int mp_queue_take_many(struct mp_queue_view *v, struct mp_item *items, uint32_t 
     return error == MP_CORRUPT ? error : MP_OK;
 }
 
-/* While a token is out somebody is likely to send through the spill before long. false: it is empty. */
+/* While a token is out somebody is likely to send through the spill before long. false: it is empty, and may be for long. */
 static bool linger(struct mp_queue_view *v) {
     int64_t end = 0;
     for (int looks = 0; atomic_load(&v->q->token) & MP_TOKEN_OUT; looks++) {
-        if (atomic_load(&v->q->spilled) != 0)
+        if (atomic_load(&v->q->spilled) != 0 || mp_queue_is_shut(v))
             return true;
         if (looks % 16 == 15) {
             int64_t now = mp_now_ns();

@@ -35,8 +35,7 @@ static int send_to_kernel(struct mp_queue_view *v, struct mp_message *m, uint32_
 
 /* Is the kernel queue the way for the next message? */
 static bool by_kernel(struct mp_queue_view *v, const struct mp_message *m, uint32_t length) {
-    return m->kind != MP_BODY_PIECE && mp_queue_nothing_waits(v) &&
-           (v->flags & MP_QUEUE_PRIORITY || !(atomic_load(&v->q->token) & MP_TOKEN_OUT)) &&
+    return m->kind != MP_BODY_PIECE && mp_queue_nothing_waits(v) && !(atomic_load(&v->q->token) & v->barred) &&
            1 + length <= atomic_load_explicit(&v->longest, memory_order_relaxed);
 }
 
@@ -87,11 +86,13 @@ static int admit(struct mp_queue_view *v) {
 }
 
 static int send_and_unlock(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level) {
-    int error = mp_queue_removed_lately(v);
+    int error = mp_queue_takes_more(v);
     if (error == MP_OK)
         error = admit(v);
     if (error == MP_OK)
         error = send_locked(v, m, length, level);
+    else if (error == MP_SHUT_DOWN)
+        mp_queue_ensure_token(v); /* who has shut it down may not have come to that yet */
     mp_queue_unlock(v);
     if (error == MP_OK)
         mp_room_ring(v->f, &v->q->getters, false);
@@ -112,7 +113,7 @@ int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t le
 }
 
 static int post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t size, uint32_t count, uint32_t level) {
-    int error = mp_queue_removed_lately(v);
+    int error = mp_queue_takes_more(v);
     if (error == MP_OK)
         error = mp_access_still(v->f);
     if (error == MP_OK)
@@ -168,9 +169,11 @@ static bool should_post(struct mp_queue_view *v, int outcome) {
 }
 
 /* Never waits for room, and if the queue is bounded, for the lock until the deadline. MP_OK; MP_FULL; of a bounded queue
- * MP_TIMED_OUT, MP_TICK and MP_INTERRUPTED; MP_REMOVED, or an error: then nothing was sent. */
+ * MP_TIMED_OUT, MP_TICK and MP_INTERRUPTED; MP_SHUT_DOWN, MP_REMOVED, or an error: then nothing was sent. */
 int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level, int64_t deadline_ns) {
     m->type = MP_TYPE_LEVEL + level;
+    if (mp_queue_is_shut(v))
+        return MP_SHUT_DOWN;
     int outcome = mp_queue_lock(v, lock_deadline(v, deadline_ns));
     if (outcome == MP_OK)
         return send_and_unlock(v, m, length, level);
@@ -182,10 +185,14 @@ int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length
 uint64_t mp_queue_send_many(struct mp_queue_view *v, const unsigned char *bodies, uint64_t count, uint32_t level,
                             int64_t deadline_ns, int *outcome) {
     uint64_t sent = 0;
+    if (mp_queue_is_shut(v)) {
+        *outcome = MP_SHUT_DOWN;
+        return 0;
+    }
     if ((*outcome = mp_queue_lock(v, lock_deadline(v, deadline_ns))) != MP_OK)
         return should_post(v, *outcome) ? post_many(v, bodies, count, level, outcome) : 0;
     struct mp_message m = {.type = MP_TYPE_LEVEL + level};
-    *outcome = mp_queue_removed_lately(v);
+    *outcome = mp_queue_takes_more(v);
     for (; *outcome == MP_OK && sent < count; sent++) {
         const struct mp_body *body = (const struct mp_body *)bodies;
         if ((*outcome = admit(v)) != MP_OK)

@@ -116,13 +116,13 @@ uint64_t mp_spill_posted(struct mp_queue_view *v) {
         uint64_t top = atomic_load(mp_posted(v->b));
         uint32_t messages = messages_from(v, top);
         if (atomic_load(mp_posted(v->b)) == top)
-            return messages != 0 || top == 0 ? messages : 1;
+            return messages != 0 || !mp_is_posted(top) ? messages : 1;
     }
     return 1;
 }
 
 /* Puts messages of one level where the lock's next owner finds them. `bodies`: one struct mp_body after the other, `size` bytes
- * with what mp_body_size() adds. */
+ * with what mp_body_size() adds. MP_SHUT_DOWN: nobody looks there any more, and nothing was posted. */
 int mp_spill_post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t size, uint32_t count, uint32_t level) {
     struct mp_piece piece;
     struct mp_piece_place place;
@@ -137,6 +137,10 @@ int mp_spill_post(struct mp_queue_view *v, const unsigned char *bodies, uint64_t
     atomic_store(place.word, mp_piece_word_of(MP_PIECE_POSTED, v->f->slot, piece.sequence));
     uint64_t top = atomic_load(mp_posted(v->b));
     do { /* if it is still on top then, it was all the time, and its chunk was that message's */
+        if (top == MP_POSTED_SHUT) {
+            mp_piece_free(v, &piece);
+            return MP_SHUT_DOWN;
+        }
         c->below = top;
         c->messages = count + messages_from(v, top);
     } while (!atomic_compare_exchange_strong(mp_posted(v->b), &top, posted_word(name, piece.sequence)));
@@ -210,7 +214,7 @@ static int put_into_lanes(struct mp_queue_view *v, struct mp_arena *a, uint64_t 
 static int collect(struct mp_queue_view *v, struct mp_arena *a, uint64_t stamp) {
     uint64_t top = atomic_load(mp_posted(v->b));
     int result = MP_OK;
-    while (top != 0) {
+    while (mp_is_posted(top)) {
         uint64_t oldest, count;
         int error = walk_down(v, top, stamp, &oldest, &count);
         if (error == MP_CORRUPT) /* what is below is lost */

@@ -1,5 +1,7 @@
 /* Watching: a file descriptor that tells whether the queue is empty.
  *
+ * A queue that was shut down is as good as one that has a message: nobody need wait for it.
+ *
  * The watcher is a waiter among the getters, but it takes nothing: having heard a ring it rings on, for one who does. While
  * its descriptor is readable it is in no room. Whoever of its own process takes the last message, or finds none, clears the
  * descriptor and sends the watcher back (mp_watch_look_again). */
@@ -21,11 +23,14 @@ int mp_watch_start(struct mp_queue_view *v, struct mp_watch *w, int fd) {
     return sem_init(&w->wanted, 0, 0) == 0 ? MP_OK : mp_error(errno);
 }
 
+/* Is there something to be received, be it that nothing ever will be? < 0: that cannot be told. */
+static int64_t ready(struct mp_queue_view *v) { return mp_queue_is_shut(v) ? 1 : mp_queue_size(v); }
+
 /* MP_OK, or the error that keeps it from waiting. */
 static int watch_until_not_empty(struct mp_queue_view *v, struct mp_watch *w) {
     uint32_t epoch = mp_room_enter(&v->q->getters);
     int outcome = MP_OK;
-    while (outcome == MP_OK && !atomic_load(&w->stopped) && mp_queue_size(v) == 0) {
+    while (outcome == MP_OK && !atomic_load(&w->stopped) && ready(v) == 0) {
         outcome = mp_room_wait(v->f, &v->q->getters, -1);
         if (outcome == MP_TICK || outcome == MP_INTERRUPTED)
             outcome = MP_OK;
@@ -41,7 +46,7 @@ void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w) {
     while (!atomic_load(&w->stopped)) {
         bool over = watch_until_not_empty(v, w) != MP_OK;
         pthread_mutex_lock(&w->lock);
-        int64_t size = mp_queue_size(v);
+        int64_t size = ready(v);
         over |= size < 0;
         if (size != 0 || over) { /* else it was taken meanwhile */
             eventfd_write(w->fd, 1);
@@ -62,7 +67,7 @@ void mp_watch_run(struct mp_queue_view *v, struct mp_watch *w) {
 void mp_watch_look_again(struct mp_queue_view *v, struct mp_watch *w) {
     eventfd_t value;
     pthread_mutex_lock(&w->lock);
-    if (atomic_load(&w->watching) == 0 && mp_queue_size(v) == 0) {
+    if (atomic_load(&w->watching) == 0 && ready(v) == 0) {
         atomic_store(&v->b->watcher, (uint32_t)v->f->me);
         eventfd_read(w->fd, &value);
         atomic_store(&w->watching, 1);
