@@ -199,7 +199,7 @@ class BaseContext(_base.BaseContext):
 
         TypeError for names that are no strings; ValueError for another `on_error`.
         """
-        from mpipc.popen_forkserver import set_preload
+        from mpipc._stdlib.fork_server import set_preload
 
         set_preload(module_names, on_error)
 

@@ -200,9 +200,9 @@ class Supervisor:
 
             resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts its process
         if method == "forkserver":
-            from multiprocessing import forkserver
+            from mpipc._stdlib import fork_server
 
-            forkserver.ensure_running()  # now: all its children would inherit the mask from below
+            fork_server.ensure_running()  # now: all its children would inherit the mask from below
         member = Member(next(self._tags), self._options.quota, self._options.task_reducers)
         member.process = self._make_process(
             self._context,
