@@ -76,3 +76,4 @@ reducer = reduction
 set_executable = _default_context.set_executable
 set_forkserver_preload = _default_context.set_forkserver_preload
 set_start_method = _default_context.set_start_method
+with_pickler = _default_context.with_pickler

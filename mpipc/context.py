@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mpipc import managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
+    from mpipc._stdlib.by_pickler import ByPickler
 
 __all__ = ()
 
@@ -43,6 +44,9 @@ class BaseContext(_base.BaseContext):
 
     The signatures are multiprocessing's; so are the imports inside, which keep `import mpipc` cheap.
     """
+
+    _by_pickler: ByPickler | None = None
+    """The pickler of what it makes, see with_pickler()."""
 
     @_base.BaseContext.reducer.setter  # type: ignore[attr-defined, untyped-decorator]
     def reducer(self, reduction: Any) -> None:
@@ -114,26 +118,27 @@ class BaseContext(_base.BaseContext):
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0, *, raise_on_pickle_error: bool = False) -> queues.Queue[Any]:
+    def Queue(self, maxsize: int = 0, *, raise_on_pickle_error: bool = False, pickler: Any = None) -> queues.Queue[Any]:
         """Return a queue of at most `maxsize` objects, without a limit if that is 0 or less.
 
-        With `raise_on_pickle_error`, which is mpipc's own, put() raises what pickling an object raises.
+        With `raise_on_pickle_error`, which is mpipc's own, put() raises what pickling an object raises. `pickler`, too,
+        pickles what is put, lambdas also if it is "cloudpickle": see mpipc.queues.Queue.
         """
         from mpipc.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context(), raise_on_pickle_error=raise_on_pickle_error)
+        return Queue(maxsize, ctx=self.get_context(), raise_on_pickle_error=raise_on_pickle_error, pickler=pickler)
 
-    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:
-        """Return a queue with task_done() and join()."""
+    def JoinableQueue(self, maxsize: int = 0, *, pickler: Any = None) -> queues.JoinableQueue[Any]:
+        """Return a queue with task_done() and join(). `pickler`: see Queue()."""
         from mpipc.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context())
+        return JoinableQueue(maxsize, ctx=self.get_context(), pickler=pickler)
 
-    def SimpleQueue(self) -> queues.SimpleQueue[Any]:
-        """Return a queue with get(), put(), empty() and close() only."""
+    def SimpleQueue(self, *, pickler: Any = None) -> queues.SimpleQueue[Any]:
+        """Return a queue with get(), put(), empty() and close() only. `pickler`: see Queue()."""
         from mpipc.queues import SimpleQueue
 
-        return SimpleQueue(ctx=self.get_context())
+        return SimpleQueue(ctx=self.get_context(), pickler=pickler)
 
     def Pool(
         self,
@@ -229,7 +234,42 @@ class BaseContext(_base.BaseContext):
         except KeyError:
             raise ValueError(f"cannot find context for {method!r}") from None
         private.check_available(context)
+        return context if self._by_pickler is None else context.with_pickler(self._by_pickler)
+
+    def with_pickler(self, pickler: Any) -> Any:
+        """Return a context like this one with a pickler, by which travels what is made or started through it.
+
+        That are the objects in its queues; the functions, arguments and results of its pools, and of a
+        ProcessPoolExecutor that has it as `mp_context`; and its processes, on their way to a fresh interpreter. Pipes
+        and managers' objects are multiprocessing's and know nothing of it. `pickler`: see mpipc.Pool. Of the default
+        context, the settled one is meant, and asking settles it.
+
+        ValueError, TypeError, ImportError: there is no such pickler.
+        """
+        from mpipc._stdlib.by_pickler import by_pickler
+
+        method = self.get_start_method()
+        by = by_pickler(pickler)
+        if by is None:
+            return _concrete_contexts[method]
+        plain = self.get_context()
+        context = object.__new__(type(plain))
+        context.__dict__.update(vars(plain))
+        context._by_pickler = by
+        # The class has no methods, so that it can go where its name is not known, as a base of somebody's class.
+        base = type(plain).Process
+        members = {"_by_pickler": by, "__module__": base.__module__, "__doc__": base.__doc__}
+        context.Process = type(base.__name__, (base,), members)
         return context
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._by_pickler is None:
+            return super().__reduce_ex__(protocol)
+        return _context_with, (self.get_start_method(), self._by_pickler)
+
+
+def _context_with(method: str, by: ByPickler) -> Any:
+    return _concrete_contexts[method].with_pickler(by)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -243,6 +283,13 @@ class _FamilyProcess(process.BaseProcess):
     """
 
     _start_method: Any  # str | None, given a value by the other base class
+    _by_pickler: ByPickler | None = None
+    """The pickler by which it gets to a fresh interpreter. Of classes that with_pickler() has made."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if "_by_pickler" not in vars(type(self)):
+            return super().__reduce_ex__(protocol)
+        return _new_process, (type(self).__bases__[0],), self.__dict__
 
     if not hasattr(process.BaseProcess, "interrupt"):  # it has it from Python 3.14 on
 
@@ -268,6 +315,10 @@ class _FamilyProcess(process.BaseProcess):
             else:
                 # From Python 3.13 on the finalizers run after _bootstrap(): we go last among them.
                 util.Finalize(None, _leave, exitpriority=-sys.maxsize)
+
+
+def _new_process(cls: Any) -> Any:
+    return cls.__new__(cls)
 
 
 def _leave() -> None:

@@ -205,7 +205,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._initializer: Any = initializer
         self._initargs = initargs
         self._max_tasks_per_child = max_tasks_per_child
-        self._by_pickler = by_pickler(pickler)
+        self._by_pickler = by_pickler(pickler, mp_context)
         self._memory_limit = checked_bytes("memory_limit", memory_limit)
         self._max_memory = checked_bytes("max_memory_per_child", max_memory_per_child)
         self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}

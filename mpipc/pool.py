@@ -128,7 +128,7 @@ class Pool(Parts, _base.Pool):
         self._initializer = initializer
         self._initargs = initargs
         self._retries = retries
-        by = by_pickler(pickler)
+        by = by_pickler(pickler, self._ctx)
         task_reducers, result_reducers = (by, by) if by is not None else own_reducers(self, Pool)
         self._engine = Engine(
             self.Process,

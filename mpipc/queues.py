@@ -23,7 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from mpipc._queue.batch import BatchQueue
 from mpipc._queue.message_queue import LEVELS, Watch
-from mpipc._queue.parts import JoinableQueueParts, QueueParts, SimpleQueueParts
+from mpipc._queue.parts import JoinableQueueParts, QueueParts, SimpleQueueParts, new_messages, opened, settled, state_of
 from mpipc._stdlib import picklers
 from mpipc._stdlib.likeness import Likeness
 from mpipc._stdlib.shut_down import ShutDown
@@ -318,26 +318,30 @@ class Queue(QueueParts, _Base, Generic[T]):
     """A queue of objects between processes: multiprocessing.Queue.
 
     `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
-    pickling an object raises, instead of telling `_on_queue_feeder_error()`.
+    pickling an object raises, instead of telling `_on_queue_feeder_error()`. `pickler` ("cloudpickle", "dill", or as of
+    mpipc.Pool; by default that of the context) pickles what is put, in all processes; who gets need not know it.
     """
 
     _like = "queues", "Queue"
+    _kind: dict[str, Any] = {}  # noqa: RUF012
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         settle_queue(cls, "Queue", Queue)
 
     def __init__(
-        self, maxsize: int = 0, *, ctx: BaseContext | None = None, raise_on_pickle_error: bool = False
+        self,
+        maxsize: int = 0,
+        *,
+        ctx: BaseContext | None = None,
+        raise_on_pickle_error: bool = False,
+        pickler: Any = None,
     ) -> None:
         self._is_fork_ctx = is_fork(ctx)
         self._raise_on_pickle_error = raise_on_pickle_error
         self._ignore_epipe = False  # concurrent.futures sets it
         self._opid = os.getpid()
-        self._reset(self._make(max(maxsize, 0)))
-
-    def _make(self, maxsize: int) -> BatchQueue:
-        return BatchQueue(maxsize)
+        self._reset(new_messages(settled(pickler, ctx), max(maxsize, 0), **self._kind))
 
     def _reset(self, messages: BatchQueue) -> None:
         self._open(messages)
@@ -348,11 +352,11 @@ class Queue(QueueParts, _Base, Generic[T]):
 
     def __getstate__(self) -> Any:
         assert_shareable(self)
-        return (self._ignore_epipe, self._raise_on_pickle_error, self._opid, self._messages.block)
+        return (self._ignore_epipe, self._raise_on_pickle_error, self._opid, state_of(self._messages))
 
     def __setstate__(self, state: Any) -> None:
-        self._ignore_epipe, self._raise_on_pickle_error, self._opid, block = state
-        self._reset(BatchQueue(block=block))
+        self._ignore_epipe, self._raise_on_pickle_error, self._opid, messages = state
+        self._reset(opened(messages))
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
         """Puts obj into the queue.
@@ -388,8 +392,7 @@ class Queue(QueueParts, _Base, Generic[T]):
 
         If the queue is empty, waits for one, at most `timeout` seconds if that is not None, and not at all without
         `block`; then raises queue.Empty. ShutDown: it was shut down, and is empty; ValueError: it is closed; EOFError:
-        it was removed. What unpickling
-        raises is raised here; the object is gone then.
+        it was removed. What unpickling raises is raised here; the object is gone then.
         """
         if self._closed:
             self._check_usable()
@@ -481,9 +484,7 @@ class JoinableQueue(JoinableQueueParts, Queue[T]):
     """
 
     _like = "queues", "JoinableQueue"
-
-    def _make(self, maxsize: int) -> BatchQueue:
-        return BatchQueue(maxsize, counted=True)
+    _kind = {"counted": True}  # noqa: RUF012
 
     def task_done(self) -> None:
         """One of the objects taken has been dealt with. ValueError if none is unfinished."""
@@ -506,8 +507,7 @@ class PriorityQueue(Queue[T]):
     Of the same priority, the first one put comes first. Priorities are integers from 0, the default, to 32767.
     """
 
-    def _make(self, maxsize: int) -> BatchQueue:
-        return BatchQueue(maxsize, priority=True)
+    _kind = {"priority": True}  # noqa: RUF012
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None, *, priority: int = 0) -> None:
         """As Queue.put(). ValueError also if the priority is not one."""
@@ -526,7 +526,7 @@ class PriorityQueue(Queue[T]):
 
 
 class SimpleQueue(_Base, Generic[T]):
-    """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue."""
+    """A queue with get(), put(), empty() and close() only: multiprocessing.SimpleQueue. `pickler`: see Queue."""
 
     _like = "queues", "SimpleQueue"
 
@@ -534,16 +534,16 @@ class SimpleQueue(_Base, Generic[T]):
         super().__init_subclass__(**options)
         settle_queue(cls, "SimpleQueue", SimpleQueue)
 
-    def __init__(self, *, ctx: BaseContext | None = None) -> None:
+    def __init__(self, *, ctx: BaseContext | None = None, pickler: Any = None) -> None:
         self._is_fork_ctx = is_fork(ctx)
-        self._open(BatchQueue())
+        self._open(new_messages(settled(pickler, ctx)))
 
     def __getstate__(self) -> Any:
         assert_shareable(self)
-        return self._messages.block
+        return state_of(self._messages)
 
     def __setstate__(self, state: Any) -> None:
-        self._open(BatchQueue(block=state))
+        self._open(opened(state))
 
     def put(self, obj: T) -> None:
         """Puts obj into the queue; raises what pickling it raises.

@@ -48,15 +48,7 @@ from mpipc._core.queue cimport (
     mp_room_ring, mp_watch_look_again, mp_watch_run, mp_watch_start, mp_watch_stop,
 )
 from mpipc._core.waits cimport (
-    TURNS_NS,
-    attempt_function,
-    beside_greenlets,
-    deadline_if,
-    in_time,
-    must_go_on,
-    readable,
-    wait_for,
-    wait_once,
+    TURNS_NS, attempt_function, beside_greenlets, deadline_if, in_time, must_go_on, readable, wait_for, wait_once,
     wait_until,
 )
 from mpipc._queue.calls cimport (

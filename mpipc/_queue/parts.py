@@ -1,17 +1,58 @@
-"""What programs know of the inside of multiprocessing's queues, as far as these have something that means the same.
+"""What queues are made of, with a pickler of their own or without; and what programs know of the inside of
+multiprocessing's queues, as far as these have something that means the same.
 
-docs/compatibility.md has the list, and what there is none of.
+docs/compatibility.md has the list of the latter, and what there is none of.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpipc._queue.batch import BatchQueue
 
-__all__ = ["JoinableQueueParts", "QueueParts", "SimpleQueueParts"]
+if TYPE_CHECKING:
+    from mpipc._stdlib.by_pickler import ByPickler
+
+__all__ = ["JoinableQueueParts", "QueueParts", "SimpleQueueParts", "new_messages", "opened", "settled", "state_of"]
+
+
+# ---- the messages ----------------------------------------------------------------------------------------------------
+
+
+def settled(pickler: Any, context: Any) -> ByPickler | None:
+    """The pickler of a queue, which is that of its context if it was not given one. See by_pickler()."""
+    if pickler is None:
+        by: ByPickler | None = getattr(context, "_by_pickler", None)
+        return by
+    from mpipc._stdlib.by_pickler import by_pickler
+
+    return by_pickler(pickler)
+
+
+def new_messages(by: ByPickler | None, *args: Any, **options: Any) -> BatchQueue:
+    """A new BatchQueue, which pickles by a pickler if it is given one."""
+    if by is None:
+        return BatchQueue(*args, **options)
+    from mpipc._queue.pickled import PickledQueue
+
+    return PickledQueue(by, *args, **options)
+
+
+def state_of(messages: BatchQueue) -> Any:
+    """What the queue is opened with in another process. It pickles there as it does here."""
+    by = getattr(messages, "by", None)
+    return messages.block if by is None else (messages.block, by)
+
+
+def opened(state: Any) -> BatchQueue:
+    """The queue of state_of()."""
+    block, by = state if type(state) is tuple else (state, None)
+    return new_messages(by, block=block)
+
+
+# ---- the inside ------------------------------------------------------------------------------------------------------
 
 
 class _NoLock:

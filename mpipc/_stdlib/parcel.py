@@ -119,7 +119,8 @@ class _Parcel:
         return getattr(self._process, attribute)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return operator.getitem, ((self._process,), 0)
+        by = getattr(self._process, "_by_pickler", None)  # of a context that has one
+        return operator.getitem, ((self._process if by is None else by.sent(self._process),), 0)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import pickle
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from support import run_script
+from support.pickling import needs_dill
 
 import mpipc
 import mpipc.queues
@@ -231,20 +231,6 @@ def test_process_starts_ask_the_reducer(method: str) -> None:
     """Set at any time, and however its dump() is written: many have it as in the recipe, as a function in the class."""
     result = run_script(REDUCERS, arguments=[method])
     assert result.stdout.split() == ["usual", "Inherited", "AsFunction", "AsMethod", "AsStatic"]
-
-
-def dill_works() -> bool:
-    """It is installed, and knows this Python's code objects: a release of dill is for the Pythons before it."""
-    if importlib.util.find_spec("dill") is None:
-        return False
-    dill = importlib.import_module("dill")
-    try:
-        return dill.loads(dill.dumps(lambda: 3))() == 3
-    except Exception:
-        return False
-
-
-needs_dill = pytest.mark.skipif(not dill_works(), reason="dill is not installed, or not for this Python")
 
 
 @needs_dill
