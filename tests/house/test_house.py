@@ -39,7 +39,7 @@ CORE_LAYERS = """
     banks liveness
     holders slots.h
     slots
-    segment fork objects bells kinds.h records
+    segment fork objects bells kinds.h records ties
     blocks
     lock event semaphore cells
     barrier rwlock
