@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 
 LAYERS = """
     sysv exceptions _stdlib.standard _stdlib.start_method _stdlib.proxies _stdlib.preload _stdlib.subclasses
-        _stdlib.private _stdlib.picklers _stdlib.also _stdlib.likeness
+        _stdlib.private _stdlib.picklers _stdlib.also _stdlib.likeness _stdlib.by_pickler _stdlib.tying
     _core
     _sync _memory _queue
     _stdlib.parcel
