@@ -76,7 +76,7 @@ _SUBMODULES = frozenset(
 
 
 def __getattr__(name: str) -> object:
-    """A submodule that nobody has imported yet, or the executor.
+    """A submodule that nobody has imported yet, the executor, or what only workers ask for.
 
     With multiprocessing, `mp.connection.wait(...)` works without an import because `mp.Queue()` happened to import
     multiprocessing.connection; programs rely on that without knowing it.
@@ -89,4 +89,8 @@ def __getattr__(name: str) -> object:
         from mpipc.executor import ProcessPoolExecutor
 
         return ProcessPoolExecutor
+    if name == "worker_state":
+        from mpipc._pool.state import worker_state
+
+        return worker_state
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

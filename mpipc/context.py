@@ -149,12 +149,18 @@ class BaseContext(_base.BaseContext):
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
         pickler: Any = None,
+        worker_init: Callable[[Any], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Any = None,
+        end_with_parent: bool = False,
     ) -> pool.Pool:
         """Return a pool of worker processes, by default as many as there are processors.
 
         With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
-        `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent: see
-        mpipc.pool.Pool.
+        `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent,
+        `worker_init`, `worker_exit`, `nice`, `cpu_affinity` and `end_with_parent` say how workers begin, end and run:
+        see mpipc.pool.Pool.
         """
         from mpipc.pool import Pool
 
@@ -168,6 +174,11 @@ class BaseContext(_base.BaseContext):
             memory_limit=memory_limit,
             max_memory_per_child=max_memory_per_child,
             pickler=pickler,
+            worker_init=worker_init,
+            worker_exit=worker_exit,
+            nice=nice,
+            cpu_affinity=cpu_affinity,
+            end_with_parent=end_with_parent,
         )
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
@@ -257,7 +268,7 @@ class _FamilyProcess(process.BaseProcess):
         target: Callable[..., object] | None = None,
         name: str | None = None,
         args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] = {},  # noqa: B006
+        kwargs: Mapping[str, Any] = {},
         *,
         daemon: bool | None = None,
         end_with_parent: bool = False,

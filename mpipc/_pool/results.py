@@ -32,6 +32,8 @@ __all__ = [
     "IMapUnorderedIterator",
     "Last",
     "MapResult",
+    "Progress",
+    "Showing",
     "opened",
 ]
 
@@ -386,3 +388,34 @@ class Progress:
         """Nothing more will come."""
         with contextlib.suppress(Exception):
             self._bar.close()
+
+
+class Showing:
+    """An iterator over the results of imap() that moves a progress bar. A task that fails is done, too."""
+
+    def __init__(self, bar: Progress, items: Any) -> None:
+        self._bar = bar
+        self._items = items
+
+    def __iter__(self) -> Showing:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waited for at most `timeout` seconds, as IMapIterator.next()."""
+        try:
+            item = next(self._items) if timeout is None else self._items.next(timeout)
+        except StopIteration:
+            self._bar.finish()
+            raise
+        except TimeoutError as error:
+            if isinstance(error, TaskTimeoutError):
+                self._bar.advance(1)
+            raise
+        except Exception:
+            self._bar.advance(1)
+            raise
+        self._bar.advance(1)
+        return item

@@ -22,6 +22,7 @@ def tying(context: Any) -> Any:
     """The context, with a Process that has end_with_parent. TypeError if it has none that knows of it."""
     if not hasattr(context.Process, "end_with_parent"):
         raise TypeError(
-            f"end_with_parent needs a context of mpipc (mpipc.get_context(...)), whose processes know it, not {context!r}"
+            "end_with_parent needs a context of mpipc (mpipc.get_context(...)), whose processes know it, not"
+            f" {context!r}"
         )
     return _Tying(context)
