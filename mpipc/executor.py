@@ -27,8 +27,10 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import process as _base
 from itertools import count, islice
 from multiprocessing import util
+from types import SimpleNamespace
 from typing import Any
 
+from mpipc._pool.broadcast import broadcast
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
 from mpipc._pool.options import WorkerOptions, checked_bytes, checked_setting
@@ -321,6 +323,18 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
 
         futures = deque(self._run(function, kind, payload, first) for first, payload in islice(numbered, buffersize))
         return _results(futures, kind, deadline, one_more)
+
+    def broadcast(self, fn: Callable[..., Any], /, *args: Any) -> list[Any]:
+        """Have each worker run fn(*args) once, and return the list of results: see Pool.broadcast().
+
+        RuntimeError after shutdown(); BrokenProcessPool if the workers cannot be started.
+        """
+        with self._lock:
+            engine = self._started_engine()
+        try:
+            return broadcast(engine, SimpleNamespace(_cache=engine.schedule.cache), fn, args, self._options["retries"])
+        except BrokenPoolError as error:
+            raise BrokenProcessPool(*error.args) from error.__cause__
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take on nothing more; the workers end when all that was submitted is done.

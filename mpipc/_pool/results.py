@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing import TimeoutError
 from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.cancel import cancelled_error
@@ -18,6 +19,7 @@ from mpipc._pool.codec import Task, unpack
 from mpipc._pool.tasks import function_name
 from mpipc._pool.worker import RETURNED, Quoted
 from mpipc._stdlib.standard import standard_module
+from mpipc.exceptions import TaskTimeoutError
 
 if TYPE_CHECKING:
     from multiprocessing import pool as _base

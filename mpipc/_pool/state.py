@@ -23,7 +23,7 @@ class WorkerState(SimpleNamespace):
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(
-            f"the state of this worker has no {name!r}: have worker_init= of the pool set it, or a task before it is read"
+            f"the state of this worker has no {name!r}: have worker_init= of the pool set it, or a task before that"
         )
 
 
@@ -45,7 +45,7 @@ def worker_state() -> WorkerState:
     state = _states.get(os.getpid())
     if state is None:
         raise RuntimeError(
-            "worker_state() is for functions that a worker of a Pool or a ProcessPoolExecutor of mpipc runs; this process"
-            " is none"
+            "worker_state() is for functions that a worker of a Pool or a ProcessPoolExecutor of mpipc runs, and this"
+            " process is none"
         )
     return state
