@@ -43,9 +43,15 @@ def checked_setting(
         raise TypeError(f"end_with_parent must be True or False, not {end_with_parent!r}")
     if end_with_parent:
         tying(context)
-    setting = {"nice": checked_nice(nice), "cpu_affinity": checked_affinity(cpu_affinity)}
-    try_out(**setting)
-    return {**setting, "worker_init": worker_init, "worker_exit": worker_exit, "end_with_parent": end_with_parent}
+    increment, cpus = checked_nice(nice), checked_affinity(cpu_affinity)
+    try_out(increment, cpus)
+    return {
+        "worker_init": worker_init,
+        "worker_exit": worker_exit,
+        "nice": increment,
+        "cpu_affinity": cpus,
+        "end_with_parent": end_with_parent,
+    }
 
 
 class Start(NamedTuple):

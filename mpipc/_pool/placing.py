@@ -75,16 +75,16 @@ def apply(nice: int, affinity: Affinity | None) -> None:
             )
 
 
-def try_out(nice: int, cpu_affinity: Affinity | None) -> None:
+def try_out(nice: int, affinity: Affinity | None) -> None:
     """apply() in a thread that ends with it: what no worker could do, nobody has to find out from a broken pool."""
-    if not nice and cpu_affinity is None:
+    if not nice and affinity is None:
         return
     errors: list[Exception] = []
     reader, writer = os.pipe()  # and not a lock, which a library may have made one of greenlets
 
     def attempt() -> None:
         try:
-            apply(nice, cpu_affinity)
+            apply(nice, affinity)
         except Exception as error:
             errors.append(error)
         finally:

@@ -23,7 +23,7 @@ from cpython.dict cimport PyDict_DelItem, PyDict_SetItem
 from cpython.pythread cimport PyThread_get_thread_ident
 
 from mpipc._pool.backlog cimport Backlog
-from mpipc._pool.codec cimport Source, Task
+from mpipc._pool.codec cimport Task
 from mpipc._pool.life cimport Life
 from mpipc._pool.worker_handle cimport Member, monotonic
 
