@@ -94,4 +94,8 @@ def __getattr__(name: str) -> object:
         from mpipc._stdlib.shut_down import ShutDown
 
         return ShutDown
+    if name == "worker_state":
+        from mpipc._pool.state import worker_state
+
+        return worker_state
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from mpipc import sharedctypes as sharedctypes
 from mpipc import spawn as spawn
 from mpipc import synchronize as synchronize
 from mpipc import util as util
+from mpipc._pool.state import worker_state as worker_state
 from mpipc._stdlib.install import install as install
 from mpipc._stdlib.install import uninstall as uninstall
 from mpipc._stdlib.shut_down import ShutDown as ShutDown

@@ -27,11 +27,13 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import process as _base
 from itertools import count, islice
 from multiprocessing import util
+from types import SimpleNamespace
 from typing import Any
 
+from mpipc._pool.broadcast import broadcast
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions, checked_bytes
+from mpipc._pool.options import WorkerOptions, checked_bytes, checked_setting
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
 from mpipc._stdlib.by_pickler import by_pickler
@@ -166,7 +168,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     raises TaskTimeoutError, which is a TimeoutError.
 
     `memory_limit`, `max_memory_per_child`: bytes of private memory that a worker may have while it runs a task, and
-    after one; `pickler`: what pickles functions, arguments and results; see mpipc.Pool.
+    after one; `pickler`: what pickles functions, arguments and results; `worker_init`, `worker_exit`, `nice`,
+    `cpu_affinity`, `end_with_parent`: how workers begin, end and run; see mpipc.Pool.
 
     Raises ValueError and TypeError as the standard one does.
     """
@@ -185,6 +188,11 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
         pickler: Any = None,
+        worker_init: Callable[[Any], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Any = None,
+        end_with_parent: bool = False,
     ) -> None:
         if max_workers is None:
             max_workers = default_processes()
@@ -208,6 +216,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._by_pickler = by_pickler(pickler, mp_context)
         self._memory_limit = checked_bytes("memory_limit", memory_limit)
         self._max_memory = checked_bytes("max_memory_per_child", max_memory_per_child)
+        self._setting = checked_setting(mp_context, worker_init, worker_exit, nice, cpu_affinity, end_with_parent)
         self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -315,6 +324,18 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         futures = deque(self._run(function, kind, payload, first) for first, payload in islice(numbered, buffersize))
         return _results(futures, kind, deadline, one_more)
 
+    def broadcast(self, fn: Callable[..., Any], /, *args: Any) -> list[Any]:
+        """Have each worker run fn(*args) once, and return the list of results: see Pool.broadcast().
+
+        RuntimeError after shutdown(); BrokenProcessPool if the workers cannot be started.
+        """
+        with self._lock:
+            engine = self._started_engine()
+        try:
+            return broadcast(engine, SimpleNamespace(_cache=engine.schedule.cache), fn, args, self._options["retries"])
+        except BrokenPoolError as error:
+            raise BrokenProcessPool(*error.args) from error.__cause__
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take on nothing more; the workers end when all that was submitted is done.
 
@@ -386,6 +407,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                     result_reducers=self._by_pickler,
                     memory_limit=self._memory_limit,
                     max_memory=self._max_memory,
+                    **self._setting,
                 ),
             )
             engine.start()

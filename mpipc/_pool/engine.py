@@ -33,6 +33,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mpipc._pool.backlog import Broadcast
 from mpipc._pool.cancel import cancel
 from mpipc._pool.channel import Channel
 from mpipc._pool.codec import Source, Task
@@ -121,8 +122,8 @@ class Engine:
             return value
         raise value
 
-    def take_on(self, job: Any, work: Task | Source) -> None:
-        """Take on a task or a map's chunks."""
+    def take_on(self, job: Any, work: Task | Source | Broadcast) -> None:
+        """Take on a task, a map's chunks, or what each worker is to do."""
         if not self.schedule.submit(job, work):
             self.receiver.refuse(job)
 

@@ -327,6 +327,8 @@ class Receiver:
                     )
                     lost.append((task, error))
             worker.window.clear()
+            if exitcode != 0:
+                schedule.backlog.worker_died(worker.tag, [task for task, _ in lost])
             worker.tasks.remove()
             worker.let_go()
         schedule.dispatch()

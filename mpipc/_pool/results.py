@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing import TimeoutError
 from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.cancel import cancelled_error
@@ -18,6 +19,7 @@ from mpipc._pool.codec import Task, unpack
 from mpipc._pool.tasks import function_name
 from mpipc._pool.worker import RETURNED, Quoted
 from mpipc._stdlib.standard import standard_module
+from mpipc.exceptions import TaskTimeoutError
 
 if TYPE_CHECKING:
     from multiprocessing import pool as _base
@@ -32,6 +34,8 @@ __all__ = [
     "IMapUnorderedIterator",
     "Last",
     "MapResult",
+    "Progress",
+    "Showing",
     "opened",
 ]
 
@@ -386,3 +390,34 @@ class Progress:
         """Nothing more will come."""
         with contextlib.suppress(Exception):
             self._bar.close()
+
+
+class Showing:
+    """An iterator over the results of imap() that moves a progress bar. A task that fails is done, too."""
+
+    def __init__(self, bar: Progress, items: Any) -> None:
+        self._bar = bar
+        self._items = items
+
+    def __iter__(self) -> Showing:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waited for at most `timeout` seconds, as IMapIterator.next()."""
+        try:
+            item = next(self._items) if timeout is None else self._items.next(timeout)
+        except StopIteration:
+            self._bar.finish()
+            raise
+        except TimeoutError as error:
+            if isinstance(error, TaskTimeoutError):
+                self._bar.advance(1)
+            raise
+        except Exception:
+            self._bar.advance(1)
+            raise
+        self._bar.advance(1)
+        return item

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 LAYERS = """
     sysv exceptions _stdlib.standard _stdlib.start_method _stdlib.proxies _stdlib.preload _stdlib.subclasses
         _stdlib.private _stdlib.picklers _stdlib.by_pickler _stdlib.also _stdlib.likeness _stdlib.shut_down
+        _stdlib.tying
     _core
     _sync _memory _queue
     _stdlib.parcel _stdlib.fork_server
@@ -39,7 +40,7 @@ CORE_LAYERS = """
     banks liveness
     holders slots.h
     slots
-    segment fork objects bells kinds.h records
+    segment fork objects bells kinds.h records ties
     blocks
     lock event semaphore cells
     barrier rwlock
