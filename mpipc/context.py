@@ -304,6 +304,7 @@ class _FamilyProcess(process.BaseProcess):
         if "_by_pickler" not in vars(type(self)):
             return super().__reduce_ex__(protocol)
         return _new_process, (type(self).__bases__[0],), self.__dict__
+
     _popen: Any
     _ends_with_parent = False
     _parent_place: tuple[int, int, int, int] | None = None

@@ -17,6 +17,7 @@ else:
 
 __all__ = ["Popen"]
 
+
 class Popen(_base.Popen):
     """multiprocessing.popen_forkserver.Popen whose child takes over the mpipc objects pickled for it."""
 
