@@ -86,12 +86,16 @@ def __getattr__(name: str) -> object:
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "ProcessPoolExecutor":  # whose import costs as much as all the rest
-        from mpipc.executor import ProcessPoolExecutor
+    if name in ("ProcessPoolExecutor", "get_reusable_executor"):  # whose import costs as much as all the rest
+        from mpipc import executor
 
-        return ProcessPoolExecutor
+        return getattr(executor, name)
     if name == "ShutDown":
         from mpipc._stdlib.shut_down import ShutDown
 
         return ShutDown
+    if name == "worker_state":
+        from mpipc._pool.state import worker_state
+
+        return worker_state
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from mpipc import sharedctypes as sharedctypes
 from mpipc import spawn as spawn
 from mpipc import synchronize as synchronize
 from mpipc import util as util
+from mpipc._pool.state import worker_state as worker_state
 from mpipc._stdlib.install import install as install
 from mpipc._stdlib.install import uninstall as uninstall
 from mpipc._stdlib.shut_down import ShutDown as ShutDown
@@ -36,6 +37,7 @@ from mpipc.exceptions import MemoryLimitError as MemoryLimitError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 from mpipc.executor import ProcessPoolExecutor as ProcessPoolExecutor
+from mpipc.executor import get_reusable_executor as get_reusable_executor
 from mpipc.process import active_children as active_children
 from mpipc.process import current_process as current_process
 from mpipc.process import parent_process as parent_process

@@ -30,7 +30,7 @@ from mpipc._stdlib.start_method import INHERITED_METHOD
 
 TYPE_CHECKING = False  # as type checkers understand it; typing itself takes a third of the time of multiprocessing
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from mpipc import managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
@@ -56,11 +56,14 @@ class BaseContext(_base.BaseContext):
         _base.BaseContext.reducer.fset(self, reduction)  # type: ignore[attr-defined]
         set_reducer(reduction)
 
-    def Manager(self) -> managers.SyncManager:
-        """Return a manager with a server process that has been started, for objects that live in that process."""
+    def Manager(self, *, end_with_parent: bool = False) -> managers.SyncManager:
+        """Return a manager with a server process that has been started, for objects that live in that process.
+
+        With `end_with_parent`, which is mpipc's own, the server ends when this process is killed: see Process.
+        """
         from mpipc.managers import SyncManager
 
-        manager = SyncManager(ctx=self.get_context())
+        manager = SyncManager(ctx=self.get_context(), end_with_parent=end_with_parent)
         manager.start()
         return manager
 
@@ -151,12 +154,18 @@ class BaseContext(_base.BaseContext):
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
         pickler: Any = None,
+        worker_init: Callable[[Any], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Any = None,
+        end_with_parent: bool = False,
     ) -> pool.Pool:
         """Return a pool of worker processes, by default as many as there are processors.
 
         With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
-        `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent: see
-        mpipc.pool.Pool.
+        `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent,
+        `worker_init`, `worker_exit`, `nice`, `cpu_affinity` and `end_with_parent` say how workers begin, end and run:
+        see mpipc.pool.Pool.
         """
         from mpipc.pool import Pool
 
@@ -170,6 +179,11 @@ class BaseContext(_base.BaseContext):
             memory_limit=memory_limit,
             max_memory_per_child=max_memory_per_child,
             pickler=pickler,
+            worker_init=worker_init,
+            worker_exit=worker_exit,
+            nice=nice,
+            cpu_affinity=cpu_affinity,
+            end_with_parent=end_with_parent,
         )
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
@@ -204,7 +218,7 @@ class BaseContext(_base.BaseContext):
 
         TypeError for names that are no strings; ValueError for another `on_error`.
         """
-        from mpipc.popen_forkserver import set_preload
+        from mpipc._stdlib.fork_server import set_preload
 
         set_preload(module_names, on_error)
 
@@ -291,6 +305,52 @@ class _FamilyProcess(process.BaseProcess):
             return super().__reduce_ex__(protocol)
         return _new_process, (type(self).__bases__[0],), self.__dict__
 
+    _popen: Any
+    _ends_with_parent = False
+    _parent_place: tuple[int, int, int, int] | None = None
+    """Of who has called start(), where the process is to end with that one."""
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        daemon: bool | None = None,
+        end_with_parent: bool = False,
+    ) -> None:
+        """As multiprocessing's; `end_with_parent`, which is mpipc's own: see the attribute."""
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        self.end_with_parent = end_with_parent
+
+    @property
+    def end_with_parent(self) -> bool:
+        """Whether the process is ended, by SIGKILL, when the one that has called start() is no longer there.
+
+        However that one ended: by SIGKILL, a crash, os._exit(), or by becoming another program. At a normal end it
+        waits for its children first (and terminates daemons), as always. By default, as with multiprocessing, nothing
+        happens to the children of a process that is killed, not even to daemons. Can be set until start().
+        """
+        return self._ends_with_parent
+
+    @end_with_parent.setter
+    def end_with_parent(self, ends: bool) -> None:
+        if not isinstance(ends, bool):
+            raise TypeError(f"end_with_parent must be True or False, not {ends!r}")
+        if self._popen is not None:  # as with daemon
+            raise AssertionError("process has already started: set end_with_parent before start()")
+        self._ends_with_parent = ends
+
+    def start(self) -> None:
+        """Start the child process."""
+        if self._ends_with_parent:
+            from mpipc._core import ties
+
+            self._parent_place = ties.place()
+        super().start()
+
     if not hasattr(process.BaseProcess, "interrupt"):  # it has it from Python 3.14 on
 
         def interrupt(self) -> None:
@@ -303,6 +363,10 @@ class _FamilyProcess(process.BaseProcess):
             _force_start_method(self._start_method)
             # BaseProcess._bootstrap() would now force the standard library's default context to the same method.
             self._start_method = None
+        if self._parent_place is not None:
+            from mpipc._core import ties
+
+            ties.end_with(*self._parent_place)
         if "mpipc._core" in sys.modules:
             sys.modules["mpipc._core"].arrived()
         try:

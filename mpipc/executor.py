@@ -23,16 +23,17 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import process as _base
 from itertools import count, islice
 from multiprocessing import util
+from types import SimpleNamespace
 from typing import Any
 
+from mpipc._pool.broadcast import broadcast
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions, checked_bytes
-from mpipc._pool.results import Cache
+from mpipc._pool.options import WorkerOptions, checked_bytes, checked_setting
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
 from mpipc._stdlib.by_pickler import by_pickler
@@ -44,7 +45,7 @@ from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
 from mpipc.pool import check_retries, checked_timeout, default_processes
 
-__all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+__all__ = ["BrokenProcessPool", "ProcessPoolExecutor", "get_reusable_executor"]
 
 _base_pool: Any = standard_module("pool")  # its private names are unknown to type checkers
 
@@ -57,6 +58,30 @@ class BrokenProcessPool(BrokenPoolError, _base.BrokenProcessPool):
     """
 
 
+class RunningFuture(Future[Any]):
+    """A concurrent.futures.Future that can be cancelled also while it is running."""
+
+    def __init__(self, engine: Engine, job: _Job) -> None:
+        super().__init__()
+        self._engine = weakref.ref(engine)
+        self._job = weakref.ref(job)
+        self._stopped = False
+
+    def cancel(self, *, running: bool = False) -> bool:
+        """concurrent.futures.Future.cancel(), which returns False for a task that is running. With `running`, the
+        worker that runs it is killed, and replaced, and result() raises CancelledError."""
+        if super().cancel():
+            return True
+        engine, job = self._engine(), self._job()
+        if not running or engine is None or job is None or self.done():
+            return False
+        return engine.cancel(job)
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, before it ran or while it did."""
+        return super().cancelled() or self._stopped
+
+
 class _Job:
     """A future, as the engine sees a result.
 
@@ -65,14 +90,25 @@ class _Job:
     """
 
     cancellable = True
-    __slots__ = ("_begun", "_cache", "_job", "_untold", "future")
+    __slots__ = ("__weakref__", "_begun", "_cache", "_job", "_untold", "future")
 
-    def __init__(self, cache: Cache) -> None:
-        self.future: Future[Any] = Future()
+    def __init__(self, engine: Engine) -> None:
+        cache = engine.schedule.cache
+        self.future = RunningFuture(engine, self)
         self._job: int = next(_base_pool.job_counter)
         self._cache = cache
         self._begun = False
         self._untold = [True]
+
+    def _give_up(self) -> bool:
+        """The future is cancelled, while its task is running. False if it is done."""
+        try:
+            self.future._stopped = True
+            self.future.set_exception(CancelledError())
+        except InvalidStateError:
+            self.future._stopped = False
+            return False
+        return True
 
     def _begin(self) -> bool:
         """The task is about to be sent to a worker. False if the future was cancelled, or somebody else has set it."""
@@ -132,7 +168,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     raises TaskTimeoutError, which is a TimeoutError.
 
     `memory_limit`, `max_memory_per_child`: bytes of private memory that a worker may have while it runs a task, and
-    after one; `pickler`: what pickles functions, arguments and results; see mpipc.Pool.
+    after one; `pickler`: what pickles functions, arguments and results; `worker_init`, `worker_exit`, `nice`,
+    `cpu_affinity`, `end_with_parent`: how workers begin, end and run; see mpipc.Pool.
 
     Raises ValueError and TypeError as the standard one does.
     """
@@ -151,6 +188,11 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
         pickler: Any = None,
+        worker_init: Callable[[Any], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Any = None,
+        end_with_parent: bool = False,
     ) -> None:
         if max_workers is None:
             max_workers = default_processes()
@@ -174,6 +216,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._by_pickler = by_pickler(pickler, mp_context)
         self._memory_limit = checked_bytes("memory_limit", memory_limit)
         self._max_memory = checked_bytes("max_memory_per_child", max_memory_per_child)
+        self._setting = checked_setting(mp_context, worker_init, worker_exit, nice, cpu_affinity, end_with_parent)
         self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -201,7 +244,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
     def _run(self, function: Function, kind: int, payload: tuple[Any, ...], first: int = 0) -> Future[Any]:
         with self._lock:
             engine = self._started_engine()
-            job = _Job(engine.schedule.cache)
+            job = _Job(engine)
             task = Task(job, 0, kind, function, payload, first=first, **self._options)
             added = engine.schedule.add(job, task)  # from here on the engine does not end
         if added:
@@ -241,7 +284,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         payloads = items if kind == APPLY else [tuple(items[first : first + chunksize]) for first in firsts]
         with self._lock:
             engine = self._started_engine()
-            jobs = [_Job(engine.schedule.cache) for _ in firsts]
+            jobs = [_Job(engine) for _ in firsts]
             if not jobs:
                 return iter(())
             function = Function(fn, _new_id())
@@ -281,6 +324,18 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         futures = deque(self._run(function, kind, payload, first) for first, payload in islice(numbered, buffersize))
         return _results(futures, kind, deadline, one_more)
 
+    def broadcast(self, fn: Callable[..., Any], /, *args: Any) -> list[Any]:
+        """Have each worker run fn(*args) once, and return the list of results: see Pool.broadcast().
+
+        RuntimeError after shutdown(); BrokenProcessPool if the workers cannot be started.
+        """
+        with self._lock:
+            engine = self._started_engine()
+        try:
+            return broadcast(engine, SimpleNamespace(_cache=engine.schedule.cache), fn, args, self._options["retries"])
+        except BrokenPoolError as error:
+            raise BrokenProcessPool(*error.args) from error.__cause__
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take on nothing more; the workers end when all that was submitted is done.
 
@@ -317,6 +372,12 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             return
         engine.terminate(mercy=how != "kill")
 
+    def _is_usable(self) -> bool:
+        """Whether submit() would take something."""
+        engine = self._engine
+        broken = engine is not None and engine.broken is not None
+        return not (self._is_shut_down or _exiting or broken or os.getpid() != self._pid)
+
     def statistics(self) -> PoolStatistics:
         """What the workers have done, and what they are doing."""
         engine = self._engine
@@ -346,6 +407,7 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
                     result_reducers=self._by_pickler,
                     memory_limit=self._memory_limit,
                     max_memory=self._max_memory,
+                    **self._setting,
                 ),
             )
             engine.start()
@@ -356,6 +418,56 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
             broken = BrokenProcessPool(*engine.broken.args)
             raise broken from engine.broken.__cause__
         return engine
+
+
+# --- one for the whole program ----------------------------------------------------------------------------------------
+
+_reusable: tuple[ProcessPoolExecutor, tuple[Any, ...]] | None = None
+_reusable_lock = threading.Lock()
+
+
+def get_reusable_executor(
+    max_workers: int | None = None,
+    context: Any = None,
+    *,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    reuse: bool | str = "auto",
+    kill_workers: bool = False,
+    **options: Any,
+) -> ProcessPoolExecutor:
+    """The executor that this process has for everybody (loky's function of this name): started once, used again.
+
+    If it was asked for something else (`reuse="auto"`, the default), was shut down, is broken, or was the parent's, it
+    is another one; what the former was given is done nevertheless, or, with `kill_workers`, ended. `reuse=True`: the
+    one that there is, whatever it was asked for; False: another one. `options` are ProcessPoolExecutor's.
+
+    Raises what ProcessPoolExecutor raises.
+    """
+    global _reusable
+    wanted = (max_workers or default_processes(), context, initializer, initargs, sorted(options.items(), key=str))
+    with _reusable_lock:
+        if _reusable is not None:
+            executor, had = _reusable
+            same = reuse is True or (reuse == "auto" and had == wanted)
+            if same and executor._is_usable():
+                return executor
+            _reusable = None
+            if kill_workers:
+                executor.kill_workers()
+            else:
+                executor.shutdown(wait=False)
+        executor = ProcessPoolExecutor(wanted[0], context, initializer, initargs, **options)
+        _reusable = executor, wanted
+        return executor
+
+
+def _forget_reusable() -> None:
+    global _reusable, _reusable_lock
+    _reusable, _reusable_lock = None, threading.Lock()  # the parent's
+
+
+os.register_at_fork(after_in_child=_forget_reusable)
 
 
 def _new_id() -> int:

@@ -23,6 +23,7 @@ from mpipc._stdlib.proxies import ListProxy as ListProxy
 from mpipc._stdlib.proxies import SetProxy as SetProxy
 from mpipc._stdlib.standard import standard_module
 from mpipc._stdlib.start_method import default_context
+from mpipc._stdlib.tying import tying
 
 if TYPE_CHECKING:
     from multiprocessing import managers as _standard
@@ -45,7 +46,9 @@ __all__ = ["BaseManager", "BaseProxy", "SharedMemoryManager", "SyncManager", "To
 class BaseManager(_standard.BaseManager):
     """multiprocessing.managers.BaseManager whose server, unless `ctx` is given, is started by mpipc's default context.
 
-    `shutdown_timeout` is in seconds.
+    `shutdown_timeout` is in seconds. With `end_with_parent`, which is mpipc's own, the server is ended (SIGKILL) when
+    the process that has called start() is no longer there; by default it lives on then, as multiprocessing's does.
+    TypeError for another package's `ctx`.
     """
 
     _address: Any
@@ -60,14 +63,18 @@ class BaseManager(_standard.BaseManager):
         ctx: BaseContext | None = None,
         *,
         shutdown_timeout: float = 1.0,
+        end_with_parent: bool = False,
     ) -> None:
+        ctx = ctx or default_context()
+        if end_with_parent:
+            ctx = tying(ctx)
         # Not super(): the standard SharedMemoryManager starts a resource tracker, which mpipc's segments do not need.
         _base.BaseManager.__init__(
             self,
             address,
             authkey,
             serializer,
-            ctx or default_context(),
+            ctx,
             shutdown_timeout=shutdown_timeout,
         )
 

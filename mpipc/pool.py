@@ -28,9 +28,10 @@ from multiprocessing import util
 from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING, Any
 
+from mpipc._pool.broadcast import Broadcasts
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions, checked_bytes
+from mpipc._pool.options import WorkerOptions, checked_bytes, checked_setting
 from mpipc._pool.parts import Parts
 from mpipc._pool.results import (
     ApplyResult,
@@ -39,6 +40,7 @@ from mpipc._pool.results import (
     IMapUnorderedIterator,
     MapResult,
     Progress,
+    Showing,
 )
 from mpipc._pool.statistics import PoolStatistics as PoolStatistics
 from mpipc._pool.statistics import WorkerStatistics as WorkerStatistics
@@ -80,7 +82,7 @@ def default_processes() -> int:
     return count or 1
 
 
-class Pool(Parts, _base.Pool):
+class Pool(Parts, Broadcasts, _base.Pool):
     """multiprocessing.Pool on System V message queues.
 
     `retries`: how many times a task is run again when the worker that runs it dies. It may have had effects before
@@ -93,6 +95,12 @@ class Pool(Parts, _base.Pool):
 
     `pickler`: "cloudpickle", "dill", a module like these, or a function that returns what pickle.loads() reads. It
     pickles functions, arguments, results, and the initializer: lambdas, closures, what a notebook has defined.
+
+    `worker_init(state)` is called in each worker after the initializer, and `worker_exit(state)` when it ends because
+    the pool is closed or its tasks are used up (not when it is killed, or the pool terminated); tasks get the state, an
+    object for attributes, by mpipc.worker_state(). `nice` is added to the workers' niceness. `cpu_affinity`: a set of
+    CPUs for all, or a list of sets, one for each worker in turn (a new one gets its predecessor's). `end_with_parent`:
+    workers end with this process in any case; with True the reaper sees to that, also for one that is stopped.
 
     Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
     """
@@ -109,6 +117,11 @@ class Pool(Parts, _base.Pool):
         memory_limit: int | None = None,
         max_memory_per_child: int | None = None,
         pickler: Any = None,
+        worker_init: Callable[[Any], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Any = None,
+        end_with_parent: bool = False,
     ) -> None:
         # First what __del__() looks at.
         self._state: str = INIT
@@ -142,6 +155,7 @@ class Pool(Parts, _base.Pool):
                 result_reducers=result_reducers,
                 memory_limit=checked_bytes("memory_limit", memory_limit),
                 max_memory=checked_bytes("max_memory_per_child", max_memory_per_child),
+                **checked_setting(self._ctx, worker_init, worker_exit, nice, cpu_affinity, end_with_parent),
             ),
         )
         self._pool = self._engine.processes
@@ -386,7 +400,7 @@ class Pool(Parts, _base.Pool):
             found = self._engine.feed(result, _chunks(iterable, chunksize, make), feed)
         if chunksize > 1:
             found = (item for chunk in found for item in chunk)
-        return found if bar is None else _Showing(bar, found)
+        return found if bar is None else Showing(bar, found)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -471,37 +485,6 @@ def _chunks(iterable: Iterable[Any], size: int, make: Callable[[int, int, Any], 
             index, first, items = index + 1, first + size, []
     if items:
         yield make(index, first, tuple(items))
-
-
-class _Showing:
-    """An iterator over the results of imap() that moves a progress bar. A task that fails is done, too."""
-
-    def __init__(self, bar: Progress, items: Any) -> None:
-        self._bar = bar
-        self._items = items
-
-    def __iter__(self) -> _Showing:
-        return self
-
-    def __next__(self) -> Any:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> Any:
-        """The next result, waited for at most `timeout` seconds, as IMapIterator.next()."""
-        try:
-            item = next(self._items) if timeout is None else self._items.next(timeout)
-        except StopIteration:
-            self._bar.finish()
-            raise
-        except TimeoutError as error:
-            if isinstance(error, TaskTimeoutError):
-                self._bar.advance(1)
-            raise
-        except Exception:
-            self._bar.advance(1)
-            raise
-        self._bar.advance(1)
-        return item
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

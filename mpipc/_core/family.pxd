@@ -167,6 +167,7 @@ cdef extern from "core.h" nogil:
     void mp_transit_sent(mp_family *f, int64_t token, pid_t pid)
     void mp_transit_arrived(mp_family *f, int64_t token)
     void mp_family_forget_exec(mp_family *f)
+    int mp_tie(mp_family *f, int parent, uint32_t generation)
     void mp_family_leave(mp_family *f)
     int mp_alive(mp_family *f, int slot, int *semid, unsigned short *num)
     bint mp_slot_lives(mp_family *f, int slot)

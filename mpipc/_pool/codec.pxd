@@ -8,6 +8,7 @@ cdef class Task:
     cdef public Py_ssize_t retries  # how many times it may still be run again when its worker dies
     cdef public object timeout  # seconds that it may run; None for no limit
     cdef public object feed
+    cdef public object pinned  # the broadcast that it is of: it is for one worker of those that have had none; or None
     cdef public Py_ssize_t attempts  # how many workers it has been sent to that may have begun it
 
     cdef tuple envelope(self, object tag, object number, bint known, object own)
@@ -15,7 +16,7 @@ cdef class Task:
 cdef class Source:
     cdef readonly object function
     cdef readonly Py_ssize_t remaining  # chunks that have not been drawn
-    cdef object job
+    cdef readonly object job
     cdef int kind
     cdef object items
     cdef Py_ssize_t size

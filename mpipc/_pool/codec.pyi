@@ -26,6 +26,7 @@ class Task:
     retries: int
     timeout: float | None
     feed: Feed | None
+    pinned: Any
     attempts: int
     def __init__(
         self,
@@ -39,9 +40,12 @@ class Task:
         retries: int = 0,
         timeout: float | None = None,
         feed: Feed | None = None,
+        pinned: Any = None,
     ) -> None: ...
 
 class Source:
+    @property
+    def job(self) -> Any: ...
     def __init__(
         self,
         job: Any,

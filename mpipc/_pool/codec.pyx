@@ -131,7 +131,7 @@ cdef class Task:
 
     def __init__(
             self, job, Py_ssize_t index, int kind, function, payload, *, Py_ssize_t first=0, Py_ssize_t retries=0,
-            timeout=None, feed=None):
+            timeout=None, feed=None, pinned=None):
         self.job = job
         self.index = index
         self.kind = kind
@@ -141,6 +141,7 @@ cdef class Task:
         self.retries = retries
         self.timeout = timeout
         self.feed = feed
+        self.pinned = pinned
 
     cdef tuple envelope(self, object tag, object number, bint known, object own):
         """The message for a worker, to which the function is `known` or not. Runs the user's code, to pickle."""

@@ -33,6 +33,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mpipc._pool.backlog import Broadcast
+from mpipc._pool.cancel import cancel
 from mpipc._pool.channel import Channel
 from mpipc._pool.codec import Source, Task
 from mpipc._pool.feed import Feeders, Taken
@@ -120,8 +122,8 @@ class Engine:
             return value
         raise value
 
-    def take_on(self, job: Any, work: Task | Source) -> None:
-        """Take on a task or a map's chunks."""
+    def take_on(self, job: Any, work: Task | Source | Broadcast) -> None:
+        """Take on a task, a map's chunks, or what each worker is to do."""
         if not self.schedule.submit(job, work):
             self.receiver.refuse(job)
 
@@ -142,6 +144,10 @@ class Engine:
         results = job if feed.most is None else Taken(job, self.schedule, feed)
         self._feeders.start(job, tasks, feed)
         return results
+
+    def cancel(self, job: Any) -> bool:
+        """Have a job end with CancelledError, wherever its tasks are. False if it is complete already."""
+        return os.getpid() == self._pid and cancel(self.schedule, self.receiver, job)
 
     def cancel_backlog(self) -> None:
         """Cancel what can be cancelled and no worker has been given."""

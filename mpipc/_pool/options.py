@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mpipc._pool.channel import OwnReducers
+from mpipc._pool.placing import Affinity, checked_affinity, checked_nice, try_out
 from mpipc._stdlib.by_pickler import ByPickler, Carried
+from mpipc._stdlib.tying import tying
 
-__all__ = ["WorkerOptions", "checked_bytes"]
+__all__ = ["Start", "WorkerOptions", "checked_bytes", "checked_setting"]
 
 
 def checked_bytes(name: str, value: int | None) -> int | None:
@@ -20,6 +22,45 @@ def checked_bytes(name: str, value: int | None) -> int | None:
     if value <= 0:
         raise ValueError(f"{name} must be a number of bytes greater than 0, not {value}")
     return value
+
+
+def checked_setting(
+    context: Any,
+    worker_init: Callable[[Any], object] | None,
+    worker_exit: Callable[[Any], object] | None,
+    nice: int | None,
+    cpu_affinity: Any,
+    end_with_parent: bool,
+) -> dict[str, Any]:
+    """What pools and executors have in common among their arguments, for WorkerOptions. TypeError, ValueError,
+    PermissionError (a niceness that this process may not have)."""
+    for name, function in (("worker_init", worker_init), ("worker_exit", worker_exit)):
+        if function is not None and not callable(function):
+            raise TypeError(
+                f"{name} must be a callable, which is given the state of the worker, or None, not {function!r}"
+            )
+    if not isinstance(end_with_parent, bool):
+        raise TypeError(f"end_with_parent must be True or False, not {end_with_parent!r}")
+    if end_with_parent:
+        tying(context)
+    increment, cpus = checked_nice(nice), checked_affinity(cpu_affinity)
+    try_out(increment, cpus)
+    return {
+        "worker_init": worker_init,
+        "worker_exit": worker_exit,
+        "nice": increment,
+        "cpu_affinity": cpus,
+        "end_with_parent": end_with_parent,
+    }
+
+
+class Start(NamedTuple):
+    """What a worker calls by itself."""
+
+    initializer: Callable[..., object] | None
+    initargs: Iterable[Any]
+    worker_init: Callable[[Any], object] | None
+    worker_exit: Callable[[Any], object] | None
 
 
 class WorkerOptions(NamedTuple):
@@ -42,17 +83,32 @@ class WorkerOptions(NamedTuple):
     max_memory: int | None = None
     """Bytes of private memory with which a worker, after a task, gives way to another one."""
 
+    worker_init: Callable[[Any], object] | None = None
+    """Called in each worker with its state, after the initializer."""
+    worker_exit: Callable[[Any], object] | None = None
+    """The same, when it ends because there is nothing more to do, or it has done its share."""
+    nice: int = 0
+    """What is added to a worker's niceness."""
+    cpu_affinity: Affinity | None = None
+    """The CPUs on which workers may run: a set for each in turn. In a worker, its own."""
+    end_with_parent: bool = False
+    """Of the processes."""
+
     carried: Carried | None = None
-    """In a worker, the initializer and its arguments, if it takes a pickler to bring them there."""
+    """In a worker, what it calls by itself, if it takes a pickler to bring that there."""
 
     def for_worker(self) -> WorkerOptions:
         """Without what only the parent needs, and what need not be picklable for that reason."""
         if not isinstance(self.task_reducers, ByPickler):
             return self._replace(task_reducers=None)
-        carried = Carried(self.task_reducers, (self.initializer, self.initargs))
-        return self._replace(task_reducers=None, initializer=None, initargs=(), carried=carried)
+        carried = Carried(self.task_reducers, tuple(self.start))
+        return self._replace(
+            task_reducers=None, initializer=None, initargs=(), worker_init=None, worker_exit=None, carried=carried
+        )
 
     @property
-    def start(self) -> tuple[Callable[..., object] | None, Iterable[Any]]:
-        """The initializer and its arguments, in the worker."""
-        return (self.initializer, self.initargs) if self.carried is None else self.carried.value
+    def start(self) -> Start:
+        """What a worker calls by itself."""
+        if self.carried is not None:
+            return Start(*self.carried.value)
+        return Start(self.initializer, self.initargs, self.worker_init, self.worker_exit)

@@ -31,6 +31,7 @@ import time
 from typing import Any, Protocol
 
 from mpipc._core.greenlets import are_here
+from mpipc._pool.cancel import WHOLE, cancelled_error
 from mpipc._pool.channel import DRAUGHT, Envelope
 from mpipc._pool.codec import Task, unpack
 from mpipc._pool.life import Life
@@ -199,7 +200,11 @@ class Receiver:
                 over = self._receive_some()
                 while failures:
                     job, index, failure = failures.popleft()
-                    if not life.is_over:
+                    if life.is_over:
+                        pass
+                    elif index == WHOLE:
+                        job._abort(failure, callback=True)
+                    else:
                         job._set(index, (False, failure))
                     del job, failure
             except BaseException as error:
@@ -322,6 +327,8 @@ class Receiver:
                     )
                     lost.append((task, error))
             worker.window.clear()
+            if exitcode != 0:
+                schedule.backlog.worker_died(worker.tag, [task for task, _ in lost])
             worker.tasks.remove()
             worker.let_go()
         schedule.dispatch()
@@ -334,6 +341,8 @@ def _sentence(worker: Member, task: Task, name: str, index: int) -> Exception:
     """Why a task has failed whose worker was killed for it."""
     if worker.excess is not None:
         return MemoryLimitError(worker.process.pid, name, index, task.attempts, *worker.excess)
+    if task.timeout is None:
+        return cancelled_error()  # which the job knows already
     return TaskTimeoutError(
         f"{name} did not end within {task.timeout:g} s on item {index}", stack=stack_of(worker.crash_report)
     )

@@ -11,12 +11,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing import TimeoutError
 from typing import TYPE_CHECKING, Any
 
+from mpipc._pool.cancel import cancelled_error
 from mpipc._pool.codec import Task, unpack
 from mpipc._pool.tasks import function_name
 from mpipc._pool.worker import RETURNED, Quoted
 from mpipc._stdlib.standard import standard_module
+from mpipc.exceptions import TaskTimeoutError
 
 if TYPE_CHECKING:
     from multiprocessing import pool as _base
@@ -31,6 +34,8 @@ __all__ = [
     "IMapUnorderedIterator",
     "Last",
     "MapResult",
+    "Progress",
+    "Showing",
     "opened",
 ]
 
@@ -153,10 +158,16 @@ class Latch:
         return True
 
 
+_CANCELLED: list[bool] = []
+"""`_undecided` of a result that was cancelled. Of any other it is a list of one, which whoever completes it takes out:
+of a thread that cancels and the result thread, one is the first."""
+
+
 class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
     """multiprocessing.pool.ApplyResult. `ours`: the pool has made it, and not somebody else."""
 
     cancellable = False
+    _pool: Any
     _job: int
     _cache: dict[int, Any]
 
@@ -170,14 +181,47 @@ class ApplyResult(_base.ApplyResult):  # type: ignore[type-arg]
     ) -> None:
         super().__init__(pool, _guarded(callback), _guarded(error_callback))
         self._event = Latch()
+        self._undecided = [True]
         if not ours:
             pool._cache.remember(self)
+
+    def cancel(self) -> bool:
+        """Withdraw it: what no worker has begun is not run, and a worker that runs a part of it is killed and replaced.
+
+        True if get() will raise concurrent.futures.CancelledError now; False if there is a result or an error already.
+        As Future.cancel(), but for what is running.
+        """
+        pool = self._pool  # None once it is complete
+        return pool is not None and pool._engine.cancel(self)
+
+    def cancelled(self) -> bool:
+        """Whether cancel() has returned True."""
+        return self._undecided is _CANCELLED
+
+    def _give_up(self) -> bool:
+        """It is going to be cancelled. False if its result is just being set, or it was cancelled before."""
+        try:
+            self._undecided.pop()
+        except IndexError:
+            return False
+        self._undecided = _CANCELLED
+        return True
+
+    def _set(self, i: int, success_result: tuple[bool, Any]) -> None:
+        try:
+            self._undecided.pop()
+        except IndexError:
+            return  # it was cancelled while its result was on its way
+        super()._set(i, success_result)  # type: ignore[misc]
 
     def _abort(self, error: BaseException, *, callback: bool) -> None:
         """Complete with an error that stands for whatever is missing."""
         if not callback:
             self._error_callback = None
-        self._set(0, (False, error))  # type: ignore[attr-defined]
+        if self._undecided is _CANCELLED:
+            error = cancelled_error()
+        if not self._event.is_set():
+            super()._set(0, (False, error))  # type: ignore[misc]
 
 
 AsyncResult = ApplyResult
@@ -190,7 +234,11 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
     """
 
     cancellable = False
+    cancel = ApplyResult.cancel
+    cancelled = ApplyResult.cancelled
+    _give_up = ApplyResult._give_up
     _event: Any
+    _pool: Any
     _job: int
     _cache: dict[int, Any]
     _number_left: int
@@ -211,15 +259,20 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
     ) -> None:
         self._progress = progress
         self._single = single
+        self._undecided = [True]
         super().__init__(pool, chunksize, length, _guarded(callback), _guarded(error_callback))
         if not self._event.is_set():  # it is if there is nothing to wait for
             self._event = Latch()
+        else:
+            self._undecided.clear()
         if not ours:
             pool._cache.remember(self)
         if progress is not None and not length:
             progress.finish()
 
     def _set(self, i: int, success_result: tuple[bool, Any]) -> None:
+        if self._undecided is _CANCELLED:
+            return  # this was on its way
         if self._single and success_result[0]:
             if self._success and self._number_left > 1 and self._progress is None:
                 # What the base class does for most of the results, without a list for each.
@@ -227,6 +280,11 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
                 self._value[i] = success_result[1]
                 return
             success_result = True, [success_result[1]]
+        if self._number_left == 1:
+            try:
+                self._undecided.pop()
+            except IndexError:
+                return
         if self._progress is not None:
             if success_result[0]:
                 self._progress.advance(len(success_result[1]))
@@ -239,7 +297,12 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
         if not callback:
             self._error_callback = None
         self._number_left = 1
-        self._set(0, (False, error))
+        if self._progress is not None:
+            self._progress.finish()
+        if self._undecided is _CANCELLED:
+            error = cancelled_error()
+        if not self._event.is_set():
+            super()._set(0, (False, error))  # type: ignore[misc]
 
 
 class IMapIterator(_base.IMapIterator):  # type: ignore[type-arg]
@@ -327,3 +390,34 @@ class Progress:
         """Nothing more will come."""
         with contextlib.suppress(Exception):
             self._bar.close()
+
+
+class Showing:
+    """An iterator over the results of imap() that moves a progress bar. A task that fails is done, too."""
+
+    def __init__(self, bar: Progress, items: Any) -> None:
+        self._bar = bar
+        self._items = items
+
+    def __iter__(self) -> Showing:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waited for at most `timeout` seconds, as IMapIterator.next()."""
+        try:
+            item = next(self._items) if timeout is None else self._items.next(timeout)
+        except StopIteration:
+            self._bar.finish()
+            raise
+        except TimeoutError as error:
+            if isinstance(error, TaskTimeoutError):
+                self._bar.advance(1)
+            raise
+        except Exception:
+            self._bar.advance(1)
+            raise
+        self._bar.advance(1)
+        return item

@@ -23,7 +23,7 @@ from cpython.dict cimport PyDict_DelItem, PyDict_SetItem
 from cpython.pythread cimport PyThread_get_thread_ident
 
 from mpipc._pool.backlog cimport Backlog
-from mpipc._pool.codec cimport Source, Task
+from mpipc._pool.codec cimport Task
 from mpipc._pool.life cimport Life
 from mpipc._pool.worker_handle cimport Member, monotonic
 
@@ -280,10 +280,13 @@ cdef class Schedule:
     cdef list match(self):
         """Give tasks to a worker: [worker, batch]. The caller has to send them."""
         cdef Member worker = None, member
-        cdef list tasks
+        cdef list tasks, pinned
         cdef Py_ssize_t depth, most = 0, room
         if self.life.over():
             return None
+        pinned = self.backlog.match(self.members, self.idle)
+        if pinned is not None:
+            return pinned
         if self.idle:
             worker = next(iter(self.idle))
             tasks = (
@@ -301,7 +304,7 @@ cdef class Schedule:
                 return None
             tasks = self.take_over(PATIENCE, worker) or self.next_tasks(worker)
         if not tasks:
-            return None
+            return self.backlog.match(self.members, self.idle)  # something was taken back
         self.idle.pop(worker, None)
         return [worker, worker.assign(tasks)]
 
@@ -341,7 +344,7 @@ cdef class Schedule:
                         victim, most = member, load
             if victim is None:
                 return []
-            tasks = victim.take_back(most - 1 if waiting else most // 2)
+            tasks = self.backlog.unpinned(victim.take_back(most - 1 if waiting else most // 2))
             if tasks:
                 break
             others = others or []  # it has begun or ended all of them
@@ -491,8 +494,7 @@ cdef class Schedule:
 
     def take_inbox(self):
         """What a call() has received and left."""
-        cdef list messages = self.inbox
-        self.inbox = []
+        messages, self.inbox = self.inbox, []
         return messages
 
     def take_answers(self, list messages):
@@ -570,11 +572,8 @@ cdef class Schedule:
 
     def count_waiting(self):
         """How many tasks no worker has."""
-        cdef Py_ssize_t count = 0
         with self.lock:
-            for work in self.backlog.waiting:
-                count += 1 if isinstance(work, Task) else (<Source> work).remaining
-        return count
+            return self.backlog.count()
 
     # ---- the end
 

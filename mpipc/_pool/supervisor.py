@@ -23,6 +23,7 @@ from mpipc._pool.life import Life
 from mpipc._pool.losses import OutOfMemoryKills, explain
 from mpipc._pool.memory import MemoryWatch
 from mpipc._pool.options import WorkerOptions
+from mpipc._pool.placing import Places
 from mpipc._pool.states import State
 from mpipc._pool.worker import work
 from mpipc._pool.worker_handle import Member
@@ -132,6 +133,7 @@ class Supervisor:
         self._family = member
         self._parent = (member.semid, member.slot, member.generation)
         self._tags = itertools.count(1)
+        self._places = Places(options.cpu_affinity)
         self.processes: list[Any] = []
         """The Process objects of the workers that are to be there; what Pool._pool is."""
         self._starting = threading.RLock()
@@ -200,10 +202,13 @@ class Supervisor:
 
             resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts its process
         if method == "forkserver":
-            from multiprocessing import forkserver
+            from mpipc._stdlib import fork_server
 
-            forkserver.ensure_running()  # now: all its children would inherit the mask from below
+            fork_server.ensure_running()  # now: all its children would inherit the mask from below
         member = Member(next(self._tags), self._options.quota, self._options.task_reducers)
+        with self._life.lock:
+            others = {other.tag for other in engine.members() if other.process in self.processes}
+        options = self._options._replace(cpu_affinity=self._places.take(member.tag, others))
         member.process = self._make_process(
             self._context,
             target=work,
@@ -213,13 +218,15 @@ class Supervisor:
                 engine.results,
                 member.ledger,
                 self._parent,
-                self._options.for_worker(),
+                options.for_worker(),
                 signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
             ),
         )
         self.launching = member
         member.process.name = member.process.name.replace("Process", "PoolWorker")
-        member.process.daemon = self._options.daemon
+        member.process.daemon = options.daemon
+        if options.end_with_parent:
+            member.process.end_with_parent = True
         engine.enroll(member)
         # Ctrl-C in a terminal is sent to all its processes. A child that gets it before its work() can deal with it
         # would show a traceback, so it inherits it blocked. (From the fork server, it inherits the fork server's mask.)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing import util
 from typing import Any
 
@@ -18,6 +19,8 @@ from mpipc._pool.ledger import Ledger, exit_with_parent
 from mpipc._pool.losses import CrashReport
 from mpipc._pool.memory import private_memory
 from mpipc._pool.options import WorkerOptions
+from mpipc._pool.placing import apply
+from mpipc._pool.state import begin
 from mpipc._stdlib.by_pickler import ByPickler
 from mpipc._stdlib.standard import standard_module
 
@@ -83,12 +86,15 @@ def work(
         if interruptible:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         worker.initialize()
-        worker.run()
+        ends = worker.run()
     except KeyboardInterrupt:
         # Ctrl-C in a terminal is sent to all its processes. What it means is for the parent to say.
         sys.exit(128 + signal.SIGINT)
     except (EOFError, BrokenPipeError):
         util.debug("a queue of the pool was removed -- exiting")
+    else:
+        if ends:
+            worker.leave()
 
 
 class Pickled:
@@ -113,24 +119,35 @@ class Worker:
         self._pid = os.getpid()
         self._functions: dict[int, Any] = {}
         """Those that have come last, by number; `Pickled` until they are used."""
+        self._state = begin()
+        self._exit: Callable[[Any], object] | None = None
 
     def initialize(self) -> None:
-        """Run the pool's initializer. If it raises, tell the parent why, and go down with it."""
+        """Run the pool's initializer and worker_init. If one raises, tell the parent why, and go down with it."""
         self._ledger.arrive()
         if self._ledger.ending:
             return
-        initializer, initargs = self._options.start
-        if initializer is not None:
-            try:
-                initializer(*initargs)
-            except Exception as error:
-                self._send(INITIALIZER_FAILED, 0, *_failure(error, self._options.result_reducers))
-                raise
+        try:
+            apply(self._options.nice, self._options.cpu_affinity)
+            start = self._options.start
+            if start.initializer is not None:
+                start.initializer(*start.initargs)
+            if start.worker_init is not None:
+                start.worker_init(self._state)
+        except Exception as error:
+            self._send(INITIALIZER_FAILED, 0, *_failure(error, self._options.result_reducers))
+            raise
+        self._exit = start.worker_exit
         self._ledger.ready()
         self._send(READY, 0, self._report.number, None)
 
-    def run(self) -> None:
-        """Run tasks."""
+    def leave(self) -> None:
+        """Run worker_exit. What it raises is shown as of any process."""
+        if self._exit is not None:
+            self._exit(self._state)
+
+    def run(self) -> bool:
+        """Run tasks. Whether it is a normal end: not if the pool is being terminated."""
         done = 0
         limit, most = self._options.quota, self._options.max_memory
         receive = self._tasks.receive
@@ -155,6 +172,7 @@ class Worker:
             if most is not None and private_memory("self", most) > most:
                 break  # what it has not begun goes to another one
         util.debug("worker exiting after %d tasks", done)
+        return not ledger.ending
 
     def _perform(self, message: Envelope) -> bool:
         """Run a task and send its result; False if it was not begun."""

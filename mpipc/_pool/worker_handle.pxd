@@ -34,5 +34,5 @@ cdef class Member:
     cdef list send(self, list batch)
     cpdef Task withdraw(self, object number)
     cdef list take_back(self, Py_ssize_t count)
-    cdef list take_back_from(self, object number)
+    cpdef list take_back_from(self, object number)
     cdef Task answered(self, object number)

@@ -182,11 +182,13 @@ cdef class Member:
         """
         cdef object started = self.ledger.started
         cdef list waiting = [number for number in self.window if number > started]
+        while waiting and (<Task> self.window[waiting[-1]]).pinned is not None:
+            waiting.pop()  # which would come back to it
         if not waiting:
             return []
         return self.take_back_from(waiting[len(waiting) - min(count, len(waiting))])
 
-    cdef list take_back_from(self, object number):
+    cpdef list take_back_from(self, object number):
         """The tasks from this number on that it has not begun."""
         cdef object start
         if not self.window:  # it may be dead

@@ -373,7 +373,7 @@ cdef object read_plain(const unsigned char *source, Py_ssize_t size):
     return obj
 
 
-# ---- for Python -----------------------------------------------------------------------------------------------------
+# ---- for Python ------------------------------------------------------------------------------------------------------
 
 def encode(obj, uint16_t room=2048):
     """What obj is written as if it takes at most `room` bytes; None if it is one for pickle."""

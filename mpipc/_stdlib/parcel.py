@@ -87,6 +87,18 @@ def _family_note() -> tuple[_Source, ...]:
     return (_Source(f"import os; os.environ[{ENVIRONMENT!r}] = {ticket!r}"),)
 
 
+def _tie_note(process: BaseProcess) -> tuple[_Source, ...]:
+    """Unpickled, the child ends with this process if it is to: from before `__main__` is imported, which may take long.
+
+    An error is left to the moment when the child starts to run, and somebody sees it.
+    """
+    place = getattr(process, "_parent_place", None)
+    if place is None:
+        return ()
+    tie = f"try:\n    mpipc._core.ties.end_with{place!r}\nexcept OSError:\n    pass\n"
+    return (_Source(child_source(None, "mpipc._core.ties") + tie),)
+
+
 class _Name(str):
     """The child's name. Unpickled it is a plain string, and its notes have been unpickled with it."""
 
@@ -112,6 +124,7 @@ class _Parcel:
         self._name.notes = (
             *([_StartMethod(method)] if method is not None else []),
             *_family_note(),
+            *_tie_note(process),
             *([_Source(child_source())] if installed() else []),
         )
 

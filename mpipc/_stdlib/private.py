@@ -161,7 +161,7 @@ NAMES = (
         "_forkserver",
         EVER,
         "read",
-        "The one fork server: mpipc.popen_forkserver has it preload modules, and install itself.",
+        "The one fork server: mpipc._stdlib.fork_server has it preload modules, and install itself.",
     ),
     (
         "multiprocessing.forkserver.ForkServer",

@@ -17,16 +17,17 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 LAYERS = """
     sysv exceptions _stdlib.standard _stdlib.start_method _stdlib.proxies _stdlib.preload _stdlib.subclasses
         _stdlib.private _stdlib.picklers _stdlib.by_pickler _stdlib.also _stdlib.likeness _stdlib.shut_down
+        _stdlib.tying
     _core
     _sync _memory _queue
-    _stdlib.parcel
+    _stdlib.parcel _stdlib.fork_server
     _pool
     synchronize queues heap sharedctypes shared_memory pool executor managers dummy
     connection forkserver popen_fork popen_forkserver popen_spawn_posix process reduction resource_sharer
         resource_tracker spawn util
     context
     _stdlib.install
-    __init__ __main__ cli
+    __init__ __main__ cli joblib
 """
 """Each line may use those above it, and what stands in it. A line that begins further to the right goes on with the one
 before."""
@@ -39,7 +40,7 @@ CORE_LAYERS = """
     banks liveness
     holders slots.h
     slots
-    segment fork objects bells kinds.h records
+    segment fork objects bells kinds.h records ties
     blocks
     lock event semaphore cells
     barrier rwlock

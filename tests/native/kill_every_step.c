@@ -953,6 +953,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "sync_scenarios.h"
 #include "rwlock_scenarios.h"
 #include "wait_scenarios.h"
+#include "tie_scenarios.h"
 
 static const struct scenario scenarios[] = {
     {"semaphore-acquire", setup_semaphore_3, NULL, op_acquire, NULL, NULL, check_3},
@@ -1214,6 +1215,9 @@ static const struct scenario scenarios[] = {
     {"wait-record", setup_nothing, NULL, op_note_wait, NULL, NULL, check_no_wait},
     {"wait-record-makes-room", setup_full_waits, NULL, op_note_wait, NULL, NULL, check_more_waits},
     {"wait-record-recover", setup_dead_waiter, NULL, op_mp_recover, NULL, NULL, check_no_wait},
+    {"tie", setup_parent_of_tie, NULL, op_tie, NULL, NULL, check_untied},
+    {"tie-while-parent-dies", setup_parent_of_tie, NULL, op_tie, NULL, parent_dies_and_child_goes_on, check_no_tie_is_left},
+    {"tie-recover", setup_dead_parent_of_two, NULL, op_mp_recover, NULL, NULL, check_both_ended},
 };
 
 /* ---- the machine ---------------------------------------------------------------------------------------------------------------------- */

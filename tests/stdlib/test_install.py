@@ -426,6 +426,26 @@ def test_fork_server_started_before() -> None:
 
 
 @pytest.mark.compares
+def test_a_pool_starts_the_fork_server() -> None:
+    """Which loads `__main__`: with mpipc in multiprocessing's place, as the parent does."""
+    result = run_script(
+        script(
+            """
+            import multiprocessing
+            print(__name__, multiprocessing.Queue.__func__.__module__, flush=True)
+
+            if __name__ == "__main__":
+                multiprocessing.set_start_method("forkserver")
+                multiprocessing.set_forkserver_preload(["__main__"])
+                with multiprocessing.Pool(2) as pool:
+                    assert pool.map(abs, [-1, -2]) == [1, 2]
+            """
+        ),
+        options=RUN,
+    )
+    assert result.stdout.splitlines() == ["__main__ mpipc.context", "__mp_main__ mpipc.context"]
+
+
 def test_fork_server_that_outlives_uninstall() -> None:
     result = run_script(
         script(

@@ -34,6 +34,7 @@
 #include "spill.h"
 #include "sweep.h"
 #include "tick.h"
+#include "ties.h"
 #include "threads.h"
 #include "trim.h"
 #include "waits.h"

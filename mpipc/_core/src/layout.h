@@ -85,7 +85,8 @@ struct mp_slot {
     _Atomic uint32_t kept; /* TRANSIT: MP_KEEP_; see mp_transit_keep() */
     _Atomic uint32_t pid_ns; /* in which the pid in the word means something; 0: not noted yet */
     _Atomic uint64_t access; /* answer:8 | user id:32 << 32: see access.c */
-    uint8_t pad[16];
+    _Atomic uint64_t tie; /* slot + 1:16 | generation:24 << 16 of the member that this one ends with, 0: none. See ties.c */
+    uint8_t pad[8];
 };
 
 enum mp_access { MP_ACCESS_NONE, MP_ACCESS_WANTED, MP_ACCESS_GIVEN, MP_ACCESS_REFUSED };
@@ -376,6 +377,12 @@ static inline uint64_t mp_slot_word(enum mp_slot_state state, uint32_t generatio
 static inline enum mp_slot_state mp_slot_state_of(uint64_t word) { return word & 0xff; }
 static inline uint32_t mp_slot_generation(uint64_t word) { return word >> 8 & 0xffffff; }
 static inline pid_t mp_slot_pid(uint64_t word) { return (pid_t)(word >> 32); }
+
+static inline uint64_t mp_tie_word(int slot, uint32_t generation) {
+    return (uint64_t)(slot + 1) | (uint64_t)(generation & 0xffffff) << 16;
+}
+static inline int mp_tie_slot(uint64_t tie) { return (int)(tie & 0xffff) - 1; }
+static inline uint32_t mp_tie_generation(uint64_t tie) { return tie >> 16 & 0xffffff; }
 
 static inline uint64_t mp_block_word(enum mp_block_state state, int slot, uint32_t serial) {
     return (uint64_t)state | (uint64_t)(slot + 1) << 8 | (uint64_t)serial << 32;

@@ -17,6 +17,7 @@
 #include "records.h"
 #include "sets.h"
 #include "slots.h"
+#include "ties.h"
 #include "waits.h"
 
 #include <limits.h>
@@ -246,6 +247,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
             atomic_store(&s->leaving, 0);
             atomic_store(&s->start_time, 0);
             atomic_store(&s->access, 0);
+            atomic_store(&s->tie, 0);
             atomic_store(&f->seg->slots[i].pid_ns, 0);
             atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(atomic_load(&s->word)), 0));
             atomic_fetch_add(&f->h->deaths_seen, 1);
@@ -260,6 +262,8 @@ int mp_recover(struct mp_family *f) {
         return -1;
     mp_undo_for_the_dead(f);
     find_dead(f, &dead);
+    if (dead.count != 0)
+        mp_tied_end(f, dead.bits);
     if (dead.count != 0 && mp_banks_known(f) != MP_OK)
         dead.count = -1;
     else if (dead.count != 0)

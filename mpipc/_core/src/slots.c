@@ -102,6 +102,7 @@ static int take_free_slot(struct mp_family *f, enum mp_slot_state state) {
         atomic_store(&s->suspect, 0);
         atomic_store(&s->kept, MP_KEEP_NOTHING);
         atomic_store(&s->access, 0);
+        atomic_store(&s->tie, 0);
         return (int)i;
     }
     return MP_FAILED;

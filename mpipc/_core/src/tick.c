@@ -7,6 +7,10 @@
 #include "liveness.h"
 #include "recovery.h"
 #include "sets.h"
+#include "ties.h"
+
+#include <signal.h>
+#include <unistd.h>
 
 /* What a waiter does once a second: the reaper may be gone, or slow. */
 int mp_tick(struct mp_family *f) {
@@ -28,5 +32,8 @@ int mp_tick(struct mp_family *f) {
         }
     if (dead || (shmctl(f->shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch < living)) /* the latter: one has left by execve(2) */
         mp_recover(f);
-    return reaper ? MP_OK : mp_launch_reaper(f);
+    int launched = reaper ? MP_OK : mp_launch_reaper(f);
+    if (!mp_tie_holds(f)) /* nobody could end this process, or it was the one who recovered */
+        kill(getpid(), SIGKILL);
+    return launched;
 }
