@@ -300,11 +300,6 @@ class _FamilyProcess(process.BaseProcess):
     _by_pickler: ByPickler | None = None
     """The pickler by which it gets to a fresh interpreter. Of classes that with_pickler() has made."""
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if "_by_pickler" not in vars(type(self)):
-            return super().__reduce_ex__(protocol)
-        return _new_process, (type(self).__bases__[0],), self.__dict__
-
     _popen: Any
     _ends_with_parent = False
     _parent_place: tuple[int, int, int, int] | None = None
@@ -342,6 +337,11 @@ class _FamilyProcess(process.BaseProcess):
         if self._popen is not None:  # as with daemon
             raise AssertionError("process has already started: set end_with_parent before start()")
         self._ends_with_parent = ends
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if "_by_pickler" not in vars(type(self)):
+            return super().__reduce_ex__(protocol)
+        return _new_process, (type(self).__bases__[0],), self.__dict__
 
     def start(self) -> None:
         """Start the child process."""
