@@ -7,8 +7,10 @@ import os
 import pickle
 import signal
 import textwrap
+import tomllib
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from support.pickling import needs_cloudpickle, needs_dill
 
 import mpipc
 import mpipc.managers
+from mpipc._stdlib.by_pickler import KNOWN
 from mpipc.queues import Full, JoinableQueue, PriorityQueue, Queue, SimpleQueue
 
 pytestmark = pytest.mark.slow_with("dill", "function", "module")
@@ -90,7 +93,7 @@ def test_a_pool(ctx: Any, pickler: Any) -> None:
         begin.value = value  # type: ignore[attr-defined]
         os.environ["MPIPC_BEGUN"] = str(value)
 
-    with ctx.Pool(2, lambda value: begin(value), (factor,), pickler=pickler) as pool:
+    with ctx.Pool(2, lambda value: begin(value), (factor,), pickler=pickler, worker_init=lambda state: None) as pool:
         assert pool.map(lambda x: x * factor, range(5)) == [0, 3, 6, 9, 12]
         assert pool.apply(fact, (5,)) == 120
         assert pool.starmap(lambda x, y: x - y, [(5, 3), (3, 5)]) == [2, -2]
@@ -315,7 +318,12 @@ def test_a_process(by: Any) -> None:
             value.value += 1
         queue.put(lambda: (name, f(k)))
 
-    process = by.Process(target=lambda *a, **b: target(*a, **b), args=(lambda x: x + 40,), kwargs={"name": "child"})
+    process = by.Process(
+        target=lambda *a, **b: target(*a, **b),
+        args=(lambda x: x + 40,),
+        kwargs={"name": "child"},
+        end_with_parent=True,
+    )
     process.start()
     assert queue.get()() == ("child", 42)
     assert outcome(process) == 0 and value.value == 1
@@ -553,6 +561,13 @@ def test_one_that_is_gone_in_the_receiver() -> None:
 
     with pytest.raises(ImportError, match=r"mpipc\[nowhere\]"):
         load("nowhere", b"")
+
+
+def test_what_can_be_named_can_be_installed() -> None:
+    """By the names that the error says."""
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    for name in KNOWN:
+        assert [requirement.startswith(name) for requirement in project["optional-dependencies"][name]] == [True]
 
 
 @needs_cloudpickle
