@@ -36,6 +36,7 @@ OURS = {
     "_pool/schedule.pyx": "_job",
     "_queue/batch.pyx": "_on_queue_feeder_error",
     "_queue/message_queue.pyx": "_on_queue_feeder_error",
+    "_queue/pickled.py": "_on_queue_feeder_error",
     "_stdlib/install.py": "_actual_context _concrete_contexts _default_context",
     "_stdlib/start_method.py": "_is_fork_ctx",
     "_sync/guarded.pyx": "_lock _obj",
