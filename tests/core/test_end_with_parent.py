@@ -213,6 +213,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow_with("1", "2")
 @pytest.mark.parametrize("round", range(3))
 def test_a_parent_killed_at_any_moment(start_method: str, round: int) -> None:
     """While it starts children: they are being forked, import what they need, or run."""

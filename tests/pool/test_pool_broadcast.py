@@ -36,6 +36,7 @@ def test_an_executor(ctx: Any) -> None:
         executor.broadcast(os.getpid)
 
 
+@pytest.mark.slow_with("spawn")
 def test_workers_that_do_one_task_each(ctx: Any) -> None:
     with ctx.Pool(2, maxtasksperchild=1) as pool:
         first = set(pool.broadcast(os.getpid))
@@ -123,6 +124,7 @@ def test_one_that_dies_after_it_has_a_successor_that_runs_it(ctx: Any, tmp_path:
         assert len(set(pool.broadcast(os.getpid)) - {idle}) == 2
 
 
+@pytest.mark.slow_with("spawn")
 def test_while_workers_are_killed(ctx: Any) -> None:
     """One in each round, at any moment; so it may be the one that has just been started."""
     chance = random.Random(5)
