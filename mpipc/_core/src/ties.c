@@ -27,20 +27,18 @@
 int mp_tie(struct mp_family *f, int parent, uint32_t generation) {
     if (parent < 0 || parent >= (int)MP_SLOTS || f->slot < 0)
         return MP_GONE;
-    atomic_store(&f->seg->slots[f->slot].tie, mp_tie_word(parent, generation));
+    f->tie = mp_tie_word(parent, generation);
+    atomic_store(&f->seg->slots[f->slot].tie, f->tie);
     return mp_tie_holds(f) ? MP_OK : MP_GONE;
 }
 
-/* Is the process there that this one is to end with, if there is one? */
+/* Is the process there that this one is to end with, if there is one? Whether there is one, nobody else has to say. */
 bool mp_tie_holds(struct mp_family *f) {
-    if (f->slot < 0 || f->pid != getpid())
+    if (f->slot < 0 || f->pid != getpid() || f->tie == 0)
         return true;
-    uint64_t tie = atomic_load(&f->seg->slots[f->slot].tie);
-    int parent = mp_tie_slot(tie);
-    if (parent < 0 || parent >= (int)MP_SLOTS)
-        return true;
+    int parent = mp_tie_slot(f->tie);
     uint64_t word = atomic_load(&f->seg->slots[parent].word);
-    return mp_slot_state_of(word) == MP_SLOT_ALIVE && mp_slot_generation(word) == mp_tie_generation(tie);
+    return mp_slot_state_of(word) == MP_SLOT_ALIVE && mp_slot_generation(word) == mp_tie_generation(f->tie);
 }
 
 /* Is the process that has the member's pid the member? Asked after it has been opened: if so, it was so then.
