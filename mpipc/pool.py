@@ -97,10 +97,11 @@ class Pool(Parts, Broadcasts, _base.Pool):
     pickles functions, arguments, results, and the initializer: lambdas, closures, what a notebook has defined.
 
     `worker_init(state)` is called in each worker after the initializer, and `worker_exit(state)` when it ends because
-    the pool is closed or its tasks are used up (not when it is killed, or the pool terminated); tasks get the state, an
-    object for attributes, by mpipc.worker_state(). `nice` is added to the workers' niceness. `cpu_affinity`: a set of
-    CPUs for all, or a list of sets, one for each worker in turn (a new one gets its predecessor's). `end_with_parent`:
-    workers end with this process in any case; with True the reaper sees to that, also for one that is stopped.
+    the pool is closed or its tasks are used up (not when it is killed, nor when the pool is terminated, as at the end
+    of `with`); tasks get the state, an object for attributes, by mpipc.worker_state(). `nice` is added to the workers'
+    niceness. `cpu_affinity`: a set of CPUs for all, or a list of sets, one for each worker in turn (a new one gets its
+    predecessor's). `end_with_parent`: workers end with this process in any case; with True the reaper sees to that,
+    also for one that is stopped.
 
     Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Collection, Iterable
 from operator import index
 from typing import Any
@@ -35,7 +36,7 @@ def checked_affinity(affinity: Any) -> Affinity | None:
     if isinstance(affinity, (str, bytes)) or not isinstance(affinity, Iterable):
         raise TypeError(f"cpu_affinity must be {EXPECTED}, not {affinity!r}")
     given: list[Any] = list(affinity)
-    if all(isinstance(cpu, int) for cpu in given):
+    if all(hasattr(type(cpu), "__index__") for cpu in given):
         sets = [_cpus(given, affinity)]
     elif all(isinstance(cpus, Collection) and not isinstance(cpus, (str, bytes)) for cpus in given):
         sets = [_cpus(cpus, affinity) for cpus in given]
@@ -54,8 +55,9 @@ def _cpus(cpus: Iterable[Any], affinity: Any) -> frozenset[int]:
     return found
 
 
-def apply(nice: int, affinity: Affinity | None) -> None:
-    """Have this thread, and what it starts, run that way. PermissionError, ValueError: that cannot be."""
+def apply(nice: int, affinity: Affinity | None, *, everywhere: bool = False) -> None:
+    """Have this thread, and what it starts, run that way; `everywhere`: also the other threads of the process, which a
+    library may have started when it was imported. PermissionError, ValueError: that cannot be."""
     if nice:
         try:
             os.nice(nice)
@@ -63,16 +65,27 @@ def apply(nice: int, affinity: Affinity | None) -> None:
             message = f"nice={nice}: this process may not lower its niceness so far (see RLIMIT_NICE, CAP_SYS_NICE)"
             raise PermissionError(error.errno, message) from None
     for cpus in affinity or ():
-        got: set[int] = set()
+        before, after = os.sched_getaffinity(0), set()
         with contextlib.suppress(OSError, OverflowError, ValueError):
             os.sched_setaffinity(0, cpus)
-            got = os.sched_getaffinity(0)
-        if got != cpus:
-            usable = set(range(os.cpu_count() or 1)) if got else os.sched_getaffinity(0)
+            after = os.sched_getaffinity(0)
+        if after != cpus:
             raise ValueError(
-                f"cpu_affinity: of the CPUs {sorted(cpus)} this process can use"
-                f" {sorted(got) or 'none'}; it runs on {sorted(usable)}"
+                f"cpu_affinity: of the CPUs {sorted(cpus)} this process can use {sorted(after) or 'none'}; it runs on"
+                f" {sorted(before)}"
             )
+    for thread in _other_threads() if everywhere and (nice or affinity) else ():
+        with contextlib.suppress(OSError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0))
+            os.sched_setaffinity(thread, os.sched_getaffinity(0))
+
+
+def _other_threads() -> list[int]:
+    own = threading.get_native_id()
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task") if int(name) != own]
+    except OSError:  # there is no /proc
+        return []
 
 
 def try_out(nice: int, affinity: Affinity | None) -> None:

@@ -128,7 +128,7 @@ class Worker:
         if self._ledger.ending:
             return
         try:
-            apply(self._options.nice, self._options.cpu_affinity)
+            apply(self._options.nice, self._options.cpu_affinity, everywhere=True)
             start = self._options.start
             if start.initializer is not None:
                 start.initializer(*start.initargs)

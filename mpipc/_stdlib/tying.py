@@ -12,6 +12,8 @@ class _Tying:
         self._context = context
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_context":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._context, name)
 
     def Process(self, *args: Any, **options: Any) -> Any:

@@ -213,6 +213,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow_with("1", "2")
 @pytest.mark.parametrize("round", range(3))
 def test_a_parent_killed_at_any_moment(start_method: str, round: int) -> None:
     """While it starts children: they are being forked, import what they need, or run."""
@@ -235,6 +236,75 @@ def test_a_parent_killed_at_any_moment(start_method: str, round: int) -> None:
             ]
 
         wait_until(lambda: not left(), timeout=LONG, message="somebody of it is left")
+
+
+IMPORTING = """
+import os, signal, sys
+if __name__ != "__main__":
+    print(os.getpid(), flush=True)
+    while True:
+        signal.pause()
+
+import mpipc
+
+if __name__ == "__main__":
+    {before}
+    mpipc.get_context("spawn").Process(target=print, end_with_parent=True).start()
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("before", ["pass", "mpipc.install()"])
+def test_while_a_fresh_interpreter_imports_main(before: str) -> None:
+    with Script(IMPORTING.format(before=before)) as script:
+        assert script.stdout is not None
+        child = Watched(int(script.stdout.readline()))
+        try:
+            script.kill()
+            script.wait()
+            assert child.has_ended(LONG)
+        finally:
+            child.close()
+
+
+SUBCLASS = """
+import os, select, signal, sys
+import mpipc
+if sys.argv[2] == "install":
+    mpipc.install()
+import multiprocessing
+
+class Own(multiprocessing.get_context(sys.argv[1]).Process):
+    def __init__(self, writer):
+        super().__init__(daemon=True)
+        self.writer = writer
+        self.end_with_parent = True
+
+    def run(self):
+        self.writer.send(os.getpid())
+        while True:
+            signal.pause()
+
+def parent(writer):
+    Own(writer).start()
+    while True:
+        signal.pause()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    reader, writer = context.Pipe(False)
+    process = context.Process(target=parent, args=(writer,))
+    process.start()
+    child = os.pidfd_open(reader.recv())
+    process.kill()
+    process.join()
+    print(bool(select.select([child], [], [], 30)[0]))
+"""
+
+
+def test_a_daemon_of_a_class_of_ones_own_under_install(start_method: str) -> None:
+    with Script(SUBCLASS, arguments=[start_method, "install"]) as script:
+        assert script.communicate(timeout=60)[0] == "True\n"
 
 
 def test_the_attribute(ctx: Any) -> None:

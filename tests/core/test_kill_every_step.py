@@ -97,6 +97,9 @@ ELSEWHERE = {
     "the reaper's own, which dies with it (test_family, test_liveness)": """
         take_presence mp_reaper_become mp_undo_try was_never_undone keep_what_is_in_transit mp_transit_keep
         """,
+    "one word, which says when, before a process is started: the next one is started a tick later (test_family)": """
+        mp_launch_reaper
+        """,
     "rivals for a name, in every order of their system calls (test_named_schedules)": "forget mp_named_discard",
     "only after a failure that cannot be had here, or of damage (test_queues_corrupt, test_members)": """
         mp_slot_void mp_slot_count_out damaged cut grant_a_byte

@@ -1218,6 +1218,7 @@ static const struct scenario scenarios[] = {
     {"tie", setup_parent_of_tie, NULL, op_tie, NULL, NULL, check_untied},
     {"tie-while-parent-dies", setup_parent_of_tie, NULL, op_tie, NULL, parent_dies_and_child_goes_on, check_no_tie_is_left},
     {"tie-recover", setup_dead_parent_of_two, NULL, op_mp_recover, NULL, NULL, check_both_ended},
+    {"tie-forged", setup_forged_tie, NULL, op_mp_recover, NULL, NULL, check_stranger_lives},
 };
 
 /* ---- the machine ---------------------------------------------------------------------------------------------------------------------- */

@@ -91,3 +91,39 @@ static void check_both_ended(bool finished) {
     check(mp_recover(f) >= 0);
     nothing_is_tied();
 }
+
+/* Who can write to the segment has put the pid of a stranger into the slot of a tied member: the kernel says that it is none. */
+static pid_t stranger;
+static void setup_forged_tie(void) {
+    sigset_t call;
+    int signal;
+    sigemptyset(&call);
+    sigaddset(&call, SIGUSR1);
+    setup_parent_of_tie();
+    tied[0] = bystander(tie_and_wait);
+    wait_until_equal(has_tied, 1);
+    sigprocmask(SIG_BLOCK, &call, NULL);
+    stranger = fork();
+    check(stranger >= 0);
+    if (stranger == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        sigwait(&call, &signal);
+        _exit(7);
+    }
+    sigprocmask(SIG_UNBLOCK, &call, NULL);
+    struct mp_slot *s = &f->seg->slots[slot_of(tied[0])];
+    atomic_store(&s->start_time, mp_process_start_time(stranger));
+    atomic_store(&s->word, mp_slot_word(MP_SLOT_ALIVE, mp_slot_generation(atomic_load(&s->word)), stranger));
+    parent_of_tie_dies();
+}
+static void check_stranger_lives(bool finished) {
+    int status;
+    kill(stranger, SIGUSR1);
+    check(waitpid(stranger, &status, 0) == stranger);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 7); /* and not by the SIGKILL that would have come first */
+    kill(tied[0], SIGKILL);
+    check(waitpid(tied[0], &status, 0) == tied[0]);
+    bystander_count = 0;
+    check(mp_recover(f) >= 0);
+    nothing_is_tied();
+}

@@ -36,6 +36,29 @@ def test_an_executor(ctx: Any) -> None:
         executor.broadcast(os.getpid)
 
 
+@pytest.mark.slow_with("spawn")
+def test_workers_that_do_one_task_each(ctx: Any) -> None:
+    with ctx.Pool(2, maxtasksperchild=1) as pool:
+        first = set(pool.broadcast(os.getpid))
+        assert len(first) == 2
+        assert not first & set(pool.broadcast(os.getpid))
+        assert pool.map(pool_tasks.square, range(5), 1) == [0, 1, 4, 9, 16]
+
+
+def test_some_at_the_same_time(ctx: Any) -> None:
+    with ctx.Pool(3) as pool:
+        results: list[list[int]] = []
+        threads = [
+            threading.Thread(target=lambda: results.append(pool.broadcast(tasks.identity_of, 1))) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+        assert len({frozenset(pids) for pids in results}) == 1
+        assert len(results) == 8
+
+
 def test_behind_what_workers_do(ctx: Any, tmp_path: Path) -> None:
     """It waits for one that is busy, and what waits behind that is run by others meanwhile."""
     gate = str(tmp_path / "gate")
@@ -101,6 +124,7 @@ def test_one_that_dies_after_it_has_a_successor_that_runs_it(ctx: Any, tmp_path:
         assert len(set(pool.broadcast(os.getpid)) - {idle}) == 2
 
 
+@pytest.mark.slow_with("spawn")
 def test_while_workers_are_killed(ctx: Any) -> None:
     """One in each round, at any moment; so it may be the one that has just been started."""
     chance = random.Random(5)

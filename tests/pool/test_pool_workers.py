@@ -126,6 +126,7 @@ def test_niceness_and_cpus(ctx: Any) -> None:
             assert niceness == min(own + 2, 19)
             assert cpus == {CPUS[0]}
         assert set(pool.broadcast(tasks.threads_where)) == {frozenset({CPUS[0]})}
+        assert pool.apply(tasks.all_threads_where) == {(min(own + 2, 19), frozenset({CPUS[0]}))}
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
     assert sorted(os.sched_getaffinity(0)) == CPUS
 
@@ -175,6 +176,7 @@ def pool_of(ctx: Any, size: int, **options: Any) -> Any:
         ({"cpu_affinity": {0.5}}, TypeError, "cpu_affinity must be a set"),
         ({"cpu_affinity": []}, ValueError, "none of which is empty"),
         ({"cpu_affinity": [{0}, set()]}, ValueError, "none of which is empty"),
+        ({"cpu_affinity": {True}}, ValueError, "cpu_affinity must be a set of CPU numbers"),
         ({"cpu_affinity": {-1}}, ValueError, "or has a negative one"),
         ({"cpu_affinity": {100_000}}, ValueError, r"of the CPUs \[100000\] this process can use none"),
         ({"worker_init": 1}, TypeError, "worker_init must be a callable, which is given the state"),

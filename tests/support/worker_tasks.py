@@ -86,6 +86,12 @@ def where(_: Any = None) -> tuple[int, int, frozenset[int]]:
     return os.getpid(), os.getpriority(os.PRIO_PROCESS, 0), frozenset(os.sched_getaffinity(0))
 
 
+def all_threads_where(_: Any = None) -> set[tuple[int, frozenset[int]]]:
+    """Of those that were there before the task, too: one that watches the parent, say."""
+    threads = list(map(int, os.listdir("/proc/self/task")))
+    return {(os.getpriority(os.PRIO_PROCESS, thread), frozenset(os.sched_getaffinity(thread))) for thread in threads}
+
+
 def threads_where(_: Any = None) -> frozenset[int]:
     """Of a thread that a task starts."""
     found: list[frozenset[int]] = []
@@ -117,6 +123,10 @@ def fail_in_one(path: str) -> int:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
         raise KeyError(path)
+    return os.getpid()
+
+
+def identity_of(_: Any = None) -> int:
     return os.getpid()
 
 

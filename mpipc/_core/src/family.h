@@ -30,6 +30,7 @@ struct mp_family {
     char *reaper_path;
     struct mp_family *next;
     uint32_t pid_ns; /* this process's pid namespace */
+    uint64_t tie; /* of this process: what it has written into its slot, where others can write, too. See ties.c */
     bool reaper_failed; /* this process could not start one, when it last tried */
     bool removed; /* see mp_family_is_removed() */
     bool is_reaper;

@@ -136,9 +136,11 @@ int mp_hold_all_local(struct mp_family *f, int slot) {
     return MP_OK;
 }
 
-/* In a forked child: the parent's units are the parent's, and a recovery that a thread of it was in is that one's. */
+/* In a forked child: the parent's units are the parent's, a recovery that a thread of it was in is that one's, and so is what it is
+ * to end with. */
 void mp_forget_what_threads_did(struct mp_family *f) {
     atomic_store(&f->recovery_held, 0);
+    f->tie = 0;
     madvise(f->local_record, MP_BLOCKS * sizeof(uint32_t), MADV_DONTNEED);
     madvise(f->stretches, MP_ARENA_SEGMENTS * sizeof(uintptr_t), MADV_DONTNEED);
 }

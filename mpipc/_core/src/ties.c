@@ -27,25 +27,31 @@
 int mp_tie(struct mp_family *f, int parent, uint32_t generation) {
     if (parent < 0 || parent >= (int)MP_SLOTS || f->slot < 0)
         return MP_GONE;
-    atomic_store(&f->seg->slots[f->slot].tie, mp_tie_word(parent, generation));
+    f->tie = mp_tie_word(parent, generation);
+    atomic_store(&f->seg->slots[f->slot].tie, f->tie);
     return mp_tie_holds(f) ? MP_OK : MP_GONE;
 }
 
-/* Is the process there that this one is to end with, if there is one? */
+/* Is the process there that this one is to end with, if there is one? Whether there is one, nobody else has to say. */
 bool mp_tie_holds(struct mp_family *f) {
-    if (f->slot < 0 || f->pid != getpid())
+    if (f->slot < 0 || f->pid != getpid() || f->tie == 0)
         return true;
-    uint64_t tie = atomic_load(&f->seg->slots[f->slot].tie);
-    int parent = mp_tie_slot(tie);
-    if (parent < 0 || parent >= (int)MP_SLOTS)
-        return true;
+    int parent = mp_tie_slot(f->tie);
     uint64_t word = atomic_load(&f->seg->slots[parent].word);
-    return mp_slot_state_of(word) == MP_SLOT_ALIVE && mp_slot_generation(word) == mp_tie_generation(tie);
+    return mp_slot_state_of(word) == MP_SLOT_ALIVE && mp_slot_generation(word) == mp_tie_generation(f->tie);
 }
 
-/* Is the process that has the member's pid the member? Asked after it has been opened: if so, it was so then. */
+/* Is the process that has the member's pid the member? Asked after it has been opened: if so, it was so then.
+ *
+ * Who can write to the segment could write any pid into a slot, and the reaper may be root where he is not (access.c). So what
+ * counts is the kernel's word: the last one who has operated on alive[slot] is the member, when it joined. The pid is still its
+ * own as long as that is 1, or, where SEM_UNDO does not see to that, as long as its start time is the same. */
 static bool is_member(struct mp_family *f, int slot, pid_t pid) {
     uint64_t noted = atomic_load(&f->seg->slots[slot].start_time), started = mp_process_start_time(pid);
+    unsigned short num;
+    int semid;
+    if (mp_alive(f, slot, &semid, &num) != MP_OK || semctl(semid, num, GETPID) != pid)
+        return false;
     if (noted != 0 && started != 0)
         return noted == started;
     return mp_undo(f) == MP_UNDO_WORKS && mp_slot_is_alive(f, slot);
