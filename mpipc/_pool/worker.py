@@ -20,7 +20,7 @@ from mpipc._pool.losses import CrashReport
 from mpipc._pool.memory import private_memory
 from mpipc._pool.options import WorkerOptions
 from mpipc._pool.placing import apply
-from mpipc._pool.state import begin
+from mpipc._pool.state import WorkerState, begin
 from mpipc._stdlib.by_pickler import ByPickler
 from mpipc._stdlib.standard import standard_module
 
@@ -119,7 +119,7 @@ class Worker:
         self._pid = os.getpid()
         self._functions: dict[int, Any] = {}
         """Those that have come last, by number; `Pickled` until they are used."""
-        self._state = begin()
+        self._state: WorkerState | None = None
         self._exit: Callable[[Any], object] | None = None
 
     def initialize(self) -> None:
@@ -127,6 +127,7 @@ class Worker:
         self._ledger.arrive()
         if self._ledger.ending:
             return
+        self._state = begin()
         try:
             apply(self._options.nice, self._options.cpu_affinity, everywhere=True)
             start = self._options.start

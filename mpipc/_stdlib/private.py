@@ -123,10 +123,11 @@ NAMES = (
     ),
     (
         "multiprocessing.process.BaseProcess",
-        "_bootstrap",
+        "_bootstrap _popen",
         EVER,
         "derived",
-        "All that a child does. Around it, the child tells the family that it has come, and that it ends normally.",
+        "All that a child does. Around it, the child tells the family that it has come, and that it ends normally. Once"
+        " there is a _popen, the process has been started, and end_with_parent is settled.",
     ),
     (
         "multiprocessing.process.BaseProcess",
@@ -223,14 +224,15 @@ NAMES = (
     ),
     (
         "multiprocessing.pool.ApplyResult",
-        "_cache _error_callback _event _job _set",
+        "_cache _error_callback _event _job _pool _set",
         EVER,
         "derived",
-        "Its state. The event is a Latch, callbacks are guarded, and _abort() sets what nobody will set any more.",
+        "Its state. The event is a Latch, callbacks are guarded, _abort() sets what nobody will set any more, and cancel()"
+        " asks the pool, which it has until it is complete.",
     ),
     (
         "multiprocessing.pool.MapResult",
-        "_number_left _set _success _value",
+        "_number_left _pool _set _success _value",
         EVER,
         "derived",
         "Its state: how many chunks are to come, and what has come. Ours counts single items, without a list for each.",

@@ -426,24 +426,25 @@ def test_fork_server_started_before() -> None:
 
 
 @pytest.mark.compares
-def test_a_pool_starts_the_fork_server() -> None:
-    """Which loads `__main__`: with mpipc in multiprocessing's place, as the parent does."""
-    result = run_script(
-        script(
-            """
-            import multiprocessing
-            print(__name__, multiprocessing.Queue.__func__.__module__, flush=True)
-
-            if __name__ == "__main__":
-                multiprocessing.set_start_method("forkserver")
-                multiprocessing.set_forkserver_preload(["__main__"])
-                with multiprocessing.Pool(2) as pool:
-                    assert pool.map(abs, [-1, -2]) == [1, 2]
-            """
-        ),
-        options=RUN,
+def test_a_pool_starts_the_fork_server(tmp_path: Path) -> None:
+    """What is preloaded there finds mpipc in multiprocessing's place, as it would in the parent."""
+    (tmp_path / "preloaded.py").write_text(
+        "import multiprocessing\nprint(multiprocessing.Queue.__func__.__module__, flush=True)\n"
     )
-    assert result.stdout.splitlines() == ["__main__ mpipc.context", "__mp_main__ mpipc.context"]
+    result = run_script(
+        """
+        import multiprocessing
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("forkserver")
+            multiprocessing.set_forkserver_preload(["preloaded"])
+            with multiprocessing.Pool(2) as pool:
+                assert pool.map(abs, [-1, -2]) == [1, 2]
+        """,
+        options=RUN,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert result.stdout == "mpipc.context\n"
 
 
 def test_fork_server_that_outlives_uninstall() -> None:

@@ -30,6 +30,8 @@ DOCUMENTED = {
 
 OURS = {
     "__init__.py": "_default_context",
+    "_core/greenlets.py": "_thread",
+    "_pool/broadcast.py": "_job",
     "_pool/feed.py": "_items _job _set_length",
     "_pool/receiver.py": "_job _set",
     "_pool/results.py": "_cache _job _set",
@@ -43,7 +45,8 @@ OURS = {
     "_sync/primitives.pyx": "_count",
     "context.py": "_Popen _actual_context _after_fork",
     "heap.py": "_heap",
-    "pool.py": "_job _set_length",
+    "joblib.py": "_id",
+    "pool.py": "_job _number_left _set_length",
     "shared_memory.py": "_flags",
     "synchronize.py": "_acquire_restore _count _release_save",
 }
