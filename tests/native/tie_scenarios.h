@@ -94,6 +94,7 @@ static void check_both_ended(bool finished) {
 
 /* Who can write to the segment has put the pid of a stranger into the slot of a tied member: the kernel says that it is none. */
 static pid_t stranger;
+static int stranger_waits(void) { return shared->ran[1]; }
 static void setup_forged_tie(void) {
     sigset_t call;
     int signal;
@@ -103,14 +104,17 @@ static void setup_forged_tie(void) {
     tied[0] = bystander(tie_and_wait);
     wait_until_equal(has_tied, 1);
     sigprocmask(SIG_BLOCK, &call, NULL);
+    shared->ran[1] = 0;
     stranger = fork();
     check(stranger >= 0);
     if (stranger == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        shared->ran[1] = 1;
         sigwait(&call, &signal);
         _exit(7);
     }
     sigprocmask(SIG_UNBLOCK, &call, NULL);
+    wait_until_equal(stranger_waits, 1); /* it ends with this process from then on */
     struct mp_slot *s = &f->seg->slots[slot_of(tied[0])];
     atomic_store(&s->start_time, mp_process_start_time(stranger));
     atomic_store(&s->word, mp_slot_word(MP_SLOT_ALIVE, mp_slot_generation(atomic_load(&s->word)), stranger));
