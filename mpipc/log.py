@@ -32,7 +32,7 @@ from mpipc.queues import Empty, Queue, ShutDown
 
 __all__ = ["MAXSIZE", "Forwarding", "forward"]
 
-MAXSIZE = 10_000
+MAXSIZE = 100_000
 """How many records wait for the parent at most, by default."""
 BATCH = 128
 """How many records the parent takes at once."""
@@ -92,14 +92,18 @@ def packed(record: logging.LogRecord) -> tuple[Any, ...]:
 def unpacked(message: tuple[Any, ...]) -> logging.LogRecord:
     """The record of packed(). An attribute that cannot be unpickled here is its repr()."""
     msg, text, extra, pickled, *values = message
-    state = dict(zip(NAMES, values, strict=True))
+    factory = logging.getLogRecordFactory()  # not called: what it would find out is true of this process
+    cls = factory if isinstance(factory, type) else logging.LogRecord
+    record: logging.LogRecord = cls.__new__(cls)
+    state = record.__dict__
+    state.update(zip(NAMES, values, strict=True))
     state.update(msg=msg, args=None, exc_info=None, exc_text=text, **extra)
     for name, (data, as_text) in pickled.items():
         state[name] = as_text
         if data is not None:
             with suppress(Exception):
                 state[name] = pickle.loads(data)
-    return logging.makeLogRecord(state)
+    return record
 
 
 def _pickle(value: Any) -> bytes | None:
