@@ -5,8 +5,8 @@ the root logger and in the place of all that are there, puts records into it. A 
 so the last record before a kill is; and it never waits: when the queue is full, the oldest record is taken out.
 
 Who takes one out counts it, and sends the count with the record that it puts next. A record that is taken out may have
-such a count with it: that is added. So what the parent has received and what it has been told of make the whole, without
-anything that the processes share but the queue; only a process that is killed between the two takes its count with it.
+such a count with it: that is added. So what the parent has received and what it has been told of make the whole, and
+nothing is shared but the queue. Only a process that is killed between the two takes its count with it.
 
 A child learns of it when it begins to run (`arrived()`), from its parent's memory if it is forked; another one is sent
 a letter with its preparation data, see mpipc._stdlib.parcel, and forwards what is emitted while it imports `__main__`.
@@ -76,7 +76,7 @@ def packed(record: logging.LogRecord) -> tuple[Any, ...]:
     state = record.__dict__
     text = record.exc_text
     if text is None and record.exc_info:
-        text = _formatter.formatException(record.exc_info)  # type: ignore[arg-type]
+        text = _formatter.formatException(record.exc_info)
     extra, pickled = {}, {}
     for name, value in state.items():
         if name in KNOWN:
@@ -92,8 +92,8 @@ def packed(record: logging.LogRecord) -> tuple[Any, ...]:
 def unpacked(message: tuple[Any, ...]) -> logging.LogRecord:
     """The record of packed(). An attribute that cannot be unpickled here is its repr()."""
     msg, text, extra, pickled, *values = message
-    factory = logging.getLogRecordFactory()  # not called: what it would find out is true of this process
-    cls = factory if isinstance(factory, type) else logging.LogRecord
+    factory: Any = logging.getLogRecordFactory()  # not called: what it would find out is true of this process
+    cls: Any = factory if isinstance(factory, type) else logging.LogRecord
     record: logging.LogRecord = cls.__new__(cls)
     state = record.__dict__
     state.update(zip(NAMES, values, strict=True))
@@ -174,9 +174,10 @@ def _loggers() -> list[logging.Logger]:
 
 def letter() -> bytes:
     """What arrive() has to be given in a child that is a fresh interpreter. Made while that one is started."""
-    queue, maxsize = (_forwarder.queue, _forwarder.maxsize) if _forwarding is None else _forwarding._terms()
+    by: Any = _forwarder if _forwarding is None else _forwarding
     levels = {logger.name: logger.level for logger in _loggers() if logger.level and logger is not logging.root}
-    return bytes(ForkingPickler.dumps((queue, maxsize, (logging.root.level, levels, logging.root.manager.disable))))
+    of_all = logging.root.level, levels, logging.root.manager.disable
+    return bytes(ForkingPickler.dumps((by.queue, by.maxsize, of_all)))
 
 
 def arrive(data: bytes) -> None:
@@ -198,7 +199,7 @@ def arrived() -> None:
         _take_over(_levels)
         _levels = None
     elif _forwarding is not None and _forwarding.pid != os.getpid():
-        _forward_to(*_forwarding._terms())
+        _forward_to(_forwarding.queue, _forwarding.maxsize)
     elif _forwarder is not None:  # forked by one that forwards
         _forwarder.dropped = 0
 
@@ -237,10 +238,10 @@ class Forwarding:
         self.pid = os.getpid()
         self.maxsize = maxsize
         # One of a context other than fork's can be sent to children of all.
-        self._queue: Queue[Any] = Queue(ctx=context._concrete_contexts["spawn"], raise_on_pickle_error=True)
+        self.queue: Queue[Any] = Queue(ctx=context._concrete_contexts["spawn"], raise_on_pickle_error=True)
         self._dropped = 0  # and not said yet
         self._errors = logging.Handler()
-        self._thread = threading.Thread(target=self._run, args=(self._queue,), name="LogForwardingThread", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(self.queue,), name="LogForwardingThread", daemon=True)
         self._finalizer = util.Finalize(None, self.close, exitpriority=AFTER_CHILDREN)
 
     def close(self) -> None:
@@ -255,7 +256,7 @@ class Forwarding:
         if _forwarding is self:
             _forwarding = None
         self._finalizer.cancel()
-        self._queue.shutdown()
+        self.queue.shutdown()
         if threading.current_thread() is not self._thread:  # a handler may call this
             self._thread.join()
 
@@ -266,10 +267,6 @@ class Forwarding:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
-
-    def _terms(self) -> tuple[Queue[Any], int]:
-        """What a child needs."""
-        return self._queue, self.maxsize
 
     def _run(self, queue: Queue[Any]) -> None:
         """The thread."""
@@ -321,9 +318,9 @@ def forward(maxsize: int = MAXSIZE) -> Forwarding:
 
     Children are those that mpipc starts after this call, by any start method, workers of pools and executors too, and
     their children. Their records, in the order in which each has emitted them and up to the last one before a kill,
-    are handed to the loggers of the same names here: levels, filters and handlers are those of this process. Handlers
-    that a child has from its parent, or that modules add when it imports them, are not used there; its loggers begin
-    with the levels that they have here. What a child sets up when it runs is its own.
+    are handed to the loggers of the same names here: levels, filters and handlers are those of this process. A child
+    begins to run without the handlers that it has from its parent, or that its modules have added when it imported
+    them, and with the levels that loggers have here. What it sets up when it runs is its own.
 
     No child ever waits for this process. When `maxsize` records wait for it (and as many more as are being put at that
     moment), the oldest are dropped; one record of the logger "mpipc.log", a WARNING, says how many.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,67 +255,59 @@ def test_children_started_while_threads_log(ctx: Any, start_method: str, got: Re
 
 
 def test_a_filter_that_raises(ctx: Any, got: Records, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = os.getpid()
+
     def refuse(record: logging.LogRecord) -> bool:
-        if record.process != parent and record.getMessage() == "n 1":
+        if os.getpid() == parent and record.getMessage() == "n 1":
             raise LookupError("in a filter of the parent")
         return True
 
-    import os
+    logger = logging.getLogger("test.log")
+    logger.addFilter(refuse)
+    try:
+        with mpipc.log.forward():
+            run(ctx, emit_numbers, "n", 3)
+    finally:
+        logger.removeFilter(refuse)
+    assert got.messages == ["n 0", "n 2"]
+    error = capsys.readouterr().err
+    assert error.count("--- Logging error ---") == 1 and "in a filter of the parent" in error
 
-    parent = os.getpid()
-    with mpipc.log.forward():
-        logger = logging.getLogger("test.log")
-        child = ctx.Process(target=emit_numbers, args=("n", 3))
-        child.start()
-        logger.addFilter(refuse)
-        try:
-            child.join()
-            mpipc.log._forwarding.close()  # type: ignore[union-attr]
-        finally:
-            logger.removeFilter(refuse)
-    assert got.messages in (["n 0", "n 2"], ["n 0", "n 1", "n 2"])  # it may have come before
-    assert ("LookupError" in capsys.readouterr().err) == (len(got.messages) == 2)
+
+def test_import_mpipc_does_not_load_it() -> None:
+    source = "import sys, mpipc; print({'mpipc.log', 'logging'} & sys.modules.keys(), mpipc.log.forward)"
+    assert run_script(source).stdout.startswith("set() <function forward")
 
 
 PROGRAM = """
-    import logging, os, sys
-    import mpipc
-    assert "mpipc.log" not in sys.modules and "logging" not in sys.modules
-    import mpipc.log
+    import atexit, logging, sys
+    import mpipc, mpipc.log
 
     logging.basicConfig(level=logging.INFO, format="%(processName)s %(message)s", stream=sys.stdout)
-    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
     logging.info("imported %s", __name__)
+    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
 
-    def child(parent):
-        os.read(parent, 1)  # at the end of a pipe: the main program has come to its end
+    def child(main_is_over):
+        main_is_over.wait()
         logging.info("%d", "not a number")
         logging.info("child")
 
     if __name__ == "__main__":
         mpipc.log.forward()
-        method = sys.argv[1]
-        reader, writer = mpipc.Pipe(False)
-        mpipc.get_context(method).Process(target=wait, args=(writer, reader)).start()
+        ctx = mpipc.get_context(sys.argv[1])
+        main_is_over = ctx.Event()
+        atexit.register(main_is_over.set)
+        ctx.Process(target=child, args=(main_is_over,)).start()
 """
 
 
 def test_a_program(start_method: str) -> None:
-    """Its modules set up logging, its child logs what it is given to import, and when the program has come to an end."""
-    source = PROGRAM.replace("child(parent)", "wait(writer, reader)").replace(
-        "os.read(parent, 1)  # at the end of a pipe: the main program has come to its end",
-        "import threading, multiprocessing.connection\n"
-        "        writer.close()\n"
-        "        try:\n"
-        "            reader.recv()\n"
-        "        except EOFError:\n"
-        "            pass",
-    )
-    result = run_script(source, arguments=[start_method])
-    name = {"fork": "ForkProcess", "spawn": "SpawnProcess", "forkserver": "ForkServerProcess"}[start_method]
-    imported = [] if start_method == "fork" else [f"{name}-1 imported __mp_main__", "imported __mp_main__"]
-    main = ["MainProcess imported __main__", "imported __main__"]
-    assert result.stdout.splitlines() == [*main, *imported, f"{name}-1 child", "child"]
+    """Its modules set up logging; its child logs when it imports them, and when the program has come to its end."""
+    result = run_script(PROGRAM, arguments=[start_method])
+    name = {"fork": "ForkProcess-1", "spawn": "SpawnProcess-1", "forkserver": "ForkServerProcess-1"}[start_method]
+    imported = [] if start_method == "fork" else [f"{name} imported __mp_main__", "imported __mp_main__"]
+    main = ["MainProcess imported __main__"]
+    assert result.stdout.splitlines() == [*main, *imported, f"{name} child", "child"]
     assert result.stderr.count("--- Logging error ---") == 1 and "not a number" in result.stderr
 
 
