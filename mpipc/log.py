@@ -15,6 +15,7 @@ os.register_at_fork() would be too much: what a daemon logs is not for the proce
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import pickle
@@ -310,6 +311,20 @@ class Forwarding:
         )
 
 
+def _keep_handlers_open() -> None:
+    """At the end of the process logging closes its handlers. That has to be after the children's last records.
+
+    Both are done by functions of atexit: in the right order if `logging` was imported before multiprocessing.util.
+    """
+    global _are_kept_open
+    loaded = list(sys.modules)
+    if not _are_kept_open and loaded.index("multiprocessing.util") < loaded.index("logging"):
+        _are_kept_open = True
+        atexit.unregister(logging.shutdown)
+        util.Finalize(None, logging.shutdown, exitpriority=AFTER_CHILDREN - 1)
+
+
+_are_kept_open = False
 _forwarding: Forwarding | None = None  # of the process that has called forward()
 
 
@@ -334,5 +349,6 @@ def forward(maxsize: int = MAXSIZE) -> Forwarding:
         raise RuntimeError("mpipc.log.forward() was called before: close() what it has returned, then call it again")
     made = Forwarding(maxsize)
     made._thread.start()
+    _keep_handlers_open()
     _forwarding = made
     return made

@@ -311,6 +311,33 @@ def test_a_program(start_method: str) -> None:
     assert result.stderr.count("--- Logging error ---") == 1 and "not a number" in result.stderr
 
 
+@pytest.mark.parametrize("first", ["logging", "multiprocessing.util"])
+def test_a_file_is_open_until_the_last_record(first: str) -> None:
+    """Which of the two is imported first settles when logging closes its handlers."""
+    source = f"""
+        import {first}
+        import atexit, logging, multiprocessing.util
+        import mpipc, mpipc.log
+
+        def child(main_is_over):
+            main_is_over.wait()
+            logging.warning("late")
+
+        def show():
+            print(open("log").read())
+
+        if __name__ == "__main__":
+            logging.basicConfig(filename="log", filemode="w")
+            multiprocessing.util.Finalize(None, show, exitpriority=-10_000)
+            mpipc.log.forward()
+            ctx = mpipc.get_context("fork")
+            main_is_over = ctx.Event()
+            atexit.register(main_is_over.set)
+            ctx.Process(target=child, args=(main_is_over,)).start()
+    """
+    assert "WARNING:root:late" in run_script(source).stdout
+
+
 def test_children_of_a_killed_parent_go_on(start_method: str) -> None:
     source = f"""
         import logging, os, signal
