@@ -27,8 +27,8 @@ from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any
 
-from mpipc import context
 from mpipc._queue.plain import encode
+from mpipc._stdlib import start_method
 from mpipc.queues import Empty, Queue, ShutDown
 
 __all__ = ["MAXSIZE", "Forwarding", "forward"]
@@ -239,10 +239,11 @@ class Forwarding:
         self.pid = os.getpid()
         self.maxsize = maxsize
         # One of a context other than fork's can be sent to children of all.
-        self.queue: Queue[Any] = Queue(ctx=context._concrete_contexts["spawn"], raise_on_pickle_error=True)
+        self.queue: Queue[Any] = Queue(ctx=start_method.default.get_context("spawn"), raise_on_pickle_error=True)
         self._dropped = 0  # and not said yet
         self._errors = logging.Handler()
         self._thread = threading.Thread(target=self._run, args=(self.queue,), name="LogForwardingThread", daemon=True)
+        self._thread.start()
         self._finalizer = util.Finalize(None, self.close, exitpriority=AFTER_CHILDREN)
 
     def close(self) -> None:
@@ -347,8 +348,6 @@ def forward(maxsize: int = MAXSIZE) -> Forwarding:
         raise ValueError(f"maxsize must be at least 1, got {maxsize}")
     if _forwarding is not None and _forwarding.pid == os.getpid():
         raise RuntimeError("mpipc.log.forward() was called before: close() what it has returned, then call it again")
-    made = Forwarding(maxsize)
-    made._thread.start()
+    _forwarding = made = Forwarding(maxsize)
     _keep_handlers_open()
-    _forwarding = made
     return made
