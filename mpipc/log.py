@@ -173,9 +173,8 @@ def _loggers() -> list[logging.Logger]:
     return [logging.root, *(each for each in named if isinstance(each, logging.Logger))]
 
 
-def letter() -> bytes:
+def letter(by: Any) -> bytes:
     """What arrive() has to be given in a child that is a fresh interpreter. Made while that one is started."""
-    by: Any = _forwarder if _forwarding is None else _forwarding
     levels = {logger.name: logger.level for logger in _loggers() if logger.level and logger is not logging.root}
     of_all = logging.root.level, levels, logging.root.manager.disable
     return bytes(ForkingPickler.dumps((by.queue, by.maxsize, of_all)))
@@ -205,9 +204,9 @@ def arrived() -> None:
         _forwarder.dropped = 0
 
 
-def is_forwarding() -> bool:
-    """Whether the children of this process are to forward."""
-    return _forwarding is not None or _forwarder is not None
+def forwards_by() -> Forwarding | Forwarder | None:
+    """By whose queue the children of this process are to forward, for letter(); None: not at all."""
+    return _forwarder if _forwarding is None else _forwarding
 
 
 def _forward_to(queue: Queue[Any], maxsize: int) -> None:

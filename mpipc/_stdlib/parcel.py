@@ -105,14 +105,17 @@ class _LogLetter:
     Written when it is pickled: the queue for them is one of the objects that the child gets.
     """
 
+    def __init__(self, by: Any) -> None:
+        self.by = by
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        data: bytes = sys.modules["mpipc.log"].letter()
+        data: bytes = sys.modules["mpipc.log"].letter(self.by)
         return exec, (child_source(None, "mpipc.log") + f"mpipc.log.arrive({data!r})\n", {})
 
 
 def _log_letter() -> tuple[_LogLetter, ...]:
-    log = sys.modules.get("mpipc.log")
-    return (_LogLetter(),) if log is not None and log.is_forwarding() else ()
+    by = sys.modules["mpipc.log"].forwards_by() if "mpipc.log" in sys.modules else None
+    return () if by is None else (_LogLetter(by),)
 
 
 class _Name(str):

@@ -238,6 +238,18 @@ def test_close(ctx: Any, got: Records) -> None:
     assert got.messages == ["first", "again 0"]
 
 
+def test_a_child_of_os_fork_keeps_its_handlers(got: Records) -> None:
+    with mpipc.log.forward() as forwarding:
+        pid = os.fork()
+        if pid == 0:
+            logging.getLogger("test.log").info("its own")
+            forwarding.close()  # which is not for it to do
+            os._exit(len(got.records))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        run(mpipc.get_context("fork"), emit_numbers, "n", 1)
+    assert got.messages == ["n 0"]
+
+
 def test_what_forward_refuses() -> None:
     with mpipc.log.forward(), pytest.raises(RuntimeError, match="called before: close"):
         mpipc.log.forward()
