@@ -240,7 +240,6 @@ class Forwarding:
         # One of a context other than fork's can be sent to children of all.
         self.queue: Queue[Any] = Queue(ctx=start_method.default.get_context("spawn"), raise_on_pickle_error=True)
         self._dropped = 0  # and not said yet
-        self._errors = logging.Handler()
         self._thread = threading.Thread(target=self._run, args=(self.queue,), name="LogForwardingThread", daemon=True)
         self._thread.start()
         self._finalizer = util.Finalize(None, self.close, exitpriority=AFTER_CHILDREN)
@@ -299,7 +298,7 @@ class Forwarding:
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
         except Exception:  # handlers deal with their own errors, filters do not
-            self._errors.handleError(record)
+            logging.Handler().handleError(record)
 
     def _say(self) -> None:
         dropped, self._dropped = self._dropped, 0
