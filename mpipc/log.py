@@ -93,9 +93,8 @@ def packed(record: logging.LogRecord) -> tuple[Any, ...]:
 def unpacked(message: tuple[Any, ...]) -> logging.LogRecord:
     """The record of packed(). An attribute that cannot be unpickled here is its repr()."""
     msg, text, extra, pickled, *values = message
-    factory: Any = logging.getLogRecordFactory()  # not called: what it would find out is true of this process
-    cls: Any = factory if isinstance(factory, type) else logging.LogRecord
-    record: logging.LogRecord = cls.__new__(cls)
+    # Not by the factory of records, which would see this process, and whose getMessage() has been called already.
+    record = logging.LogRecord.__new__(logging.LogRecord)
     state = record.__dict__
     state.update(zip(NAMES, values, strict=True))
     state.update(msg=msg, args=None, exc_info=None, exc_text=text, **extra)

@@ -13,9 +13,11 @@ import pytest
 from support import run_script, start_script, wait_until
 from support.logged import (
     Attribute,
+    Braces,
     emit_all_kinds,
     emit_and_be_killed,
     emit_behind_a_gate,
+    emit_by_a_factory,
     emit_in_a_grandchild,
     emit_levels,
     emit_numbers,
@@ -103,6 +105,18 @@ def test_records_of_all_kinds(ctx: Any, got: Records) -> None:
     assert vars(strange)["second"] == "<Unspeakable whose repr() raises ValueError>"
     assert long.getMessage() == "x" * 100_000 + "\udc80"
     assert (other.getMessage(), other.levelno, other.levelname) == ("{'a': 'dict'}", 23, "Level 23")
+
+
+def test_records_of_another_class(ctx: Any, got: Records) -> None:
+    """Their messages are made where they are emitted, once."""
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(Braces)
+    try:
+        with mpipc.log.forward():
+            run(ctx, emit_by_a_factory)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert got.messages == ["{not a field}"]
 
 
 def test_the_last_records_before_a_kill(ctx: Any, got: Records) -> None:

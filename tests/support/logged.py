@@ -47,6 +47,16 @@ def emit_all_kinds() -> None:
     log.log(23, {"a": "dict"})  # type: ignore[arg-type]
 
 
+class Braces(logging.LogRecord):
+    def getMessage(self) -> str:
+        return str(self.msg).format(*self.args)  # type: ignore[misc]
+
+
+def emit_by_a_factory() -> None:
+    logging.setLogRecordFactory(Braces)
+    log.info("{}", "{not a field}")
+
+
 def emit_and_be_killed(count: int) -> None:
     for number in range(count):
         log.info("%d", number)
