@@ -59,6 +59,7 @@ _SUBMODULES = frozenset(
         "executor",
         "forkserver",
         "heap",
+        "log",
         "managers",
         "pool",
         "popen_fork",

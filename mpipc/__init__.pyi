@@ -7,6 +7,7 @@ from mpipc import dummy as dummy
 from mpipc import executor as executor
 from mpipc import forkserver as forkserver
 from mpipc import heap as heap
+from mpipc import log as log
 from mpipc import managers as managers
 from mpipc import pool as pool
 from mpipc import popen_fork as popen_fork

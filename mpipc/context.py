@@ -369,6 +369,8 @@ class _FamilyProcess(process.BaseProcess):
             ties.end_with(*self._parent_place)
         if "mpipc._core" in sys.modules:
             sys.modules["mpipc._core"].arrived()
+        if "mpipc.log" in sys.modules:
+            sys.modules["mpipc.log"].arrived()
         try:
             return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
         finally:

@@ -133,7 +133,7 @@ def uninstall() -> None:
 def _known() -> list[str]:
     """multiprocessing's submodules that mpipc has, of its own or the same."""
     ours = {"context", "process", "reduction", "dummy.connection", *import_module("mpipc")._SUBMODULES}
-    return sorted(ours - {"executor"})
+    return sorted(ours - {"executor", "log"})
 
 
 def _load() -> list[tuple[str, ModuleType, ModuleType]]:

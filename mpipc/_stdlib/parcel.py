@@ -1,4 +1,4 @@
-"""What a child that is a fresh interpreter is sent beside its process: the start method, the family, install()."""
+"""What a child that is a fresh interpreter is sent beside its process: the start method, the family, install() ..."""
 
 from __future__ import annotations
 
@@ -99,6 +99,25 @@ def _tie_note(process: BaseProcess) -> tuple[_Source, ...]:
     return (_Source(child_source(None, "mpipc._core.ties") + tie),)
 
 
+class _LogLetter:
+    """Unpickled, log records of the child go to the process that has called mpipc.log.forward().
+
+    Written when it is pickled: the queue for them is one of the objects that the child gets.
+    """
+
+    def __init__(self, by: Any) -> None:
+        self.by = by
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        data: bytes = sys.modules["mpipc.log"].letter(self.by)
+        return exec, (child_source(None, "mpipc.log") + f"mpipc.log.arrive({data!r})\n", {})
+
+
+def _log_letter() -> tuple[_LogLetter, ...]:
+    by = sys.modules["mpipc.log"].forwards_by() if "mpipc.log" in sys.modules else None
+    return () if by is None else (_LogLetter(by),)
+
+
 class _Name(str):
     """The child's name. Unpickled it is a plain string, and its notes have been unpickled with it."""
 
@@ -126,6 +145,7 @@ class _Parcel:
             *_family_note(),
             *_tie_note(process),
             *([_Source(child_source())] if installed() else []),
+            *_log_letter(),
         )
 
     def __getattr__(self, attribute: str) -> Any:

@@ -74,6 +74,18 @@ for make in (lambda: ProcessPoolExecutor(2, mp_context=ctx), lambda: mpipc.Proce
         assert executor.submit(abs, -4).result(40) == 4
         assert list(executor.map(abs, [-1, -2])) == [1, 2]
 """,
+    "log records": """
+import logging, logging.handlers
+import mpipc.log
+from support.logged import emit_numbers
+logging.basicConfig(level=logging.INFO, handlers=[logging.handlers.BufferingHandler(100)])
+with mpipc.log.forward():
+    process = ctx.Process(target=emit_numbers, args=("n", 3))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+assert [each.getMessage() for each in logging.root.handlers[0].buffer] == ["n 0", "n 1", "n 2"]
+""",
     "lock": """
 lock, event = ctx.Lock(), ctx.Event()
 lock.acquire()
