@@ -289,6 +289,10 @@ def _context_with(method: str, by: ByPickler) -> Any:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+_NO_KEYWORDS: Any = process.BaseProcess.__init__.__defaults__[-1]  # type: ignore[index]
+"""{} up to Python 3.13, None from 3.14 on."""
+
+
 class _FamilyProcess(process.BaseProcess):
     """What the process classes below do in the child beyond multiprocessing's.
 
@@ -311,13 +315,13 @@ class _FamilyProcess(process.BaseProcess):
         target: Callable[..., object] | None = None,
         name: str | None = None,
         args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] = {},
+        kwargs: Mapping[str, Any] | None = _NO_KEYWORDS,
         *,
         daemon: bool | None = None,
         end_with_parent: bool = False,
     ) -> None:
         """As multiprocessing's; `end_with_parent`, which is mpipc's own: see the attribute."""
-        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)  # type: ignore[arg-type]
         self.end_with_parent = end_with_parent
 
     @property

@@ -227,8 +227,8 @@ NAMES = (
         "_cache _error_callback _event _job _pool _set",
         EVER,
         "derived",
-        "Its state. The event is a Latch, callbacks are guarded, _abort() sets what nobody will set any more, and cancel()"
-        " asks the pool, which it has until it is complete.",
+        "Its state. The event is a Latch, callbacks are guarded, _abort() sets what nobody will set any more, and"
+        " cancel() asks the pool, which it has until it is complete.",
     ),
     (
         "multiprocessing.pool.MapResult",

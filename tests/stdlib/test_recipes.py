@@ -26,7 +26,8 @@ def on_mpipc(source: str) -> str:
 
 
 def output_of(source: str, method: str, *options: str) -> str:
-    result = run_script(source, arguments=[method], options=options)
+    # Unbuffered: a forked worker that ends normally flushes what its parent had not.
+    result = run_script(source, arguments=[method], options=("-u", *options))
     assert result.stderr == ""
     return result.stdout
 

@@ -43,7 +43,7 @@ def emit_all_kinds() -> None:
     except KeyError:
         log.exception("it is %s", "missing", stack_info=True)
     log.warning("%s", Unpicklable(), extra={"first": Unpicklable(), "second": Unspeakable()})
-    log.critical("x" * 100_000 + "\udc80")
+    log.critical("x" * 100_000 + "\u20ac")
     log.log(23, {"a": "dict"})  # type: ignore[arg-type]
 
 
