@@ -288,9 +288,13 @@ def storm(semaphore: Any, work: Callable[..., None], seed: int) -> Counts:
     while alive:
         kill_one()
     here = family.current().slot
-    wait_until(
-        lambda: family.current().recover() >= 0 and [slot for slot, *_ in family.current().processes()] == [here]
-    )
+    try:
+        wait_until(
+            lambda: family.current().recover() >= 0 and [slot for slot, *_ in family.current().processes()] == [here]
+        )
+    except AssertionError as error:
+        error.add_note(f"this is slot {here}; the family has {family.current().processes()}")
+        raise
     return counts
 
 
