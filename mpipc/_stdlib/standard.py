@@ -137,14 +137,15 @@ def _import_apart(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """`__import__` of the modules that were loaded apart."""
+    """`__import__` of the modules that were loaded apart: `from . import util` in them.
+
+    Where they stand on each other, that is how they say it. What has an absolute name is asked for by others, too: pickle
+    imports with the `__import__` of whoever calls it, and what a module of multiprocessing unpickles is to be mpipc's.
+    """
     if level == 0:
-        package, _, rest = name.partition(".")
-        if package != PACKAGE:
-            return builtins.__import__(name, globals, locals, fromlist or (), level)
-    else:
-        above = (globals or {})["__package__"].split(".")
-        _, _, rest = ".".join([*above[: len(above) - level + 1], *filter(None, [name])]).partition(".")
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+    above = (globals or {})["__package__"].split(".")
+    _, _, rest = ".".join([*above[: len(above) - level + 1], *filter(None, [name])]).partition(".")
     module = standard_module(rest) if rest else _package
     if not fromlist:
         return _package

@@ -239,6 +239,27 @@ def test_what_is_loaded_later_stands_on_multiprocessing_s_own() -> None:
     )
 
 
+def test_what_its_modules_unpickle_is_mpipc_s() -> None:
+    """pickle imports with the `__import__` of whoever calls it; a module that was loaded apart has one of its own."""
+    run_script(
+        """
+        import sys
+        import mpipc
+        mpipc.install()
+        from multiprocessing.connection import Pipe
+        from mpipc._stdlib.standard import modules
+        assert sys.modules["multiprocessing.connection"] is modules["connection"]  # loaded apart
+        reader, writer = Pipe(False)
+        for module, name in (("queues", "Queue"), ("pool", "Pool"), ("popen_forkserver", "Popen")):
+            assert f"multiprocessing.{module}" not in sys.modules
+            writer.send_bytes(f"cmultiprocessing.{module}\\n{name}\\n.".encode())
+            found = reader.recv()
+            assert found is getattr(sys.modules[f"mpipc.{module}"], name), found
+            assert sys.modules[f"multiprocessing.{module}"] is sys.modules[f"mpipc.{module}"]
+        """
+    )
+
+
 def test_submodules_can_be_used_without_an_import() -> None:
     run_script(
         """
