@@ -139,8 +139,8 @@ def _import_apart(
 ) -> ModuleType:
     """`__import__` of the modules that were loaded apart: `from . import util` in them.
 
-    Where they stand on each other, that is how they say it. What has an absolute name is asked for by others, too: pickle
-    imports with the `__import__` of whoever calls it, and what a module of multiprocessing unpickles is to be mpipc's.
+    Where they stand on each other, that is how they say it. What has an absolute name is asked for by others, too:
+    pickle imports with the `__import__` of whoever calls it, and what it finds for them is to be mpipc's.
     """
     if level == 0:
         return builtins.__import__(name, globals, locals, fromlist or (), level)
