@@ -65,7 +65,7 @@ class RunningFuture(Future[Any]):
         super().__init__()
         self._engine = weakref.ref(engine)
         self._job = weakref.ref(job)
-        self._stopped = False
+        self._stopped = False  # True: somebody has tried to, while it was running
 
     def cancel(self, *, running: bool = False) -> bool:
         """concurrent.futures.Future.cancel(), which returns False for a task that is running. With `running`, the
@@ -79,7 +79,7 @@ class RunningFuture(Future[Any]):
 
     def cancelled(self) -> bool:
         """Whether it was cancelled, before it ran or while it did."""
-        return super().cancelled() or self._stopped
+        return super().cancelled() or (self._stopped and self.done() and isinstance(self.exception(), CancelledError))
 
 
 class _Job:
@@ -102,11 +102,10 @@ class _Job:
 
     def _give_up(self) -> bool:
         """The future is cancelled, while its task is running. False if it is done."""
+        self.future._stopped = True  # before its callbacks ask
         try:
-            self.future._stopped = True
             self.future.set_exception(CancelledError())
         except InvalidStateError:
-            self.future._stopped = False
             return False
         return True
 

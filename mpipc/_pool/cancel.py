@@ -13,6 +13,7 @@ The job itself is completed by the result thread, as always, with CancelledError
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def cancel(schedule: Schedule, receiver: Receiver, job: Any) -> bool:
             running = number in numbers and number in worker.window and worker.ledger.running_for is not None
             if running and not worker.condemned and worker.ledger.condemn(number):
                 worker.condemned = number
-                worker.process.kill()
+                with contextlib.suppress(OSError):  # not permitted: this process has changed its user id since
+                    worker.process.kill()
             schedule.refresh(worker)
     receiver.fail(job, WHOLE, cancelled_error())
     schedule.dispatch()

@@ -122,7 +122,8 @@ def uninstall() -> None:
     with _lock:
         if _changes is None:
             return
-        sys.meta_path.remove(_finder)
+        if _finder in sys.meta_path:  # or somebody has put another list in its place
+            sys.meta_path.remove(_finder)
         _changes.undo()
         _close_window()
         _changes = None

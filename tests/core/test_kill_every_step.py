@@ -66,8 +66,7 @@ QUICK = """
     semaphore-acquire semaphore-return semaphore-signal semaphore-pay cell-enter-and-cancel notify-all event-set
     barrier-enter queue-take queue-wait-in-room queue-task-done queue-send-bounded queue-send-by-spill spill-post
     piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned rw-read
-    rw-write-release-to-both shutdown-sleepers shutdown-with-messages
-    rw-write-release-to-both tie-while-parent-dies tie-recover
+    rw-write-release-to-both shutdown-sleepers shutdown-with-messages tie-while-parent-dies tie-recover
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

@@ -191,7 +191,8 @@ def wait():
     with condition:
         return condition.wait(40)
 waiters = [spawn(wait) for _ in range(2)]
-sleep(0.01)
+while condition.statistics().waiters < 2:
+    sleep(0)
 with condition:
     condition.notify_all()
 assert all([result(waiter) for waiter in waiters])

@@ -40,8 +40,9 @@ static inline bool mp_queue_nothing_waits(struct mp_queue_view *v) {
     return !mp_is_posted(atomic_load(mp_posted(v->b))) && atomic_load(&v->q->spilled) == 0;
 }
 
-/* Keeps the invariant; who sleeps at a queue that was shut down has to be woken, too. If even the token does not fit (somebody lowered msg_qbytes), those who receive what is in the way
- * will see that there is no token. MP_OK; MP_DENIED, MP_GUESTS: this process cannot tell anybody any more of what waits. */
+/* Keeps the invariant; who sleeps at a queue that was shut down has to be woken, too. If even the token does not fit (somebody
+ * lowered msg_qbytes), those who receive what is in the way will see that there is no token. MP_OK; MP_DENIED, MP_GUESTS: this
+ * process cannot tell anybody any more of what waits. */
 static inline int mp_queue_ensure_token(struct mp_queue_view *v) {
     uint32_t token = atomic_load(&v->q->token);
     if (token & MP_TOKEN_OUT || (!(token & MP_TOKEN_SHUT) && mp_queue_nothing_waits(v)))

@@ -201,8 +201,8 @@ int mp_queue_try_take(struct mp_queue_view *v, struct mp_item *item) {
 
 /* Takes the next message without waiting for one, but for the lock until the deadline. MP_OK; MP_EMPTY: there is none;
  * MP_CORRUPT: there was one that is none, and is gone now; MP_TIMED_OUT, MP_TICK, MP_INTERRUPTED; MP_SHUT_DOWN: there is none, and
- * never will be; MP_REMOVED, or an error: then nothing was taken. item->token is the token in our hand, or 0; afterwards there is none. If item->message.kind then is
- * MP_BODY_PIECE, the caller frees item->piece. */
+ * never will be; MP_REMOVED, or an error: then nothing was taken. item->token is the token in our hand, or 0; afterwards there is
+ * none. If item->message.kind then is MP_BODY_PIECE, the caller frees item->piece. */
 int mp_queue_take(struct mp_queue_view *v, struct mp_item *item, int64_t deadline_ns) {
     int outcome = mp_queue_lock(v, deadline_ns);
     if (outcome == MP_OK)

@@ -77,8 +77,9 @@ void mp_watch_look_again(struct mp_queue_view *v, struct mp_watch *w) {
 }
 
 /* Before this process ends, which others learn of by other ways than the queue: until who watches for a message knows that there
- * is one, if there is. (The count of a room will not do: it begins anew with each death.) Who is told of the end by one descriptor and of the message by another is to see them in this order:
- * concurrent.futures takes a worker for killed whose last word it has not heard. A moment; who is stopped is not waited for long. */
+ * is one, if there is. (The count of a room will not do: it begins anew with each death.) Who is told of the end by one
+ * descriptor and of the message by another is to see them in this order: concurrent.futures takes a worker for killed whose last
+ * word it has not heard. A moment; who is stopped is not waited for long. */
 #define HEARING_PAUSE_NS 200000
 
 void mp_queue_await_hearing(struct mp_queue_view *v, int64_t deadline_ns) {
