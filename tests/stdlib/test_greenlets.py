@@ -61,10 +61,12 @@ with ctx.Pool(2) as pool:
     pool.join()
 """,
     "queue": """
-queue = ctx.Queue()
-process = ctx.Process(target=queue.put, args=(5,))
+from support.held import held
+queue, gate = ctx.Queue(), ctx.Event()
+process = ctx.Process(target=held, args=(gate, queue.put, 5))
 process.start()
 assert queue.get(timeout=40) == 5
+gate.set()
 process.join()
 assert process.exitcode == 0
 """,
@@ -78,23 +80,28 @@ for make in (lambda: ProcessPoolExecutor(2, mp_context=ctx), lambda: mpipc.Proce
     "log records": """
 import logging, logging.handlers
 import mpipc.log
+from support.held import held
 from support.logged import emit_numbers
+gate = ctx.Event()
 logging.basicConfig(level=logging.INFO, handlers=[logging.handlers.BufferingHandler(100)])
 with mpipc.log.forward():
-    process = ctx.Process(target=emit_numbers, args=("n", 3))
+    process = ctx.Process(target=held, args=(gate, emit_numbers, "n", 3))
     process.start()
+    gate.set()
     process.join()
     assert process.exitcode == 0
 assert [each.getMessage() for each in logging.root.handlers[0].buffer] == ["n 0", "n 1", "n 2"]
 """,
     "lock": """
-lock, event = ctx.Lock(), ctx.Event()
+from support.held import held
+lock, gate = ctx.Lock(), ctx.Event()
 lock.acquire()
-process = ctx.Process(target=lock.release)
+process = ctx.Process(target=held, args=(gate, lock.release))
 waiter = spawn(lock.acquire)
 sleep(0)
 process.start()
 assert result(waiter)
+gate.set()
 process.join()
 """,
 }
