@@ -39,6 +39,9 @@ cdef extern from "core.h" nogil:
         MP_KIND_PIECE
         MP_KIND_DATA
         MP_KIND_RWLOCK
+        MP_KIND_SPACE
+        MP_KIND_MEMORY
+        MP_HOLDER_IDS
         MP_SLOT_FREE
         MP_SLOT_ALIVE
         MP_BLOCK_MAKING
@@ -320,6 +323,9 @@ cdef inline void look_after(mp_family *f) noexcept:
 
 
 cdef Block new_block(uint32_t kind)
+cdef Block block_made(Family family, uint32_t index)
+cdef Block adopted(Family family, uint32_t index, uint32_t serial, str what)
+cdef object fail_growing(int error, str what)
 cdef Block seal(Block block)
 cdef int make_queue(Block block, int mode) except -1
 cdef int make_segment(Block block, uint64_t size, int flags) except -1

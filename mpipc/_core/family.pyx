@@ -25,7 +25,8 @@ ENVIRONMENT = "MPIPC_FAMILY"
 KINDS = {
     "lock": MP_KIND_LOCK, "rlock": MP_KIND_RLOCK, "semaphore": MP_KIND_SEMAPHORE, "event": MP_KIND_EVENT,
     "condition": MP_KIND_CONDITION, "barrier": MP_KIND_BARRIER, "queue": MP_KIND_QUEUE, "segment": MP_KIND_SEGMENT,
-    "piece": MP_KIND_PIECE, "data": MP_KIND_DATA, "rwlock": MP_KIND_RWLOCK,
+    "piece": MP_KIND_PIECE, "data": MP_KIND_DATA, "rwlock": MP_KIND_RWLOCK, "space": MP_KIND_SPACE,
+    "memory": MP_KIND_MEMORY,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 
@@ -232,10 +233,11 @@ cdef class Family:
 
     cdef list holders_of(self, uint32_t index):
         """Pids of the processes that hold a block."""
-        cdef uint16_t[MP_SLOTS] slots
+        cdef uint16_t[MP_HOLDER_IDS] ids
         cdef uint32_t i
-        cdef uint32_t count = mp_block_holders(self.f, index, slots, MP_SLOTS)
-        return [mp_slot_pid(self.f.seg.slots[slot].word) for slot in sorted([slots[i] for i in range(count)])]
+        cdef uint32_t count = mp_block_holders(self.f, index, ids, MP_HOLDER_IDS)
+        slots = sorted([ids[i] for i in range(count) if ids[i] < MP_SLOTS])
+        return [mp_slot_pid(self.f.seg.slots[slot].word) for slot in slots]
 
     def deaths(self):
         """How many slots recovery has cleared since the family was founded."""
@@ -511,20 +513,26 @@ def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int64_
         if mp_transit_claim(family.f, token) != MP_OK:
             fail(ESTALE, "taking over an object from the parent process")
         _transits.add((family, token))
-    return _handle(family, index, serial)
+    return adopted(family, index, serial, "taking over an object from the parent process")
 
 
-cdef Block _handle(Family family, uint32_t index, uint32_t serial):
-    cdef int error = mp_block_adopt(family.f, index, serial)
-    if error != MP_OK:
-        fail_growing(error, "taking over an object from the parent process")
+cdef Block block_made(Family family, uint32_t index):
+    """The handle on a block of which this process has counted one more."""
     cdef Block block = Block.__new__(Block)
     block.family = family
     block.f = family.f
     block.b = mp_block_at(family.f, index)
     block.index = index
-    block.serial = serial
+    block.serial = mp_block_serial(block.b.word)
     return block
+
+
+cdef Block adopted(Family family, uint32_t index, uint32_t serial, str what):
+    """The handle on a block that somebody else holds at the moment."""
+    cdef int error = mp_block_adopt(family.f, index, serial)
+    if error != MP_OK:
+        fail_growing(error, what)
+    return block_made(family, index)
 
 
 cdef Block new_block(uint32_t kind):

@@ -37,6 +37,7 @@ cdef extern from "core.h" nogil:
 
     cdef struct mp_piece:
         uint64_t length
+        uint64_t carrier
 
     cdef struct mp_item:
         mp_message message

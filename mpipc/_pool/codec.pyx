@@ -8,7 +8,7 @@ from mpipc._queue.serializer cimport is_replaced, pickled_by_own
 
 from collections import ChainMap
 
-from mpipc._queue.serializer import Reducers, dumps
+from mpipc._queue.serializer import Reducers, dumps, is_shared
 from mpipc._stdlib.by_pickler import ByPickler
 
 cdef object PickleBuffer = pickle.PickleBuffer
@@ -88,7 +88,7 @@ def pack(value, own=None):
 
     def keep_in_band(buffer):
         try:
-            if buffer.raw().nbytes < OUT_OF_BAND:
+            if buffer.raw().nbytes < OUT_OF_BAND and not is_shared(buffer):
                 return True
         except BufferError:  # not contiguous
             return True

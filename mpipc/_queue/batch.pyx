@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
 from mpipc._core.family cimport MP_CORRUPT, MP_EMPTY, MP_FULL, MP_OK, MP_TIMED_OUT
+from mpipc._core.memory cimport mp_message_end
 from mpipc._core.queue cimport (
     MP_BODY_INLINE,
     MP_BODY_PIECE,
@@ -160,11 +161,12 @@ cdef class Bundle:
         cdef mp_piece piece
         cdef uint32_t length = sizeof(mp_piece)
         cdef mp_body *body
-        if serializer.total <= MP_QUEUE_INLINE:
+        cdef bint inline = serializer.total <= MP_QUEUE_INLINE and serializer.carrier < 0
+        if inline:
             length = <uint32_t> serializer.total
         body = self.next_body(length)
         body.length = 1 + length
-        if serializer.total <= MP_QUEUE_INLINE:
+        if inline:
             body.body[0] = MP_BODY_INLINE
             serializer.copy_to(body.body + 1)
             self.pieces.append(None)
@@ -208,7 +210,7 @@ cdef class Bundle:
     cdef void discard(self, mp_queue_view *v):
         for piece in self.pieces:
             if piece is not None:
-                mp_piece_free(v, <mp_piece *> PyBytes_AS_STRING(piece))
+                mp_message_end(v, <mp_piece *> PyBytes_AS_STRING(piece))
         self.pieces.clear()
         self.used = 0
 
@@ -248,7 +250,7 @@ cdef class BatchQueue(MessageQueue):
         outcome = mp_queue_try_take(&self.v, &item)
         if outcome != MP_OK:
             self.take(&item, outcome, -1)
-        if item.message.kind == MP_BODY_PLAIN:
+        if item.message.kind == MP_BODY_PLAIN or item.message.kind == MP_BODY_PIECE and item.piece.carrier != 0:
             return dumps(self.opened(&item))
         try:
             return PyBytes_FromStringAndSize(<char *> item.data, item.size)
@@ -283,6 +285,7 @@ cdef class BatchQueue(MessageQueue):
             room = self.room()
             lock_deadline = deadline if deadline != 0 else mp_queue_soon()
             serializer = take_serializer()
+            serializer.family = self.block.family
             try:
                 bundle.fill(&self.v, serializer, objects, owner, room)
             except BaseException:

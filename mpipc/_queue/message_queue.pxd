@@ -11,6 +11,7 @@ cdef class MessageQueue:
     cdef readonly Block block
     cdef mp_queue_view v
     cdef bint is_open
+    cdef public bint copies  # what was copied for the message is copied once more; else it is read-only in the receiver
     cdef uint32_t last_level
     cdef int sender  # the slot that has put something, -1: none
     cdef Watch watch

@@ -40,6 +40,7 @@ from mpipc._core.family cimport (
     new_block,
     seal,
 )
+from mpipc._core.memory cimport mp_message_end
 from mpipc._core.queue cimport (
     MP_BODY_INLINE, MP_BODY_PIECE, MP_BODY_PLAIN, MP_QUEUE_COUNTED, MP_QUEUE_INLINE, MP_QUEUE_LEVELS, MP_QUEUE_PRIORITY,
     mp_arena_trim, mp_joiners, mp_item, mp_kind_remove, mp_piece, mp_piece_free, mp_piece_sent, mp_queue_await_hearing,
@@ -60,6 +61,7 @@ from mpipc._queue.calls cimport (
     take_message,
     waiting,
 )
+from mpipc._queue.carried cimport unpack_carried
 from mpipc._queue.plain cimport read_plain, write_plain
 from mpipc._queue.serializer cimport Serializer, claim, give_back, is_replaced, take_serializer
 
@@ -143,6 +145,7 @@ cdef class MessageQueue:
         if mp_queue_open(&self.v, block.f, block.index) != MP_OK:
             raise MemoryError("mpipc: there is no memory for one more queue in this process")
         self.is_open = True
+        self.copies = True
         self.sender = -1
         _all.add(self)
         self.last_level = MP_QUEUE_LEVELS - 1 if self.v.flags & MP_QUEUE_PRIORITY else 0
@@ -273,13 +276,13 @@ cdef class MessageQueue:
                 outcome = self.wait_and_send(item, length, level, deadline)
         except BaseException:
             if item.message.kind == MP_BODY_PIECE:
-                mp_piece_free(&self.v, &item.piece)
+                mp_message_end(&self.v, &item.piece)
             raise
         if item.message.kind == MP_BODY_PIECE:
             if outcome == MP_OK:
                 mp_piece_sent(&self.v, &item.piece)
             else:
-                mp_piece_free(&self.v, &item.piece)
+                mp_message_end(&self.v, &item.piece)
         if outcome == MP_OK:
             return 1
         if outcome == MP_FULL or outcome == MP_TIMED_OUT:
@@ -288,7 +291,7 @@ cdef class MessageQueue:
 
     cdef uint32_t fill(self, mp_item *item, Serializer serializer) except 0:
         """Makes a message of what a serializer has, in a piece if it is long. Its length."""
-        if serializer.total <= MP_QUEUE_INLINE:
+        if serializer.total <= MP_QUEUE_INLINE and serializer.carrier < 0:
             item.message.kind = MP_BODY_INLINE
             serializer.copy_to(item.message.data)
             return <uint32_t> serializer.total
@@ -325,6 +328,7 @@ cdef class MessageQueue:
         if self.v.b.size != 0 and not self.has_room(deadline):
             return False
         serializer = take_serializer()
+        serializer.family = self.block.family
         try:
             try:
                 serializer.write_pickle_of(obj)
@@ -355,6 +359,8 @@ cdef class MessageQueue:
         try:
             if item.message.kind == MP_BODY_INLINE:
                 return loads(PyBytes_FromStringAndSize(<char *> item.data, item.size))
+            if item.piece.carrier != 0:
+                return unpack_carried(&self.v, self.block.family, item, self.copies)
             try:
                 view = PyMemoryView_FromMemory(<char *> item.data, item.size, PyBUF_READ)
                 return loads(view)

@@ -10,20 +10,39 @@ import pickle
 cimport cython
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from mpipc._core.family cimport MP_OK
+from mpipc._core.family cimport MP_OK, fail_growing
+from mpipc._core.memory cimport (
+    MP_REFERENCE_COPY,
+    MP_REFERENCES_MOST,
+    mp_carrier_end,
+    mp_carrier_hold,
+    mp_carrier_new,
+    mp_carrier_send,
+)
 from mpipc._core.queue cimport mp_piece_claim, mp_piece_free
+from mpipc._memory.memory cimport memory_at, new_memory
 
 from mpipc._core.errors import queue_error
+from mpipc._memory.memory import reducers as _by_reference
 from mpipc._stdlib import picklers
 from mpipc._stdlib.private import ORIGINAL_PICKLER as _ORIGINAL_PICKLER
 from mpipc._stdlib.private import extra_reducers as _extra_reducers
+
+cdef extern from "Python.h":
+    const Py_buffer *PyPickleBuffer_GetBuffer(object picklebuf) except NULL
+    int PyBuffer_IsContiguous(const Py_buffer *view, char order)
 
 # Copying this much takes longer than giving up the GIL and getting it back.
 cdef Py_ssize_t LONG_COPY = 1 << 18
 # What a serializer keeps of its buffers between messages.
 cdef Py_ssize_t LARGE_PICKLE = 1 << 20
+# Buffers of objects (numpy's arrays) travel apart from the pickle from here on, in memory that the message holds.
+cdef size_t APART = 1 << 18
 
 cdef dict extra_reducers = _extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
@@ -68,11 +87,34 @@ cdef object pickled_by_own(object obj):
 
 # ---- the usual one ---------------------------------------------------------------------------------------------------
 
+cdef dict by_reference = _by_reference
+
+
+cdef object reducer_of_subclass(object cls):
+    """Of one that has one; None for all other classes."""
+    for base in cls.__mro__[1:-1]:
+        reducer = by_reference.get(base)
+        if reducer is not None:
+            return reducer
+    return None
+
+
+def is_shared(buffer):
+    """Whether a PickleBuffer is of memory that can be referred to."""
+    cdef const Py_buffer *view = PyPickleBuffer_GetBuffer(buffer)
+    return PyBuffer_IsContiguous(view, b"A") and memory_at(view.buf, view.len) is not None
+
+
 cdef class Reducers:
-    """The dispatch table of ForkingPickler: its registered reducers, then copyreg's. Both may change at any time."""
+    """The dispatch table of ForkingPickler: its registered reducers, then copyreg's. Both may change at any time. After the former
+    come those for what may lie in memory that travels by reference."""
 
     def __getitem__(self, cls):
         reducer = extra_reducers.get(cls)
+        if reducer is None and by_reference:
+            reducer = by_reference.get(cls)
+            if reducer is None:
+                reducer = reducer_of_subclass(cls)
         if reducer is not None:
             return reducer
         return copyreg_reducers[cls]
@@ -93,10 +135,109 @@ cdef class Serializer:
 
     def __cinit__(self):
         self.chunks = []
-        self.pickler = pickle.Pickler(self, 5)
+        self.memories = []
+        self.spans = []
+        self.carrier = -1
+        self.pickler = pickle.Pickler(self, 5, buffer_callback=self.keep_in_pickle)
         self.pickler.dispatch_table = reducers
         self.dump = self.pickler.dump
         self.clear_memo = self.pickler.clear_memo
+
+    def __dealloc__(self):
+        PyMem_Free(self.references)
+
+    def keep_in_pickle(self, buffer):
+        """What pickle asks for each PickleBuffer: False if it goes apart from the pickle, and the message refers to its memory."""
+        cdef const Py_buffer *view
+        cdef Memory memory
+        cdef size_t offset = 0
+        if self.family is None:
+            return True
+        view = PyPickleBuffer_GetBuffer(buffer)
+        if not PyBuffer_IsContiguous(view, b"A"):
+            return True
+        memory = memory_at(view.buf, view.len)
+        if memory is not None and memory.block.family is self.family:
+            offset = <unsigned char *> view.buf - memory.start
+        elif <size_t> view.len < APART:
+            return True
+        else:
+            memory = self.copied(<Py_buffer *> view)
+            if memory is None:
+                return True
+        self.refer(memory, offset, view.len)
+        return False
+
+    cdef Memory copied(self, Py_buffer *view):
+        """Memory with the same bytes; None if there is none to be had: then they go with the pickle."""
+        cdef Memory memory
+        try:
+            memory = new_memory(view.len, True)
+        except OSError:
+            return None
+        if memory.block.family is not self.family:
+            return None
+        with nogil:
+            memcpy(memory.start, view.buf, view.len)
+        return memory
+
+    cdef int refer(self, Memory memory, size_t offset, size_t nbytes) except -1:
+        """The message that is being pickled holds the memory. OSError if there is no carrier for it."""
+        cdef uint32_t count = len(self.memories)
+        cdef uint32_t i
+        cdef mp_references *grown
+        for i in range(count):
+            if self.memories[i] is memory:
+                self.spans.append((i, offset, nbytes))
+                return 0
+        if count == MP_REFERENCES_MOST:
+            raise ValueError(f"a message can refer to {MP_REFERENCES_MOST} pieces of shared memory, and no more")
+        if self.carrier < 0:
+            self.family.ensure()
+            self.carrier = mp_carrier_new(self.family.f)
+            if self.carrier < 0:
+                fail_growing(errno, "sending a message that refers to shared memory")
+        if count == self.room:
+            grown = <mp_references *> PyMem_Realloc(
+                self.references, sizeof(mp_references) + (2 * self.room + 8) * sizeof(uint64_t))
+            if grown == NULL:
+                raise MemoryError
+            self.references = grown
+            self.room = 2 * self.room + 8
+        if mp_carrier_hold(self.family.f, <uint32_t> self.carrier, memory.block.index) != MP_OK:
+            fail_growing(errno, "sending a message that refers to shared memory")
+        self.references.blocks[count] = (
+            memory.block.index | (<uint64_t> MP_REFERENCE_COPY if memory.readonly else 0)
+            | <uint64_t> memory.block.serial << 32)
+        self.references.count = count + 1
+        self.memories.append(memory)
+        self.spans.append((count, offset, nbytes))
+        return 0
+
+    cdef size_t head_size(self) noexcept:
+        """Bytes before the pickle: 0 if the message refers to nothing."""
+        if self.carrier < 0:
+            return 0
+        return sizeof(mp_references) + (len(self.memories) + len(self.spans) * 3) * sizeof(uint64_t)
+
+    cdef void write_head(self, unsigned char *target):
+        """struct mp_references (with the number of spans), then which memory, offset, and size of each span."""
+        cdef size_t size = sizeof(mp_references) + len(self.memories) * sizeof(uint64_t)
+        cdef uint64_t *words
+        self.references.spans = <uint32_t> len(self.spans)
+        memcpy(target, self.references, size)
+        words = <uint64_t *> (target + size)
+        for which, offset, nbytes in self.spans:
+            words[0] = which
+            words[1] = offset
+            words[2] = nbytes
+            words += 3
+
+    cdef void release(self) noexcept:
+        """What was not sent holds nothing any more."""
+        if self.carrier >= 0:
+            mp_carrier_end(self.family.f, <uint32_t> self.carrier, self.references, <uint32_t> len(self.memories))
+            self.carrier = -1
 
     def write(self, data):
         if not PyBytes_CheckExact(data):
@@ -128,6 +269,9 @@ cdef class Serializer:
         return 0
 
     cdef void reset(self):
+        self.release()
+        self.memories.clear()
+        self.spans.clear()
         self.chunks.clear()
         self.clear_memo()
 
@@ -140,6 +284,7 @@ cdef int give_back(Serializer serializer) except -1:
     # A pickler keeps a memo as large as its largest object needed.
     large = serializer.total > LARGE_PICKLE
     serializer.reset()
+    serializer.family = None
     if not large and len(serializers) < 8:
         serializers.append(serializer)
     return 0
@@ -156,16 +301,23 @@ def dumps(obj):
 
 
 cdef int claim(mp_queue_view *v, Serializer serializer, mp_piece *piece) except -1:
-    """Copies a large message into a piece, which is the caller's to send or free."""
+    """Copies a message that is large, or refers to memory, into a piece, which is the caller's to send or end."""
     cdef unsigned char *data
+    cdef size_t head = serializer.head_size()
+    cdef uint64_t size = head + serializer.total
     cdef int error
     with nogil:
-        error = mp_piece_claim(v, serializer.total, piece, &data)
+        error = mp_piece_claim(v, size, piece, &data)
     if error != MP_OK:
-        raise queue_error(error, True, v.id, serializer.total)
+        raise queue_error(error, True, v.id, size)
     try:
-        serializer.copy_to(data)
+        if head:
+            serializer.write_head(data)
+        serializer.copy_to(data + head)
     except BaseException:
         mp_piece_free(v, piece)
         raise
+    if head:
+        mp_carrier_send(v, <uint32_t> serializer.carrier, piece)
+        serializer.carrier = -1
     return 0

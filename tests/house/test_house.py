@@ -48,8 +48,9 @@ CORE_LAYERS = """
     queue_view.h
     space
     pieces
-    chunks.h
-    spill trim
+    chunks.h trim
+    carriers memory
+    spill
     queue.h queue_inside.h
     queue send receive shutdown
     watch kinds

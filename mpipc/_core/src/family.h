@@ -5,6 +5,7 @@
 #include "layout.h"
 
 struct mp_family;
+struct mp_queue_view;
 
 /* What a member does once a tick: see tick.h, which is above everything that waits. */
 typedef int mp_tick_function(struct mp_family *f);
@@ -26,6 +27,7 @@ struct mp_family {
     pid_t reaper_child;    /* a reaper that is a direct child of this process, 0 if none */
     uint32_t *local_refs;   /* handles of this process, by block */
     uint32_t *local_record; /* record + 1 of this process, by block */
+    struct mp_queue_view *_Atomic space; /* see mp_space_view() */
     _Atomic uintptr_t *stretches; /* of the queue that is being recovered; MP_ARENA_SEGMENTS */
     char *reaper_path;
     struct mp_family *next;

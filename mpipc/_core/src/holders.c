@@ -1,4 +1,5 @@
-/* Who holds a block: the slots of processes.
+/* Who holds a block: the slots of processes, and messages (carriers.c), whose numbers come after those of the slots. What is said of
+ * a slot here is true of both.
  *
  * The first MP_HOLDERS stand in the block, the others in chunks, each of which has a bit for every slot of a range. A slot is
  * added by one process at a time: the one that has it, or that has reserved it. A block's chain of chunks only grows, until the
@@ -237,13 +238,13 @@ uint32_t mp_block_holders(struct mp_family *f, uint32_t index, uint16_t *slots, 
     uint32_t count = 0;
     for (uint32_t i = 0; i < MP_HOLDERS && count < most; i++) {
         uint16_t holder = (uint16_t)(atomic_load(&b->holders[i / 4]) >> i % 4 * 16);
-        if (holder != 0 && holder <= MP_SLOTS)
+        if (holder != 0 && holder <= MP_HOLDER_IDS)
             slots[count++] = (uint16_t)(holder - 1);
     }
     for (uint32_t n = 0; (c = next_chunk(f, &link, &n)) != NULL;)
         for (uint32_t bit = 0; bit < MP_CHUNK_SLOTS && count < most; bit++) {
             uint32_t slot = c->range * MP_CHUNK_SLOTS + bit;
-            if (atomic_load(&c->held[bit / 64]) >> bit % 64 & 1 && slot < MP_SLOTS)
+            if (atomic_load(&c->held[bit / 64]) >> bit % 64 & 1 && slot < MP_HOLDER_IDS)
                 slots[count++] = (uint16_t)slot;
         }
     return count;
@@ -255,7 +256,7 @@ void mp_block_drop_holders(struct mp_family *f, uint32_t index, const uint64_t *
     for (uint32_t i = 0; i < MP_HOLDER_WORDS; i++)
         for (uint64_t word = atomic_load(&b->holders[i]), lane = 0; word >> lane != 0; lane += 16) {
             uint32_t holder = word >> lane & 0xffff;
-            if (holder != 0 && (holder > MP_SLOTS || is_in(slots, holder - 1)))
+            if (holder != 0 && (holder > MP_HOLDER_IDS || is_in(slots, holder - 1)))
                 atomic_fetch_and(&b->holders[i], ~(0xffffull << lane));
             if (lane == 48)
                 break;
@@ -266,7 +267,7 @@ void mp_block_drop_holders(struct mp_family *f, uint32_t index, const uint64_t *
         for (uint32_t w = 0; w < MP_CHUNK_WORDS; w++)
             for (uint64_t held = atomic_load(&c->held[w]); held != 0; held &= held - 1) {
                 uint32_t bit = (uint32_t)__builtin_ctzll(held), slot = c->range * MP_CHUNK_SLOTS + w * 64 + bit;
-                if (slot >= MP_SLOTS || is_in(slots, slot))
+                if (slot >= MP_HOLDER_IDS || is_in(slots, slot))
                     atomic_fetch_and(&c->held[w], ~(1ull << bit));
             }
 }

@@ -4,6 +4,7 @@
 #include "blocks.h"
 #include "cells.h"
 #include "lock.h"
+#include "memory.h"
 #include "named.h"
 #include "objects.h"
 #include "queue.h"
@@ -33,6 +34,8 @@ static const struct mp_kind_row rows[] = {
                        .purpose = mp_queue_purpose},
     [MP_KIND_SEGMENT] = {.remove = remove_segment, .recover = mp_named_recover, .reclaim = mp_named_reclaim},
     [MP_KIND_RWLOCK] = {.let_go = mp_rw_forget, .recover = mp_rw_recover, .give_back = mp_rw_give_back, .heal = mp_lock_heal},
+    [MP_KIND_SPACE] = {.take_down = mp_space_take_down, .recover = mp_space_recover, .trim = mp_space_trim},
+    [MP_KIND_MEMORY] = {.take_down = mp_memory_take_down},
 };
 
 const struct mp_kind_row *mp_kind_of(const struct mp_block *b) {

@@ -25,7 +25,7 @@
 #include <sys/shm.h>
 
 #define MP_MAGIC 0x796c696d61667069ull /* "ipfamily" */
-#define MP_VERSION 6u
+#define MP_VERSION 7u
 
 #define MP_SLOTS 8192u        /* processes of a family, and children on their way into it */
 #define MP_BLOCKS (1u << 18)  /* control blocks: locks, queues, pieces of the heap ... */
@@ -38,6 +38,7 @@
 #define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier or RWLock */
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
 #define MP_WAITS_LEAST 64u
+#define MP_CARRIERS (1u << 15) /* messages that hold blocks */
 #define MP_RECENT 256u
 #define MP_ARENA_SEGMENTS 1024u /* of shared memory, of one queue */
 
@@ -118,7 +119,9 @@ enum mp_kind {
     MP_KIND_SEGMENT, /* owns a shared memory segment */
     MP_KIND_PIECE, /* a piece of a segment, handed out by the heap */
     MP_KIND_DATA, /* 64 bytes of the owner class's own */
-    MP_KIND_RWLOCK
+    MP_KIND_RWLOCK,
+    MP_KIND_SPACE, /* owns segments, cut into pieces: the memory of the next kind. See memory.c */
+    MP_KIND_MEMORY /* a piece of the space, held by processes and by messages */
 };
 
 /* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags */
@@ -198,6 +201,11 @@ union mp_more {
         uint64_t offset;
         uint64_t size;
     } heap;
+    struct {
+        uint64_t piece; /* mp_piece_name() */
+        uint64_t size;
+        uint64_t unused;
+    } memory;
 };
 _Static_assert(sizeof(union mp_more) == 24, "it fits the block's second line");
 
@@ -217,16 +225,37 @@ struct mp_block {
     int64_t made_at; /* time(2) just before the kernel object was made */
     uint64_t size;
     union mp_more more;
-    _Atomic uint64_t holders[MP_HOLDER_WORDS]; /* four times slot + 1, 0: vacant; in any order, each slot once */
+    _Atomic uint64_t holders[MP_HOLDER_WORDS]; /* four times holder + 1 (slot, or mp_carrier_holder()), 0: vacant; each once */
     _Atomic uint32_t chunks; /* chunk + 1 of the first one, 0: none */
     _Atomic uint32_t watcher; /* of a queue: slot + 1 of who last began to watch for a message and does not tell of one yet */
 };
+
+/* ---- carriers: messages that hold blocks -------------------------------------------------------------------------------- */
+
+enum mp_carrier_state {
+    MP_CARRIER_FREE,
+    MP_CARRIER_MAKING, /* by the slot in the word; blocks may name it already */
+    MP_CARRIER_SENT, /* it lives as long as the message does, whose piece it names */
+    MP_CARRIER_ENDING /* by the slot in the word, or by a recovery (none): blocks may name it still */
+};
+
+/* word = state:8 | slot + 1:16 << 8 | life:40 << 24; see carriers.c. */
+struct mp_carrier {
+    _Atomic uint64_t word;
+    _Atomic uint64_t queue; /* mp_owner_word() of the queue that the message is in */
+    _Atomic uint64_t piece; /* mp_piece_name() of what the message lies in */
+    uint64_t unused;
+};
+
+/* Who can hold a block: the process of a slot, or the message of a carrier. */
+#define MP_HOLDER_IDS (MP_SLOTS + MP_CARRIERS)
+static inline int mp_carrier_holder(uint32_t carrier) { return (int)(MP_SLOTS + carrier); }
 
 /* ---- chunks: more holders of a block ---------------------------------------------------------------------------------- */
 
 #define MP_CHUNK_WORDS 6
 #define MP_CHUNK_SLOTS (MP_CHUNK_WORDS * 64u)
-#define MP_CHUNK_RANGES ((MP_SLOTS + MP_CHUNK_SLOTS - 1) / MP_CHUNK_SLOTS) /* chunks that a block can have */
+#define MP_CHUNK_RANGES ((MP_HOLDER_IDS + MP_CHUNK_SLOTS - 1) / MP_CHUNK_SLOTS) /* chunks that a block can have */
 
 enum mp_chunk_state {
     MP_CHUNK_FREE,
@@ -238,7 +267,7 @@ enum mp_chunk_state {
 struct mp_chunk {
     _Atomic uint64_t word;
     _Atomic uint32_t next; /* chunk + 1, 0: the last one */
-    uint32_t range; /* bit i of held is slot range * MP_CHUNK_SLOTS + i */
+    uint32_t range; /* bit i of held is holder range * MP_CHUNK_SLOTS + i */
     _Atomic uint64_t held[MP_CHUNK_WORDS];
 };
 
@@ -318,14 +347,17 @@ struct mp_header {
     _Atomic uint32_t chunk_high;
     _Atomic uint32_t wait_high;
     _Atomic uint32_t bank_high;
+    _Atomic uint32_t carrier_high;
     _Atomic uint32_t undo; /* MP_UNDO_: does SEM_UNDO work here? See liveness.c */
     _Atomic uint32_t guest; /* user id + 1 that has the founder's rights on everything, 0: there is none. See access.c */
     _Atomic uint32_t access_wanted; /* somebody waits for them */
+    _Atomic uint64_t space; /* block + 1 | serial << 32 of the memory that is held by processes and messages; 0: none so far */
 
     /* Written by whoever takes something: in a line that nobody else has to read. */
     _Alignas(64) _Atomic uint32_t block_hint;
     _Atomic uint32_t record_hint;
     _Atomic uint32_t chunk_hint;
+    _Atomic uint32_t carrier_hint;
 
     _Alignas(64) _Atomic uint32_t missing_since; /* when (ms, 0: not) fewer were attached than are alive; see recovery.c */
     _Atomic int64_t reaper_launched_ns;
@@ -356,14 +388,16 @@ struct mp_segment {
     struct mp_cell cells[MP_CELLS];
     struct mp_wait waits[MP_WAITS];
     struct mp_record records[MP_RECORDS];
+    struct mp_carrier carriers[MP_CARRIERS];
     struct mp_bank first;
 };
 
 _Static_assert(sizeof(struct mp_header) <= 4096, "the header fits its page");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "what processes share is changed by the processor itself, not under a lock");
-_Static_assert(MP_SLOTS < 0xffff, "slot + 1 fits 16 bits");
+_Static_assert(MP_HOLDER_IDS < 0xffff, "slot + 1, and a holder's number + 1, fit 16 bits");
 _Static_assert(sizeof(struct mp_slot) == 64 && sizeof(struct mp_cell) == 64 && sizeof(struct mp_chunk) == 64, "a line each");
 _Static_assert(sizeof(struct mp_record) == 32 && sizeof(struct mp_wait) == 32, "two to a cache line");
+_Static_assert(sizeof(struct mp_carrier) == 32, "the same");
 _Static_assert(offsetof(struct mp_block, word) == 64, "the payload has a cache line of its own");
 _Static_assert(offsetof(struct mp_block, holders) == 128 && sizeof(struct mp_block) == 192, "three cache lines");
 _Static_assert(offsetof(struct mp_segment, slots) % 64 == 0 && offsetof(struct mp_segment, first.blocks) % 64 == 0, "aligned");
@@ -401,6 +435,21 @@ static inline uint64_t mp_wait_word(enum mp_wait_kind kind, int slot, pid_t tid)
 static inline enum mp_wait_kind mp_wait_kind_of(uint64_t word) { return word & 0xff; }
 static inline int mp_wait_slot(uint64_t word) { return (int)(word >> 8 & 0xffff) - 1; }
 static inline pid_t mp_wait_tid(uint64_t word) { return (pid_t)(word >> 32); }
+
+static inline uint64_t mp_carrier_word(enum mp_carrier_state state, int slot, uint64_t life) {
+    return (uint64_t)state | (uint64_t)(slot + 1) << 8 | life << 24;
+}
+static inline enum mp_carrier_state mp_carrier_state_of(uint64_t word) { return word & 0xff; }
+static inline int mp_carrier_slot_of(uint64_t word) { return (int)(word >> 8 & 0xffff) - 1; }
+static inline uint64_t mp_carrier_life(uint64_t word) { return word >> 24; }
+
+/* One life of a piece, in a word: segment:10 | number:13 << 10 | sequence:40 << 23. */
+static inline uint64_t mp_piece_name(uint32_t segment, uint32_t number, uint64_t sequence) {
+    return segment | (uint64_t)number << 10 | sequence << 23;
+}
+static inline uint32_t mp_name_segment(uint64_t name) { return name & 0x3ff; }
+static inline uint32_t mp_name_number(uint64_t name) { return name >> 10 & 0x1fff; }
+static inline uint64_t mp_name_sequence(uint64_t name) { return name >> 23; }
 
 /* A set of slots, as recovery has of the dead ones. */
 static inline bool mp_slots_have(const uint64_t *slots, int slot) {

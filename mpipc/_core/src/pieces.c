@@ -98,7 +98,7 @@ static bool claim_from(struct mp_queue_view *v, uint32_t code, bool fresh, bool 
             if (!atomic_compare_exchange_strong(&words[n].word, &word,
                                                 mp_piece_word_of(MP_PIECE_FILLING, v->f->slot, sequence)))
                 continue;
-            *piece = (struct mp_piece){i, n, sequence, 0};
+            *piece = (struct mp_piece){i, n, sequence, 0, 0};
             if (from_low)
                 raise_low(a, i, s, low, n + 1);
             else

@@ -11,7 +11,8 @@ enum mp_piece_state {
     MP_PIECE_RECEIVED,
     MP_PIECE_SPILL,
     MP_PIECE_POSTED,
-    MP_PIECE_ORPHAN /* FILLING by a process that died; with a slot: of the lock's owner, who finds out whether it was sent */
+    MP_PIECE_ORPHAN, /* FILLING by a process that died; with a slot: of the lock's owner, who finds out whether it was sent */
+    MP_PIECE_HELD /* the memory of a block: see memory.c. Never of a queue */
 };
 /* May its descriptor be in the queue? */
 static inline bool mp_piece_is_message(enum mp_piece_state state) {

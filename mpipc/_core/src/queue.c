@@ -57,9 +57,11 @@
 #include "access.h"
 #include "bells.h"
 #include "blocks.h"
+#include "carriers.h"
 #include "pieces.h"
 #include "queue_inside.h"
 #include "rooms.h"
+#include "slots.h"
 #include "space.h"
 #include "spill.h"
 #include "trim.h"
@@ -395,6 +397,8 @@ void mp_queue_take_down(struct mp_family *f, uint32_t index) {
     uint32_t high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         mp_block_take_down_owned(f, i, owner);
+    if (mp_carriers_in_use(f))
+        mp_family_wake_reaper(f); /* what messages in it held, it drops */
 }
 
 /* Recovery, before the slots are free for others: pieces that the dead had in their hands. */

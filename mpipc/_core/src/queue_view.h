@@ -71,6 +71,7 @@ struct mp_piece {
     uint32_t number;
     uint64_t sequence;
     uint64_t length; /* of the message */
+    uint64_t carrier; /* + 1, 0: none; it holds what the message refers to. See carriers.c */
 };
 
 struct mp_item {

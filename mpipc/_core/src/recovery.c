@@ -6,6 +6,7 @@
 #include "recovery.h"
 
 #include "blocks.h"
+#include "carriers.h"
 #include "cells.h"
 #include "guests.h"
 #include "banks.h"
@@ -24,7 +25,7 @@
 #include <string.h>
 
 struct dead {
-    uint64_t bits[MP_SLOTS / 64];
+    uint64_t bits[MP_HOLDER_IDS / 64]; /* of slots only; carriers are looked at by themselves */
     int count;
 };
 
@@ -239,6 +240,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
     high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         recover_block(f, i, dead);
+    mp_carriers_recover(f, dead->bits); /* after what the dead had received is free */
     heal(f);
     high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++)
@@ -268,6 +270,8 @@ int mp_recover(struct mp_family *f) {
         dead.count = -1;
     else if (dead.count != 0)
         clear_dead(f, &dead);
+    else
+        mp_carriers_recover(f, dead.bits);
     mp_recovery_unlock(f);
     return dead.count;
 }

@@ -21,6 +21,7 @@
 #include "queue_inside.h"
 #include "rooms.h"
 #include "pieces.h"
+#include "slots.h"
 #include "spill.h"
 
 #include <sys/ipc.h>
@@ -62,13 +63,18 @@ static int bar(struct mp_queue_view *v) {
 /* MP_SHUT_DOWN: nothing is there any more. MP_TICK: call again. */
 static int drop_some(struct mp_queue_view *v, struct mp_item *item) {
     int error = bar(v);
+    bool carried = false;
     for (int i = 0; error == MP_OK && i < DROPPED_AT_ONCE; i++) {
         error = mp_queue_take_locked(v, item);
-        if (error == MP_OK && item->message.kind == MP_BODY_PIECE)
+        if (error == MP_OK && item->message.kind == MP_BODY_PIECE) {
             mp_piece_free(v, &item->piece);
+            carried |= item->piece.carrier != 0;
+        }
         if (error == MP_CORRUPT) /* as good as dropped */
             error = MP_OK;
     }
+    if (carried)
+        mp_family_wake_reaper(v->f); /* what these messages held, it drops: carriers.c */
     return error == MP_OK ? MP_TICK : error == MP_EMPTY ? MP_SHUT_DOWN : error;
 }
 

@@ -28,8 +28,10 @@
  * be one, its chunk does. What comes then is lost (MP_CORRUPT, to be told once), and a repair is asked for, which counts anew. */
 #include "spill.h"
 
+#include "carriers.h"
 #include "chunks.h"
 #include "pieces.h"
+#include "slots.h"
 #include "space.h"
 
 #include <string.h>
@@ -539,5 +541,7 @@ int mp_spill_repair(struct mp_queue_view *v) {
             error = adopt_described(v, a, level);
     if (error == MP_OK)
         error = mp_arena_each(v, free_lost, &walk);
+    if (walk.orphans && mp_carriers_in_use(v->f))
+        mp_family_wake_reaper(v->f); /* what those held that were never sent, it drops */
     return error != MP_OK ? error : result;
 }

@@ -5,6 +5,7 @@
 #include "guests.h"
 #include "kinds.h"
 #include "liveness.h"
+#include "memory.h"
 #include "processes.h"
 #include "recovery.h"
 #include "segment.h"
@@ -85,6 +86,7 @@ static bool sweep_family(int shmid, pid_t creator) {
         /* Whoever destroyed it died before the end, or somebody used ipcrm: nobody can join without the set. */
         struct shmid_ds ds;
         swept = shmctl(shmid, IPC_STAT, &ds) == 0 && ds.shm_nattch == 1 && mp_family_destroy(&f);
+        mp_space_forget(&f);
         mp_family_detach(&f);
         return swept;
     }
@@ -104,6 +106,7 @@ static bool sweep_family(int shmid, pid_t creator) {
             mp_recovery_unlock(&f);
         }
     }
+    mp_space_forget(&f);
     mp_family_detach(&f);
     return swept;
 }
