@@ -13,8 +13,9 @@ from multiprocessing import reduction as _reduction
 from typing import Any
 
 from mpipc._memory.memory import address_of, memory_around, memory_with, reducers
+from mpipc._stdlib.private import extra_reducers
 
-__all__ = ["register"]
+__all__ = ["reduce_for_child", "reduce_view", "register"]
 
 _numpy: Any = None
 
@@ -26,7 +27,9 @@ def register(numpy: Any) -> None:
     if _numpy is None:
         _numpy = numpy
         reducers[numpy.ndarray] = reduce_array
-        _reduction.ForkingPickler.register(numpy.ndarray, _reduce_for_child)
+        # A program's own reducer stays, and goes first everywhere.
+        if numpy.ndarray not in extra_reducers:
+            _reduction.ForkingPickler.register(numpy.ndarray, reduce_for_child)
     reducers[memoryview] = reduce_view
 
 
@@ -52,9 +55,9 @@ def reduce_array(array: Any) -> Any:
     return rebuild_array, (handle, array.dtype, array.shape, array.strides, offset, array.flags.writeable, state)
 
 
-def _reduce_for_child(array: Any) -> Any:
+def reduce_for_child(array: Any) -> Any:
     """By multiprocessing's pickler, which pickles for pipes as well, and for children of either package."""
-    if getattr(_context.get_spawning_popen(), "_mpipc_transit", None) is None:
+    if not type(_context.get_spawning_popen()).__module__.startswith("mpipc."):
         return array.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     return reduce_array(array)
 

@@ -29,6 +29,7 @@ from mpipc._memory.memory cimport memory_at, new_memory
 
 from mpipc._core.errors import queue_error
 from mpipc._memory.memory import reducers as _by_reference
+from mpipc._memory.references import reduce_for_child as _for_child
 from mpipc._stdlib import picklers
 from mpipc._stdlib.private import ORIGINAL_PICKLER as _ORIGINAL_PICKLER
 from mpipc._stdlib.private import extra_reducers as _extra_reducers
@@ -88,6 +89,7 @@ cdef object pickled_by_own(object obj):
 # ---- the usual one ---------------------------------------------------------------------------------------------------
 
 cdef dict by_reference = _by_reference
+cdef object for_child = _for_child
 
 
 cdef object reducer_of_subclass(object cls):
@@ -111,10 +113,8 @@ cdef class Reducers:
 
     def __getitem__(self, cls):
         reducer = extra_reducers.get(cls)
-        if reducer is None and by_reference:
-            reducer = by_reference.get(cls)
-            if reducer is None:
-                reducer = reducer_of_subclass(cls)
+        if by_reference and (reducer is None or reducer is for_child):
+            reducer = by_reference.get(cls) or reducer_of_subclass(cls)
         if reducer is not None:
             return reducer
         return copyreg_reducers[cls]
