@@ -195,6 +195,7 @@ cdef extern from "core.h" nogil:
     mp_block *mp_block_at(mp_family *f, uint32_t index)
     int mp_block_state_of(uint64_t word)
     bint mp_block_is_live(uint64_t word)
+    int64_t mp_block_owner(mp_family *f, uint32_t index)
     uint32_t mp_block_serial(uint64_t word)
     bint mp_block_try_free(mp_family *f, uint32_t index, int by_slot)
     int mp_bell(mp_family *f, uint32_t bell, int *semid, unsigned short *num)

@@ -243,19 +243,6 @@ cdef class Family:
         """How many slots recovery has cleared since the family was founded."""
         return self.f.h.deaths_seen
 
-    def infrastructure(self):
-        """Kernel ids that live as long as the family does: {"shm": {...}, "sem": {...}, "msg": set()}."""
-        cdef int i
-        sets = {self.f.semid}
-        for i in range(MP_BELL_SETS):
-            if self.f.seg.bell_sets[i] > 0:
-                sets.add(self.f.seg.bell_sets[i] - 1)
-        for i in range(MP_ALIVE_SETS):
-            if self.f.seg.alive_sets[i] > 0:
-                sets.add(self.f.seg.alive_sets[i] - 1)
-        banks = {self.f.seg.banks[i] - 1 for i in range(MP_BANKS) if self.f.seg.banks[i] > 0}
-        return {"shm": {self.f.shmid, *banks}, "sem": sets, "msg": set()}
-
 
 def _attach(int shmid, uint64_t nonce):
     """The family with this ticket, joined. Raises OSError if it is gone or not ours to join."""

@@ -9,6 +9,7 @@ def await_hearing() -> None: ...
 
 class MessageQueue:
     block: Final[Block]
+    copies: bool
     def __init__(
         self, maxsize: int = 0, priority: bool = False, counted: bool = False, block: Block | None = None
     ) -> None: ...

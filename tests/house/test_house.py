@@ -22,7 +22,7 @@ LAYERS = """
     _sync _memory _queue
     _stdlib.parcel _stdlib.fork_server
     _pool
-    synchronize queues heap sharedctypes shared_memory pool executor managers dummy
+    synchronize queues heap sharedctypes shared_memory arrays pool executor managers dummy
     connection forkserver popen_fork popen_forkserver popen_spawn_posix process reduction resource_sharer
         resource_tracker spawn util
     context
