@@ -66,7 +66,7 @@ QUICK = """
     semaphore-acquire semaphore-return semaphore-signal semaphore-pay cell-enter-and-cancel notify-all event-set
     barrier-enter queue-take queue-wait-in-room queue-task-done queue-send-bounded queue-send-by-spill spill-post
     piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned rw-read
-    rw-write-release-to-both shutdown-sleepers shutdown-with-messages tie-while-parent-dies tie-recover
+    memory-take memory-send rw-write-release-to-both shutdown-sleepers shutdown-with-messages tie-while-parent-dies tie-recover
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 
@@ -84,7 +84,7 @@ CHANGE = re.compile(
     r"|\b(?:SETVAL|IPC_RMID|IPC_SET|MADV_REMOVE)\b"
 )
 OF_THIS_PROCESS = re.compile(
-    r"&v->(?:streak|patience|longest|asked|arena\b|segments)|&f->(?:looked|recent|recovery_held)|&w->"
+    r"&v->(?:streak|patience|longest|asked|arena\b|segments)|&f->(?:looked|recent|recovery_held|space)|&w->"
 )
 FUNCTION = re.compile(
     r"^(?:static )?(?:inline )?[\w ]+[\w*] \*?(\w+)\([^;{}]*\) \{(.*?)(?:^\}|\}$)", re.DOTALL | re.MULTILINE
@@ -103,7 +103,9 @@ ELSEWHERE = {
     "only after a failure that cannot be had here, or of damage (test_queues_corrupt, test_members)": """
         mp_slot_void mp_slot_count_out damaged cut grant_a_byte
         """,
-    "of the one who comes too late: piece-claim-first-beside-another": "disown_segment",
+    "of the one who comes too late: piece-claim-first-beside-another, memory-new-first-beside-another": """
+        disown_segment take_down_space
+        """,
     "a thread that takes nothing, and a hint of who it is of (test_queues)": """
         mp_watch_start mp_watch_run mp_watch_look_again
         """,

@@ -948,6 +948,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "bulk_scenarios.h"
 #include "shutdown_scenarios.h"
 #include "family_scenarios.h"
+#include "memory_scenarios.h"
 #include "bank_scenarios.h"
 #include "guest_scenarios.h"
 #include "sync_scenarios.h"
@@ -1072,6 +1073,19 @@ static const struct scenario scenarios[] = {
     {"large-take", setup_3_large, NULL, op_take_large, NULL, NULL, check_took_large},
     {"large-repair", setup_orphan, NULL, op_repair, NULL, NULL, check_orphan_sent},
     {"large-recover", setup_dead_sender, NULL, op_mp_recover, NULL, NULL, check_orphan_sent},
+    {"memory-new", setup_space, NULL, op_memory_new, NULL, NULL, check_memory_free},
+    {"memory-new-first", setup_nothing, NULL, op_memory_new, NULL, NULL, check_memory_free},
+    {"memory-new-first-beside-another", setup_nothing, NULL, op_memory_new, NULL, make_memory_and_child_goes_on,
+     check_memory_free},
+    {"memory-send", setup_queue_and_space, have_two, op_send_memories, NULL, NULL, check_memories_sent},
+    {"memory-take", setup_message_with_two, NULL, op_take_memories, NULL, NULL, check_memories_taken},
+    {"memory-take-while-others-recover", setup_message_with_two, NULL, op_take_memories, NULL, recover_and_child_goes_on,
+     check_memories_taken},
+    {"memory-not-sent", setup_queue_and_space, have_two, op_not_send_memories, NULL, NULL, check_memories_not_sent},
+    {"memory-recover-sender", setup_dead_sender_of_memories, NULL, op_mp_recover, NULL, NULL, check_only_the_sent_one},
+    {"memory-recover-receiver", setup_dead_receiver_of_memories, NULL, op_mp_recover, NULL, NULL, check_memories_not_sent},
+    {"memory-shutdown-drop", setup_message_with_two, NULL, op_shutdown_at_once, NULL, NULL, check_memories_dropped},
+    {"memory-drop-queue", setup_space, have_queue_with_memories, op_drop, NULL, NULL, check_no_queue_and_no_memory},
     {"named-unlink", setup_named, NULL, op_unlink_named, NULL, NULL, check_unlinked},
     {"named-untrack", setup_named, NULL, op_untrack_named, NULL, NULL, check_untracked},
     {"named-track", setup_untracked_name, NULL, op_track_named, NULL, NULL, check_tracked},
@@ -1235,6 +1249,7 @@ static uint64_t digest(void) {
         {f->seg->slots, 16 * sizeof f->seg->slots[0]},
         {f->seg->cells, 16 * sizeof f->seg->cells[0]},
         {f->seg->records, 16 * sizeof f->seg->records[0]},
+        {f->seg->carriers, 16 * sizeof f->seg->carriers[0]},
         {f->seg->first.blocks, 16 * sizeof f->seg->first.blocks[0]},
         {f->seg->first.chunks, 16 * sizeof f->seg->first.chunks[0]},
         {f->seg->banks, sizeof f->seg->banks},
@@ -1245,10 +1260,10 @@ static uint64_t digest(void) {
     return h;
 }
 
-/* Of the queue that the scenario works on: the directory but for its many lanes, the words of the pieces, and the beginning of each
- * of the first ones, which is where a chunk has its own words. */
-static uint64_t arena_digest(uint64_t h) {
-    struct mp_arena *a = queue.segments != NULL && queue.b == at() ? mp_arena_open(&queue) : NULL;
+/* The directory of an arena but for its many lanes, the words of the pieces, and the beginning of each of the first ones, which is
+ * where a chunk has its own words. */
+static uint64_t pieces_digest(struct mp_queue_view *v, uint64_t h) {
+    struct mp_arena *a = mp_arena_open(v);
     const uint64_t *words[] = {(const uint64_t *)a, a != NULL ? (const uint64_t *)a->low : NULL,
                                a != NULL ? (const uint64_t *)a->used : NULL, a != NULL ? (const uint64_t *)a->lanes : NULL};
     for (size_t i = 0; a != NULL && i < sizeof words / sizeof *words; i++)
@@ -1256,12 +1271,20 @@ static uint64_t arena_digest(uint64_t h) {
             h = (h ^ words[i][n]) * 0x9e3779b97f4a7c15ull, h ^= h >> 29;
     struct mp_piece_place place;
     for (uint32_t segment = 0; a != NULL && segment < 4; segment++)
-        for (uint32_t piece = 0; piece < 8 && mp_piece_find(&queue, segment, piece, &place) == MP_OK; piece++)
+        for (uint32_t piece = 0; piece < 8 && mp_piece_find(v, segment, piece, &place) == MP_OK; piece++)
             for (int n = 0; n < 8; n++)
                 h = (h ^ (n < 2 ? ((const uint64_t *)place.word)[n] : ((const uint64_t *)place.data)[n - 2])) *
                     0x9e3779b97f4a7c15ull,
                 h ^= h >> 29;
     return h;
+}
+
+/* Of the queue that the scenario works on, and of the memory that is held. */
+static uint64_t arena_digest(uint64_t h) {
+    struct mp_queue_view *space = mp_space_view(f, false);
+    if (queue.segments != NULL && queue.b == at())
+        h = pieces_digest(&queue, h);
+    return space != NULL ? pieces_digest(space, h) : h;
 }
 
 /* What the kernel knows: which objects exist, how many are attached, the values of all semaphores. */
@@ -1391,6 +1414,15 @@ static bool child_has_lock(void) {
 
 /* Runs the scenario from its set-up to its check; returns how many steps were made. `changes`, if given, gets a mark for
  * every step after which the shared memory or the kernel may look different, and for one after which the child has the lock. */
+/* The space lasts as long as the family does: the next run is to begin without. */
+static void end_space(void) {
+    mp_space_forget(f);
+    atomic_store(&f->h->space, 0);
+    for (uint32_t i = 0; i < atomic_load(&f->h->block_high); i++)
+        if (mp_block_at(f, i)->kind == MP_KIND_SPACE)
+            atomic_store(&mp_block_at(f, i)->pinned, 0);
+}
+
 static long run(long steps, uint8_t *changes, long room) {
     bool blocked = false;
     step_now = steps;
@@ -1433,6 +1465,7 @@ static long run(long steps, uint8_t *changes, long room) {
     if (!stopping)
         now->verify(finished);
     check_equal(bystander_count, 0);
+    end_space();
     for (uint32_t i = 0; i < atomic_load(&f->h->block_high); i++) {
         uint64_t word = atomic_load(&mp_block_at(f, i)->word);
         check(mp_block_state_of(word) == MP_BLOCK_FREE || mp_block_state_of(word) == MP_BLOCK_READY);
