@@ -121,27 +121,38 @@ class BaseContext(_base.BaseContext):
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0, *, raise_on_pickle_error: bool = False, pickler: Any = None) -> queues.Queue[Any]:
+    def Queue(
+        self, maxsize: int = 0, *, raise_on_pickle_error: bool = False, pickler: Any = None, copy: bool = True
+    ) -> queues.Queue[Any]:
         """Return a queue of at most `maxsize` objects, without a limit if that is 0 or less.
 
         With `raise_on_pickle_error`, which is mpipc's own, put() raises what pickling an object raises. `pickler`, too,
-        pickles what is put, lambdas also if it is "cloudpickle": see mpipc.queues.Queue.
+        pickles what is put, lambdas also if it is "cloudpickle". Without `copy`, arrays arrive as read-only views of
+        what the sender has copied. See mpipc.queues.Queue.
         """
         from mpipc.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context(), raise_on_pickle_error=raise_on_pickle_error, pickler=pickler)
+        return Queue(
+            maxsize,
+            ctx=self.get_context(),
+            raise_on_pickle_error=raise_on_pickle_error,
+            pickler=pickler,
+            copy=copy,
+        )
 
-    def JoinableQueue(self, maxsize: int = 0, *, pickler: Any = None) -> queues.JoinableQueue[Any]:
-        """Return a queue with task_done() and join(). `pickler`: see Queue()."""
+    def JoinableQueue(
+        self, maxsize: int = 0, *, pickler: Any = None, copy: bool = True
+    ) -> queues.JoinableQueue[Any]:
+        """Return a queue with task_done() and join(). `pickler`, `copy`: see Queue()."""
         from mpipc.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context(), pickler=pickler)
+        return JoinableQueue(maxsize, ctx=self.get_context(), pickler=pickler, copy=copy)
 
-    def SimpleQueue(self, *, pickler: Any = None) -> queues.SimpleQueue[Any]:
-        """Return a queue with get(), put(), empty() and close() only. `pickler`: see Queue()."""
+    def SimpleQueue(self, *, pickler: Any = None, copy: bool = True) -> queues.SimpleQueue[Any]:
+        """Return a queue with get(), put(), empty() and close() only. `pickler`, `copy`: see Queue()."""
         from mpipc.queues import SimpleQueue
 
-        return SimpleQueue(ctx=self.get_context(), pickler=pickler)
+        return SimpleQueue(ctx=self.get_context(), pickler=pickler, copy=copy)
 
     def Pool(
         self,

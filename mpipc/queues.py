@@ -64,6 +64,8 @@ class Statistics(NamedTuple):
     """Pid of the process that last received from it, 0 if none has."""
     is_shutdown: bool = False
     """Whether shutdown() has been called."""
+    copied: int = 0
+    """Without copy=, how many objects this process has got as copies: it has views of too much memory already."""
 
 
 def _statistics(messages: BatchQueue) -> Statistics:
@@ -86,6 +88,7 @@ def _statistics(messages: BatchQueue) -> Statistics:
         kernel.msg_lspid,
         kernel.msg_lrpid,
         messages.is_shutdown,
+        messages.copied,
     )
 
 
@@ -319,7 +322,8 @@ class Queue(QueueParts, _Base, Generic[T]):
 
     `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
     pickling an object raises, instead of telling `_on_queue_feeder_error()`. `pickler` ("cloudpickle", "dill", or as of
-    mpipc.Pool; by default that of the context) pickles what is put, in all processes; who gets need not know it.
+    mpipc.Pool; by default that of the context) pickles what is put, in all processes; who gets need not know it. Without
+    `copy`, arrays (of numpy, and what else has large buffers) arrive as read-only views of what the sender has copied.
     """
 
     _like = "queues", "Queue"
@@ -336,12 +340,13 @@ class Queue(QueueParts, _Base, Generic[T]):
         ctx: BaseContext | None = None,
         raise_on_pickle_error: bool = False,
         pickler: Any = None,
+        copy: bool = True,
     ) -> None:
         self._is_fork_ctx = is_fork(ctx)
         self._raise_on_pickle_error = raise_on_pickle_error
         self._ignore_epipe = False  # concurrent.futures sets it
         self._opid = os.getpid()
-        self._reset(new_messages(settled(pickler, ctx), max(maxsize, 0), **self._kind))
+        self._reset(new_messages(settled(pickler, ctx), max(maxsize, 0), views=not copy, **self._kind))
 
     def _reset(self, messages: BatchQueue) -> None:
         self._open(messages)
@@ -387,8 +392,8 @@ class Queue(QueueParts, _Base, Generic[T]):
         """Who is told what cannot be pickled; None: whoever called put()."""
         return None if self._raise_on_pickle_error else self
 
-    def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Removes the next object from the queue and returns it.
+    def get(self, block: bool = True, timeout: float | None = None, *, copy: bool | None = None) -> T:
+        """Removes the next object from the queue and returns it. `copy`: as of the class, for this object.
 
         If the queue is empty, waits for one, at most `timeout` seconds if that is not None, and not at all without
         `block`; then raises queue.Empty. ShutDown: it was shut down, and is empty; ValueError: it is closed; EOFError:
@@ -396,7 +401,7 @@ class Queue(QueueParts, _Base, Generic[T]):
         """
         if self._closed:
             self._check_usable()
-        return self._messages.get(block, timeout)  # type: ignore[no-any-return]
+        return self._messages.get(block, timeout, copy)  # type: ignore[no-any-return]
 
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Puts the objects into the queue in their order, many of them with one system call; returns how many.
@@ -534,9 +539,9 @@ class SimpleQueue(_Base, Generic[T]):
         super().__init_subclass__(**options)
         settle_queue(cls, "SimpleQueue", SimpleQueue)
 
-    def __init__(self, *, ctx: BaseContext | None = None, pickler: Any = None) -> None:
+    def __init__(self, *, ctx: BaseContext | None = None, pickler: Any = None, copy: bool = True) -> None:
         self._is_fork_ctx = is_fork(ctx)
-        self._open(new_messages(settled(pickler, ctx)))
+        self._open(new_messages(settled(pickler, ctx), views=not copy))
 
     def __getstate__(self) -> Any:
         assert_shareable(self)

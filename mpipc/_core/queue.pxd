@@ -9,6 +9,7 @@ cdef extern from "core.h" nogil:
     enum:
         MP_QUEUE_PRIORITY
         MP_QUEUE_COUNTED
+        MP_QUEUE_VIEWS
         MP_QUEUE_LEVELS
         MP_QUEUE_INLINE
         MP_BODY_INLINE

@@ -251,7 +251,7 @@ cdef class BatchQueue(MessageQueue):
         if outcome != MP_OK:
             self.take(&item, outcome, -1)
         if item.message.kind == MP_BODY_PLAIN or item.message.kind == MP_BODY_PIECE and item.piece.carrier != 0:
-            return dumps(self.opened(&item))
+            return dumps(self.opened(&item, True))
         try:
             return PyBytes_FromStringAndSize(<char *> item.data, item.size)
         finally:
@@ -285,7 +285,7 @@ cdef class BatchQueue(MessageQueue):
             room = self.room()
             lock_deadline = deadline if deadline != 0 else mp_queue_soon()
             serializer = take_serializer()
-            serializer.family = self.block.family
+            serializer.goes_to(self.block.family, self.views)
             try:
                 bundle.fill(&self.v, serializer, objects, owner, room)
             except BaseException:
@@ -336,7 +336,7 @@ cdef class BatchQueue(MessageQueue):
             outcome = wait_for(take_messages, &what, deadline if deadline != 0 else mp_queue_soon())
             if outcome == MP_EMPTY or outcome == MP_TIMED_OUT:
                 self.take(items, mp_queue_try_take(&self.v, items), deadline)
-                objects.append(self.opened(items))
+                objects.append(self.opened(items, self.views))
                 what = taking(&self.v, items, min(batch, most - 1), 0)
                 outcome = MP_OK
                 if most > 1:
@@ -349,7 +349,7 @@ cdef class BatchQueue(MessageQueue):
                 failure = queue_error(outcome, False, self.v.id)
             for i in range(what.count):
                 try:
-                    objects.append(self.unpack(&items[i]))
+                    objects.append(self.unpack(&items[i], self.views))
                 except BaseException as e:
                     failure = failure or e
         finally:

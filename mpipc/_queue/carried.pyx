@@ -41,17 +41,19 @@ cdef object copy_of(Memory memory, const span *s):
     return copy
 
 
-cdef object buffer_of(Memory memory, const span *s, bint copies):
+cdef object buffer_of(Memory memory, const span *s, bint views, uint64_t *copied):
+    """None: there can be none."""
     if s.offset > <uint64_t> memory.nbytes or s.nbytes > memory.nbytes - s.offset:
         return None
-    if memory.readonly and (copies or not may_view(0)):
+    if memory.readonly and not (views and may_view(0)):
+        copied[0] += views
         return copy_of(memory, s)
     if s.offset == 0 and s.nbytes == <uint64_t> memory.nbytes:
         return memory
     return memoryview(memory)[s.offset:s.offset + s.nbytes]
 
 
-cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint copies):
+cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint views, uint64_t *copied):
     """The object. When this returns, this process holds what it refers to, and the message is over. Raises what unpickling raises;
     OSError if it cannot be what it says it is."""
     cdef uint32_t count = 0, i, spans
@@ -75,7 +77,7 @@ cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint 
                 reference & <uint64_t> MP_REFERENCE_COPY != 0))
         for i in range(spans):
             memcpy(&s, item.data + head + i * sizeof(span), sizeof(span))
-            buffer = buffer_of(<Memory> memories[s.which], &s, copies) if s.which < count else None
+            buffer = buffer_of(<Memory> memories[s.which], &s, views, copied) if s.which < count else None
             if buffer is None:
                 raise queue_error(MP_CORRUPT, False, v.id)
             buffers.append(buffer)

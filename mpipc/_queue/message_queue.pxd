@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc._core.family cimport Block
 from mpipc._core.queue cimport mp_item, mp_queue_view, mp_room, mp_watch
@@ -11,7 +11,8 @@ cdef class MessageQueue:
     cdef readonly Block block
     cdef mp_queue_view v
     cdef bint is_open
-    cdef public bint copies  # what was copied for the message is copied once more; else it is read-only in the receiver
+    cdef readonly bint views  # a receiver has what was copied for a message as it is, read-only; else it is copied once more
+    cdef readonly uint64_t copied  # how often it was copied nevertheless: this process has too much of that already
     cdef uint32_t last_level
     cdef int sender  # the slot that has put something, -1: none
     cdef Watch watch
@@ -29,8 +30,8 @@ cdef class MessageQueue:
     cdef int send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1
     cdef int finish_send(self, mp_item *item, uint32_t length, uint32_t level, int outcome, int64_t deadline) except -1
     cdef int wait_and_send(self, mp_item *item, uint32_t length, uint32_t level, int64_t deadline) except -1
-    cdef object unpack(self, mp_item *item)
-    cdef object opened(self, mp_item *item)
+    cdef object unpack(self, mp_item *item, bint views)
+    cdef object opened(self, mp_item *item, bint views)
     cdef int take(self, mp_item *item, int outcome, int64_t deadline) except -1
     cdef int finish_take(self, mp_item *item, int outcome, int64_t deadline) except -1
     cdef int wait_and_take(self, mp_item *item, int64_t deadline) except -1

@@ -43,6 +43,7 @@ from mpipc._core.family cimport (
 from mpipc._core.memory cimport mp_message_end
 from mpipc._core.queue cimport (
     MP_BODY_INLINE, MP_BODY_PIECE, MP_BODY_PLAIN, MP_QUEUE_COUNTED, MP_QUEUE_INLINE, MP_QUEUE_LEVELS, MP_QUEUE_PRIORITY,
+    MP_QUEUE_VIEWS,
     mp_arena_trim, mp_joiners, mp_item, mp_kind_remove, mp_piece, mp_piece_free, mp_piece_sent, mp_queue_await_hearing,
     mp_queue_close, mp_queue_is_shut, mp_queue_lock, mp_queue_make, mp_queue_open, mp_queue_return_token, mp_queue_room,
     mp_queue_size, mp_queue_soon, mp_queue_try_send, mp_queue_try_take, mp_queue_unlock, mp_room_enter, mp_room_leave,
@@ -129,14 +130,17 @@ cdef class MessageQueue:
     lower levels come first. With `counted`, what was taken counts as unfinished until task_done().
     """
 
-    def __init__(self, uint64_t maxsize=0, bint priority=False, bint counted=False, Block block=None):
+    def __init__(
+        self, uint64_t maxsize=0, bint priority=False, bint counted=False, Block block=None, bint views=False
+    ):
         cdef int error
         if block is None:
             block = new_block(MP_KIND_QUEUE)
             make_queue(block, 0o600)
             error = mp_queue_make(
                 block.family.f, block.index, maxsize,
-                (MP_QUEUE_PRIORITY if priority else 0) | (MP_QUEUE_COUNTED if counted else 0))
+                (MP_QUEUE_PRIORITY if priority else 0) | (MP_QUEUE_COUNTED if counted else 0)
+                | (MP_QUEUE_VIEWS if views else 0))
             if error != MP_OK:
                 mp_block_abandon(block.family.f, block.index)
                 fail(error, "creating a message queue")
@@ -145,7 +149,7 @@ cdef class MessageQueue:
         if mp_queue_open(&self.v, block.f, block.index) != MP_OK:
             raise MemoryError("mpipc: there is no memory for one more queue in this process")
         self.is_open = True
-        self.copies = True
+        self.views = self.v.flags & MP_QUEUE_VIEWS != 0
         self.sender = -1
         _all.add(self)
         self.last_level = MP_QUEUE_LEVELS - 1 if self.v.flags & MP_QUEUE_PRIORITY else 0
@@ -328,7 +332,7 @@ cdef class MessageQueue:
         if self.v.b.size != 0 and not self.has_room(deadline):
             return False
         serializer = take_serializer()
-        serializer.family = self.block.family
+        serializer.goes_to(self.block.family, self.views)
         try:
             try:
                 serializer.write_pickle_of(obj)
@@ -347,7 +351,7 @@ cdef class MessageQueue:
 
     # ---- receiving
 
-    cdef object unpack(self, mp_item *item):
+    cdef object unpack(self, mp_item *item, bint views):
         cdef object view
         if item.message.kind == MP_BODY_PLAIN:
             try:
@@ -360,7 +364,7 @@ cdef class MessageQueue:
             if item.message.kind == MP_BODY_INLINE:
                 return loads(PyBytes_FromStringAndSize(<char *> item.data, item.size))
             if item.piece.carrier != 0:
-                return unpack_carried(&self.v, self.block.family, item, self.copies)
+                return unpack_carried(&self.v, self.block.family, item, views, &self.copied)
             try:
                 view = PyMemoryView_FromMemory(<char *> item.data, item.size, PyBUF_READ)
                 return loads(view)
@@ -375,12 +379,12 @@ cdef class MessageQueue:
             e.add_note(f"received from message queue {self.v.id} (as ipcs -q shows it)")
             raise
 
-    cdef object opened(self, mp_item *item):
+    cdef object opened(self, mp_item *item, bint views):
         """What was taken, of which the watch is told."""
         if self.watch is None:
-            return self.unpack(item)
+            return self.unpack(item, views)
         try:
-            return self.unpack(item)
+            return self.unpack(item, views)
         finally:
             self.watch.look_again()
 
@@ -401,11 +405,11 @@ cdef class MessageQueue:
                 return None
             if outcome != MP_OK:
                 self.failed(outcome, False)
-        return self.unpack(&item)
+        return self.unpack(&item, self.views)
 
-    def get(self, block=True, timeout=None):
+    def get(self, block=True, timeout=None, copy=None):
         """The next object, waited for if `block`, at most `timeout` seconds. Raises Empty; ShutDown; EOFError if it
-        was removed. An error in unpickling is raised, too; the message is gone then."""
+        was removed. An error in unpickling is raised, too; the message is gone then. `copy` None: as the queue does."""
         cdef mp_item item
         cdef int outcome
         cdef int64_t deadline
@@ -418,7 +422,7 @@ cdef class MessageQueue:
                 mp_queue_return_token(&self.v, &item)
                 raise
             self.take(&item, outcome, deadline)
-        return self.opened(&item)
+        return self.opened(&item, self.views if copy is None else not copy)
 
     cdef int take(self, mp_item *item, int outcome, int64_t deadline) except -1:
         """Ends what mp_queue_try_take() has begun. Raises what get() does."""

@@ -18,6 +18,8 @@ cdef class Serializer:
     cdef list spans              # of the buffers apart from the pickle: (which memory, offset, number of bytes)
     cdef mp_references *references
     cdef uint32_t room           # for so many of them
+    cdef size_t apart            # bytes from which on a buffer is kept apart from the pickle
+    cdef void goes_to(self, Family family, bint views) noexcept
     cdef int refer(self, Memory memory, size_t offset, size_t nbytes) except -1
     cdef Memory copied(self, Py_buffer *view)
     cdef size_t head_size(self) noexcept

@@ -44,6 +44,8 @@ cdef Py_ssize_t LONG_COPY = 1 << 18
 cdef Py_ssize_t LARGE_PICKLE = 1 << 20
 # Buffers of objects (numpy's arrays) travel apart from the pickle from here on, in memory that the message holds.
 cdef size_t APART = 1 << 18
+# ... and where receivers take them as they are, from here: below it a copy is as cheap as a block that says who has it.
+cdef size_t APART_FOR_VIEWS = 1 << 14
 
 cdef dict extra_reducers = _extra_reducers
 cdef dict copyreg_reducers = copyreg.dispatch_table
@@ -146,6 +148,11 @@ cdef class Serializer:
     def __dealloc__(self):
         PyMem_Free(self.references)
 
+    cdef void goes_to(self, Family family, bint views) noexcept:
+        """A message may refer to memory of that family."""
+        self.family = family
+        self.apart = APART_FOR_VIEWS if views else APART
+
     def keep_in_pickle(self, buffer):
         """What pickle asks for each PickleBuffer: False if it goes apart from the pickle, and the message refers to its memory."""
         cdef const Py_buffer *view
@@ -159,7 +166,7 @@ cdef class Serializer:
         memory = memory_at(view.buf, view.len)
         if memory is not None and memory.block.family is self.family:
             offset = <unsigned char *> view.buf - memory.start
-        elif <size_t> view.len < APART:
+        elif <size_t> view.len < self.apart:
             return True
         else:
             memory = self.copied(<Py_buffer *> view)

@@ -36,7 +36,8 @@ enum {
 /* Flags of a queue. */
 enum {
     MP_QUEUE_PRIORITY = 1, /* levels are honoured; 0 comes first */
-    MP_QUEUE_COUNTED = 2   /* taken messages are counted until mp_queue_task_done() */
+    MP_QUEUE_COUNTED = 2,  /* taken messages are counted until mp_queue_task_done() */
+    MP_QUEUE_VIEWS = 4     /* receivers have what was copied for a message as it is, read-only; it is for them to know */
 };
 #define MP_QUEUE_LEVELS 32768u
 
