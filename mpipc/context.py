@@ -159,13 +159,14 @@ class BaseContext(_base.BaseContext):
         nice: int | None = None,
         cpu_affinity: Any = None,
         end_with_parent: bool = False,
+        shared: Any = None,
     ) -> pool.Pool:
         """Return a pool of worker processes, by default as many as there are processors.
 
         With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
         `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent,
-        `worker_init`, `worker_exit`, `nice`, `cpu_affinity` and `end_with_parent` say how workers begin, end and run:
-        see mpipc.pool.Pool.
+        `worker_init`, `worker_exit`, `nice`, `cpu_affinity` and `end_with_parent` say how workers begin, end and run,
+        `shared` is what they all have: see mpipc.pool.Pool.
         """
         from mpipc.pool import Pool
 
@@ -184,6 +185,7 @@ class BaseContext(_base.BaseContext):
             nice=nice,
             cpu_affinity=cpu_affinity,
             end_with_parent=end_with_parent,
+            shared=shared,
         )
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,7 +12,23 @@ from mpipc._pool.placing import Affinity, checked_affinity, checked_nice, try_ou
 from mpipc._stdlib.by_pickler import ByPickler, Carried
 from mpipc._stdlib.tying import tying
 
-__all__ = ["Start", "WorkerOptions", "checked_bytes", "checked_setting"]
+__all__ = ["Start", "WorkerOptions", "check_retries", "checked_bytes", "checked_setting", "checked_timeout"]
+
+
+def check_retries(retries: int) -> None:
+    """ValueError unless it is a number of retries."""
+    if not isinstance(retries, int) or not 0 <= retries <= sys.maxsize:
+        raise ValueError(f"retries must be an int of at least 0, and at most sys.maxsize, got {retries!r}")
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """The timeout of a task as a float, None if it is infinite; ValueError if it is not positive."""
+    if timeout is None:
+        return None
+    seconds = float(timeout)
+    if not seconds > 0:
+        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+    return None if seconds == math.inf else seconds
 
 
 def checked_bytes(name: str, value: int | None) -> int | None:
@@ -31,6 +49,7 @@ def checked_setting(
     nice: int | None,
     cpu_affinity: Any,
     end_with_parent: bool,
+    shared: Any,
 ) -> dict[str, Any]:
     """What pools and executors have in common among their arguments, for WorkerOptions. TypeError, ValueError,
     PermissionError (a niceness that this process may not have)."""
@@ -51,16 +70,18 @@ def checked_setting(
         "nice": increment,
         "cpu_affinity": cpus,
         "end_with_parent": end_with_parent,
+        "shared": shared,
     }
 
 
 class Start(NamedTuple):
-    """What a worker calls by itself."""
+    """What a worker calls by itself, and what it has."""
 
     initializer: Callable[..., object] | None
     initargs: Iterable[Any]
     worker_init: Callable[[Any], object] | None
     worker_exit: Callable[[Any], object] | None
+    shared: Any
 
 
 class WorkerOptions(NamedTuple):
@@ -87,6 +108,8 @@ class WorkerOptions(NamedTuple):
     """Called in each worker with its state, after the initializer."""
     worker_exit: Callable[[Any], object] | None = None
     """The same, when it ends because there is nothing more to do, or it has done its share."""
+    shared: Any = None
+    """What the state of each worker has as `shared`."""
     nice: int = 0
     """What is added to a worker's niceness."""
     cpu_affinity: Affinity | None = None
@@ -95,7 +118,7 @@ class WorkerOptions(NamedTuple):
     """Of the processes."""
 
     carried: Carried | None = None
-    """In a worker, what it calls by itself, if it takes a pickler to bring that there."""
+    """In a worker, `start`, if it takes a pickler to bring that there."""
 
     def for_worker(self) -> WorkerOptions:
         """Without what only the parent needs, and what need not be picklable for that reason."""
@@ -103,12 +126,18 @@ class WorkerOptions(NamedTuple):
             return self._replace(task_reducers=None)
         carried = Carried(self.task_reducers, tuple(self.start))
         return self._replace(
-            task_reducers=None, initializer=None, initargs=(), worker_init=None, worker_exit=None, carried=carried
+            task_reducers=None,
+            initializer=None,
+            initargs=(),
+            worker_init=None,
+            worker_exit=None,
+            shared=None,
+            carried=carried,
         )
 
     @property
     def start(self) -> Start:
-        """What a worker calls by itself."""
+        """What a worker calls by itself, and what it has."""
         if self.carried is not None:
             return Start(*self.carried.value)
-        return Start(self.initializer, self.initargs, self.worker_init, self.worker_exit)
+        return Start(self.initializer, self.initargs, self.worker_init, self.worker_exit, self.shared)

@@ -231,6 +231,7 @@ class Supervisor:
         # Ctrl-C in a terminal is sent to all its processes. A child that gets it before its work() can deal with it
         # would show a traceback, so it inherits it blocked. (From the fork server, it inherits the fork server's mask.)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        member.launched = time.monotonic()
         try:
             member.process.start()
             member.watch()
@@ -294,6 +295,7 @@ class Supervisor:
         return list({handles[handle]: None for handle in found if handle in handles})
 
     def _report_death(self, member: Member) -> None:
+        member.ended = time.monotonic()
         if member.pidfd >= 0:
             wait([member.pidfd], 0.5)  # a process closes its pipes, which is the sentinel, before it is dead
         member.find_peak()  # before its exit code is fetched

@@ -17,6 +17,8 @@ class Member:
     excess: tuple[int, int] | None
     explanation: str | None
     peak: int | None
+    launched: float
+    ended: float
     def __init__(self, tag: int, quota: int | None, own_reducers: Any = None) -> None: ...
     @property
     def pidfd(self) -> int: ...
