@@ -98,8 +98,8 @@ class Pool(Parts, Broadcasts, _base.Pool):
     also for one that is stopped.
 
     `shared`: an object that tasks find as mpipc.worker_state().shared. A forked worker, also one that replaces another,
-    has this process's: it is not pickled, and its memory is copied page by page as somebody writes to it. With spawn and
-    forkserver it is pickled once for each worker. What a worker changes in it, no other one sees.
+    has this process's: it is not pickled, and its memory is copied page by page as somebody writes to it. With spawn
+    and forkserver it is pickled once for each worker. What a worker changes in it, no other one sees.
 
     Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
     """

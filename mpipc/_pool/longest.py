@@ -24,6 +24,14 @@ FEW = 4
 DEEP = 3
 """Such things in each other."""
 
+BRACKETS: dict[type, tuple[str, str]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    dict: ("{", "}"),
+    set: ("{", "}"),
+    frozenset: ("frozenset({", "})"),
+}
+
 
 class Longest:
     """In a worker: how long its longest tasks were."""
@@ -66,7 +74,7 @@ def _text(what: Any, depth: int = DEEP) -> str:
         return f"<int of {what.bit_length()} bits>"
     if what is None or kind in (int, float, bool, complex):
         return repr(what)
-    if kind in (list, tuple, dict, set, frozenset):
+    if kind in BRACKETS:
         return _text_of_many(what, kind, depth - 1)
     return f"<{kind.__module__}.{kind.__qualname__} object>"
 
@@ -81,7 +89,7 @@ def _text_of_many(what: Any, kind: type, depth: int) -> str:
     else:
         inside = ", ".join(_text(item, depth) for item in islice(what, FEW))
     more = ", ..." if depth and len(what) > FEW else "," if kind is tuple and len(what) == 1 else ""
-    opening, closing = {list: "[]", tuple: "()", dict: "{}", set: "{}"}.get(kind) or ("frozenset({", "})")
+    opening, closing = BRACKETS[kind]
     return f"{opening}{inside}{more}{closing}"
 
 

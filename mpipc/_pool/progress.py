@@ -95,15 +95,20 @@ class _Rich:
 
 def _own_display() -> Any:
     try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from rich import console, progress  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise ImportError("progress='rich' needs the package rich: pip install 'mpipc[rich]'") from None
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining()
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
     # On stderr, as tqdm: stdout may be a file that somebody wants to have. What the program prints meanwhile goes above
     # the bar, but for what does not go to the terminal.
-    return Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+    stderr = console.Console(stderr=True)
+    return progress.Progress(*columns, console=stderr, redirect_stdout=sys.stdout.isatty())
 
 
 def drop_rich() -> None:

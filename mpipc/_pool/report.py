@@ -8,8 +8,8 @@ A worker is at one of four things at any time, and the sum of them is its life f
     transfer    all that is left: it unpickles functions and arguments, pickles and sends results. Receiving a message
                 counts as waiting for it
 
-It notes that in shared memory (Ledger.times_spent, _core/src/times.h). So what is known of one that was killed in a task
-goes up to the end of the one before; that in which it was killed is in no sum.
+It notes that in shared memory (Ledger.times_spent, _core/src/times.h). So what is known of one that was killed in a
+task goes up to the end of the one before; that in which it was killed is in no sum.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class PoolReport(NamedTuple):
         ImportError if matplotlib is missing.
         """
         try:
-            from matplotlib.figure import Figure
+            from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise ImportError("report.plot() needs the package matplotlib: pip install 'mpipc[report]'") from None
         if hasattr(where, "barh"):
@@ -175,7 +175,7 @@ class Accounts:
 
     def close(self, worker: Member) -> None:
         """A worker has ended; before its ledger is given back."""
-        if worker.process.pid is None or worker.ledger is None:
+        if not _was_started(worker):
             return
         self._ended.append((worker.tag, times_of(worker, ended=True)))
         if len(self._ended) > REMEMBERED:
@@ -195,13 +195,14 @@ class Accounts:
     def report(self, workers: list[Member]) -> PoolReport:
         """With the workers that are there."""
         rows = [*self._ended]
-        rows += [
-            (worker.tag, times_of(worker, ended=False))
-            for worker in workers
-            if worker.process.pid is not None and worker.ledger is not None
-        ]
+        rows += [(worker.tag, times_of(worker, ended=False)) for worker in workers if _was_started(worker)]
         longest = tuple(task for _, _, task in sorted(self._longest, reverse=True))
         return PoolReport(tuple(times for _, times in sorted(rows)), self._earlier, longest)
+
+
+def _was_started(worker: Member) -> bool:
+    """Also of what a context has made that is none of multiprocessing's."""
+    return getattr(worker.process, "pid", None) is not None and worker.ledger is not None
 
 
 def times_of(worker: Member, *, ended: bool) -> WorkerTimes:

@@ -80,7 +80,7 @@ def begin(state: Any) -> None:
 
 
 def begin_with_another(state: Any) -> None:
-    state.shared = state.shared + ["mine"]
+    state.shared = [*state.shared, "mine"]
 
 
 def initialize() -> None:
