@@ -33,7 +33,9 @@ from mpipc._pool.engine import Engine
 from mpipc._pool.options import WorkerOptions, check_retries, checked_bytes, checked_setting, checked_timeout
 from mpipc._pool.parts import Parts
 from mpipc._pool.progress import Showing, bar_of
+from mpipc._pool.report import LongTask as LongTask
 from mpipc._pool.report import PoolReport as PoolReport
+from mpipc._pool.report import WorkerTimes as WorkerTimes
 from mpipc._pool.report import report_of
 from mpipc._pool.results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from mpipc._pool.statistics import PoolStatistics as PoolStatistics
