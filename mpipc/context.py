@@ -170,13 +170,16 @@ class BaseContext(_base.BaseContext):
         nice: int | None = None,
         cpu_affinity: Any = None,
         end_with_parent: bool = False,
+        shared: Any = None,
+        copy: bool = True,
+        inherit: bool = True,
     ) -> pool.Pool:
         """Return a pool of worker processes, by default as many as there are processors.
 
         With `retries`, which is mpipc's own, a task whose worker died is run again, up to so many times.
         `memory_limit` and `max_memory_per_child` are bytes that a worker may have, `pickler` pickles what is sent,
-        `worker_init`, `worker_exit`, `nice`, `cpu_affinity` and `end_with_parent` say how workers begin, end and run:
-        see mpipc.pool.Pool.
+        `worker_init`, `worker_exit`, `nice`, `cpu_affinity` and `end_with_parent` say how workers begin, end and run,
+        `shared` is what they all have, `copy` and `inherit` are about arrays: see mpipc.pool.Pool.
         """
         from mpipc.pool import Pool
 
@@ -195,6 +198,9 @@ class BaseContext(_base.BaseContext):
             nice=nice,
             cpu_affinity=cpu_affinity,
             end_with_parent=end_with_parent,
+            shared=shared,
+            copy=copy,
+            inherit=inherit,
         )
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:

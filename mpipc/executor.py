@@ -7,7 +7,7 @@ different:
   are asked for); every other future is completed, the worker is replaced, and the executor goes on;
 * only an executor whose workers cannot be started, or fail again and again in the initializer, is broken: its futures
   and submit() raise BrokenProcessPool;
-* tasks can have a `timeout`, and `statistics()` tells what the workers do;
+* tasks can have a `timeout`; `statistics()` tells what the workers do, and `report()` what their time went into;
 * `max_tasks_per_child` works with every start method;
 * a function that is mapped is pickled once, not once for each chunk.
 
@@ -33,7 +33,8 @@ from typing import Any
 from mpipc._pool.broadcast import broadcast
 from mpipc._pool.codec import APPLY, CALL, STAR_CHUNK, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions, checked_bytes, checked_setting
+from mpipc._pool.options import WorkerOptions, check_retries, checked_bytes, checked_setting, checked_timeout
+from mpipc._pool.report import PoolReport, report_of
 from mpipc._pool.statistics import PoolStatistics, gather
 from mpipc._pool.tasks import Function
 from mpipc._stdlib.by_pickler import by_pickler
@@ -43,7 +44,7 @@ from mpipc._stdlib.start_method import default_context
 from mpipc.exceptions import BrokenPoolError
 from mpipc.exceptions import TaskTimeoutError as TaskTimeoutError
 from mpipc.exceptions import WorkerLostError as WorkerLostError
-from mpipc.pool import check_retries, checked_timeout, default_processes
+from mpipc.pool import default_processes
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor", "get_reusable_executor"]
 
@@ -168,7 +169,8 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
 
     `memory_limit`, `max_memory_per_child`: bytes of private memory that a worker may have while it runs a task, and
     after one; `pickler`: what pickles functions, arguments and results; `worker_init`, `worker_exit`, `nice`,
-    `cpu_affinity`, `end_with_parent`: how workers begin, end and run; see mpipc.Pool.
+    `cpu_affinity`, `end_with_parent`: how workers begin, end and run; `shared`: what they all have; `copy`, `inherit`:
+    of arrays. See mpipc.Pool.
 
     Raises ValueError and TypeError as the standard one does.
     """
@@ -192,6 +194,9 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         nice: int | None = None,
         cpu_affinity: Any = None,
         end_with_parent: bool = False,
+        shared: Any = None,
+        copy: bool = True,
+        inherit: bool = True,
     ) -> None:
         if max_workers is None:
             max_workers = default_processes()
@@ -215,7 +220,9 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         self._by_pickler = by_pickler(pickler, mp_context)
         self._memory_limit = checked_bytes("memory_limit", memory_limit)
         self._max_memory = checked_bytes("max_memory_per_child", max_memory_per_child)
-        self._setting = checked_setting(mp_context, worker_init, worker_exit, nice, cpu_affinity, end_with_parent)
+        self._setting = checked_setting(
+            mp_context, worker_init, worker_exit, nice, cpu_affinity, end_with_parent, shared, copy, inherit
+        )
         self._options: dict[str, Any] = {"retries": retries, "timeout": checked_timeout(timeout)}
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -382,6 +389,11 @@ class ProcessPoolExecutor(_base.ProcessPoolExecutor):
         engine = self._engine
         return PoolStatistics([], 0, 0) if engine is None else gather(engine)
 
+    def report(self) -> PoolReport:
+        """What the time of each worker went into until now, and which tasks were the longest. Also after the end."""
+        engine = self._engine
+        return PoolReport((), None, ()) if engine is None else report_of(engine)
+
     def _started_engine(self) -> Engine:
         if os.getpid() != self._pid:
             raise RuntimeError(
@@ -444,7 +456,9 @@ def get_reusable_executor(
     Raises what ProcessPoolExecutor raises.
     """
     global _reusable
-    wanted = (max_workers or default_processes(), context, initializer, initargs, sorted(options.items(), key=str))
+    shared = id(options.get("shared"))  # which may be large, and like no other
+    others = sorted(((name, options[name]) for name in options.keys() - {"shared"}), key=str)
+    wanted = (max_workers or default_processes(), context, initializer, initargs, others, shared)
     with _reusable_lock:
         if _reusable is not None:
             executor, had = _reusable

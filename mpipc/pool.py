@@ -7,7 +7,8 @@
 * a worker that cannot be started, or whose initializer fails again and again, ends the pool with an error;
 * when the parent dies, its workers end too, whatever they are doing;
 * get() of a result whose pool has been terminated raises BrokenPoolError, where multiprocessing waits forever;
-* tasks can have a `timeout`, maps a progress bar, and `statistics()` tells what the workers do.
+* tasks can have a `timeout`, maps a progress bar, `statistics()` tells what the workers do, and `report()` what their
+  time went into.
 
 A chunk of a map is one task, as in multiprocessing: if one of its items fails, or its worker dies, the chunk has no
 results. How it works stands in _pool/engine.py.
@@ -15,10 +16,8 @@ results. How it works stands in _pool/engine.py.
 
 from __future__ import annotations
 
-import math
 import operator
 import os
-import sys
 import threading
 import time
 import warnings
@@ -31,17 +30,14 @@ from typing import TYPE_CHECKING, Any
 from mpipc._pool.broadcast import Broadcasts
 from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, Source, Task
 from mpipc._pool.engine import Engine
-from mpipc._pool.options import WorkerOptions, checked_bytes, checked_setting
+from mpipc._pool.options import WorkerOptions, check_retries, checked_bytes, checked_setting, checked_timeout
 from mpipc._pool.parts import Parts
-from mpipc._pool.results import (
-    ApplyResult,
-    AsyncResult,
-    IMapIterator,
-    IMapUnorderedIterator,
-    MapResult,
-    Progress,
-    Showing,
-)
+from mpipc._pool.progress import Showing, bar_of
+from mpipc._pool.report import LongTask as LongTask
+from mpipc._pool.report import PoolReport as PoolReport
+from mpipc._pool.report import WorkerTimes as WorkerTimes
+from mpipc._pool.report import report_of
+from mpipc._pool.results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from mpipc._pool.statistics import PoolStatistics as PoolStatistics
 from mpipc._pool.statistics import WorkerStatistics as WorkerStatistics
 from mpipc._pool.statistics import gather
@@ -103,6 +99,14 @@ class Pool(Parts, Broadcasts, _base.Pool):
     predecessor's). `end_with_parent`: workers end with this process in any case; with True the reaper sees to that,
     also for one that is stopped.
 
+    `shared`: an object that tasks find as mpipc.worker_state().shared. A forked worker, also one that replaces another,
+    has this process's: it is not pickled, and its memory is copied page by page as somebody writes to it. With spawn
+    and forkserver it is pickled once for each worker. What a worker changes in it, no other one sees.
+
+    Without `copy`, arrays in arguments and results arrive as read-only views of what the sender has copied. Without
+    `inherit`, a forked worker gives up what there was of mpipc.arrays before it: its tasks read none of that. Both say
+    nothing of arrays in shared memory that are passed: those travel by reference.
+
     Raises ValueError and TypeError as multiprocessing does, OSError if no process can be started.
     """
 
@@ -123,6 +127,9 @@ class Pool(Parts, Broadcasts, _base.Pool):
         nice: int | None = None,
         cpu_affinity: Any = None,
         end_with_parent: bool = False,
+        shared: Any = None,
+        copy: bool = True,
+        inherit: bool = True,
     ) -> None:
         # First what __del__() looks at.
         self._state: str = INIT
@@ -156,7 +163,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
                 result_reducers=result_reducers,
                 memory_limit=checked_bytes("memory_limit", memory_limit),
                 max_memory=checked_bytes("max_memory_per_child", max_memory_per_child),
-                **checked_setting(self._ctx, worker_init, worker_exit, nice, cpu_affinity, end_with_parent),
+                **checked_setting(self._ctx, worker_init, worker_exit, nice, cpu_affinity, end_with_parent, shared, copy, inherit),
             ),
         )
         self._pool = self._engine.processes
@@ -230,11 +237,13 @@ class Pool(Parts, Broadcasts, _base.Pool):
         chunksize: int | None = None,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
     ) -> list[Any]:
         """Return [func(x) for x in iterable], run by the workers in chunks.
 
-        `timeout` is in seconds for each chunk (see apply_async); `progress` shows a progress bar (tqdm).
+        `timeout` is in seconds for each chunk (see apply_async). `progress` shows a bar: True or "tqdm" by tqdm, "rich"
+        by rich, or a rich.progress.Progress, in which each map with it has a line, and which the caller starts and
+        stops.
         """
         result = self._map_async(func, iterable, CHUNK, chunksize, timeout=timeout, progress=progress)
         return result.get()
@@ -246,7 +255,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         chunksize: int | None = None,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
     ) -> list[Any]:
         """Return [func(*x) for x in iterable]; see map()."""
         result = self._map_async(func, iterable, STAR_CHUNK, chunksize, timeout=timeout, progress=progress)
@@ -261,7 +270,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
     ) -> MapResult:
         """map() that returns at once."""
         return self._map_async(
@@ -277,7 +286,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
     ) -> MapResult:
         """starmap() that returns at once."""
         return self._map_async(
@@ -294,7 +303,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
     ) -> MapResult:
         self._check_running()
         error: Exception | None = None
@@ -316,7 +325,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         elif chunksize <= 0:  # no task at all, and as many times None: so does multiprocessing
             warnings.warn(NOTHING_DONE.format(chunksize), RuntimeWarning, stacklevel=3)
         options = self._options(timeout)
-        bar = Progress(length, function_name(func)) if progress else None
+        bar = bar_of(progress, length, function_name(func))
         if error is not None:
             result = MapResult(self, 1, 1, callback, error_callback, bar, ours=True)
             self._engine.take_on_failure(result, error)
@@ -336,7 +345,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         chunksize: int = 1,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
         buffersize: int | None = None,
     ) -> Iterator[Any]:
         """Return an iterator over the results of map(), in order, which gives each as soon as it is there.
@@ -356,7 +365,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         chunksize: int = 1,
         *,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: Any = False,
         buffersize: int | None = None,
     ) -> Iterator[Any]:
         """imap(), in the order in which the results come."""
@@ -369,7 +378,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         iterable: Iterable[Any],
         chunksize: int,
         timeout: float | None,
-        progress: bool,
+        progress: Any,
         buffersize: int | None,
     ) -> Iterator[Any]:
         self._check_running()
@@ -378,7 +387,7 @@ class Pool(Parts, Broadcasts, _base.Pool):
         if buffersize is not None and operator.index(buffersize) < 1:
             raise ValueError(f"'buffersize' must be None or > 0, not {buffersize!r}")
         options = self._options(timeout)
-        bar = Progress(getattr(iterable, "__len__", lambda: None)(), function_name(func)) if progress else None
+        bar = bar_of(progress, getattr(iterable, "__len__", lambda: None)(), function_name(func))
         result: Any = make_iterator(self)
         function = Function(func, result._job + 1)
         kind = ITEM if chunksize == 1 else CHUNK
@@ -439,6 +448,10 @@ class Pool(Parts, Broadcasts, _base.Pool):
         """What the workers have done, and what they are doing."""
         return gather(self._engine)
 
+    def report(self) -> PoolReport:
+        """What the time of each worker went into until now, and which tasks were the longest. Also after the end."""
+        return report_of(self._engine)
+
     def _check_running(self) -> None:
         if self._state != RUN:
             raise ValueError("Pool not running")
@@ -450,22 +463,6 @@ class Pool(Parts, Broadcasts, _base.Pool):
 
     def _repopulate_pool(self) -> None:
         self._engine.populate()
-
-
-def check_retries(retries: int) -> None:
-    """ValueError unless it is a number of retries."""
-    if not isinstance(retries, int) or not 0 <= retries <= sys.maxsize:
-        raise ValueError(f"retries must be an int of at least 0, and at most sys.maxsize, got {retries!r}")
-
-
-def checked_timeout(timeout: float | None) -> float | None:
-    """The timeout of a task as a float, None if it is infinite; ValueError if it is not positive."""
-    if timeout is None:
-        return None
-    seconds = float(timeout)
-    if not seconds > 0:
-        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
-    return None if seconds == math.inf else seconds
 
 
 def _items_before_error(iterable: Iterable[Any]) -> tuple[tuple[Any, ...], Exception | None]:

@@ -49,8 +49,8 @@ def _closed(*arguments: Any) -> Any:
 class Channel:
     """A message queue. Any number of processes may send to it and receive from it; a message is received once."""
 
-    def __init__(self) -> None:
-        self._open(BatchQueue())
+    def __init__(self, views: bool = False) -> None:
+        self._open(BatchQueue(views=views))
 
     def _open(self, messages: BatchQueue) -> None:
         self._messages: BatchQueue | None = messages

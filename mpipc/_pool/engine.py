@@ -42,6 +42,7 @@ from mpipc._pool.life import Life
 from mpipc._pool.memory import INTERVAL
 from mpipc._pool.options import WorkerOptions
 from mpipc._pool.receiver import Receiver
+from mpipc._pool.report import Accounts
 from mpipc._pool.results import Cache, opened
 from mpipc._pool.schedule import Schedule
 from mpipc._pool.states import State
@@ -69,7 +70,7 @@ class Engine:
     ) -> None:
         self._pid = os.getpid()
         self.life = Life()
-        self.results = Channel()
+        self.results = Channel(not options.copy)
         self.schedule = Schedule(self.life, size, Cache(self._on_empty), self.results)
         self.schedule.interval = INTERVAL if options.memory_limit is not None else None
         self.receiver = Receiver(self, self.life, self.schedule)
@@ -80,6 +81,7 @@ class Engine:
         """Why the pool came to an end by itself."""
         self.replaced = 0
         """How many workers have died."""
+        self.accounts = Accounts()
         self._running = 2
         """Threads that have not left: the result thread and the supervisor."""
         # ---
@@ -293,6 +295,7 @@ class Engine:
                 return
             for worker in self.members():
                 worker.tasks.remove()
+                self.accounts.close(worker)
                 worker.let_go()
             self.schedule.clear()
             self.results.remove()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,7 +12,23 @@ from mpipc._pool.placing import Affinity, checked_affinity, checked_nice, try_ou
 from mpipc._stdlib.by_pickler import ByPickler, Carried
 from mpipc._stdlib.tying import tying
 
-__all__ = ["Start", "WorkerOptions", "checked_bytes", "checked_setting"]
+__all__ = ["Start", "WorkerOptions", "check_retries", "checked_bytes", "checked_setting", "checked_timeout"]
+
+
+def check_retries(retries: int) -> None:
+    """ValueError unless it is a number of retries."""
+    if not isinstance(retries, int) or not 0 <= retries <= sys.maxsize:
+        raise ValueError(f"retries must be an int of at least 0, and at most sys.maxsize, got {retries!r}")
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """The timeout of a task as a float, None if it is infinite; ValueError if it is not positive."""
+    if timeout is None:
+        return None
+    seconds = float(timeout)
+    if not seconds > 0:
+        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+    return None if seconds == math.inf else seconds
 
 
 def checked_bytes(name: str, value: int | None) -> int | None:
@@ -31,6 +49,9 @@ def checked_setting(
     nice: int | None,
     cpu_affinity: Any,
     end_with_parent: bool,
+    shared: Any,
+    copy: bool,
+    inherit: bool,
 ) -> dict[str, Any]:
     """What pools and executors have in common among their arguments, for WorkerOptions. TypeError, ValueError,
     PermissionError (a niceness that this process may not have)."""
@@ -39,8 +60,9 @@ def checked_setting(
             raise TypeError(
                 f"{name} must be a callable, which is given the state of the worker, or None, not {function!r}"
             )
-    if not isinstance(end_with_parent, bool):
-        raise TypeError(f"end_with_parent must be True or False, not {end_with_parent!r}")
+    for name, value in (("end_with_parent", end_with_parent), ("copy", copy), ("inherit", inherit)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
     if end_with_parent:
         tying(context)
     increment, cpus = checked_nice(nice), checked_affinity(cpu_affinity)
@@ -51,16 +73,20 @@ def checked_setting(
         "nice": increment,
         "cpu_affinity": cpus,
         "end_with_parent": end_with_parent,
+        "shared": shared,
+        "copy": copy,
+        "inherit": inherit,
     }
 
 
 class Start(NamedTuple):
-    """What a worker calls by itself."""
+    """What a worker calls by itself, and what it has."""
 
     initializer: Callable[..., object] | None
     initargs: Iterable[Any]
     worker_init: Callable[[Any], object] | None
     worker_exit: Callable[[Any], object] | None
+    shared: Any
 
 
 class WorkerOptions(NamedTuple):
@@ -87,6 +113,8 @@ class WorkerOptions(NamedTuple):
     """Called in each worker with its state, after the initializer."""
     worker_exit: Callable[[Any], object] | None = None
     """The same, when it ends because there is nothing more to do, or it has done its share."""
+    shared: Any = None
+    """What the state of each worker has as `shared`."""
     nice: int = 0
     """What is added to a worker's niceness."""
     cpu_affinity: Affinity | None = None
@@ -94,8 +122,13 @@ class WorkerOptions(NamedTuple):
     end_with_parent: bool = False
     """Of the processes."""
 
+    copy: bool = True
+    """Arrays are copied where they arrive; else they are views."""
+    inherit: bool = True
+    """A forked worker holds what there was of mpipc.arrays."""
+
     carried: Carried | None = None
-    """In a worker, what it calls by itself, if it takes a pickler to bring that there."""
+    """In a worker, `start`, if it takes a pickler to bring that there."""
 
     def for_worker(self) -> WorkerOptions:
         """Without what only the parent needs, and what need not be picklable for that reason."""
@@ -103,12 +136,18 @@ class WorkerOptions(NamedTuple):
             return self._replace(task_reducers=None)
         carried = Carried(self.task_reducers, tuple(self.start))
         return self._replace(
-            task_reducers=None, initializer=None, initargs=(), worker_init=None, worker_exit=None, carried=carried
+            task_reducers=None,
+            initializer=None,
+            initargs=(),
+            worker_init=None,
+            worker_exit=None,
+            shared=None,
+            carried=carried,
         )
 
     @property
     def start(self) -> Start:
-        """What a worker calls by itself."""
+        """What a worker calls by itself, and what it has."""
         if self.carried is not None:
             return Start(*self.carried.value)
-        return Start(self.initializer, self.initargs, self.worker_init, self.worker_exit)
+        return Start(self.initializer, self.initargs, self.worker_init, self.worker_exit, self.shared)

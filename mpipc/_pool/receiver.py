@@ -36,6 +36,7 @@ from mpipc._pool.channel import DRAUGHT, Envelope
 from mpipc._pool.codec import Task, unpack
 from mpipc._pool.life import Life
 from mpipc._pool.losses import open_report, stack_of
+from mpipc._pool.report import Accounts
 from mpipc._pool.results import opened
 from mpipc._pool.schedule import LOOK, Schedule
 from mpipc._pool.states import State
@@ -43,6 +44,7 @@ from mpipc._pool.tasks import function_name
 from mpipc._pool.worker import (
     FAILED,
     INITIALIZER_FAILED,
+    LONG,
     PASSING,
     PAUSE,
     READY,
@@ -73,6 +75,8 @@ class Owner(Protocol):
     """Why the pool came to its end by itself, if it did."""
     replaced: int
     """How many workers have died; counted here."""
+    accounts: Accounts
+    """What is to be reported; written here."""
 
     def fail_all(self, reason: str, cause: BaseException | None) -> None:
         """The pool cannot go on."""
@@ -279,6 +283,9 @@ class Receiver:
                     schedule.put_back(task)
                     schedule.refresh(worker)
             schedule.dispatch()
+        elif kind == LONG:
+            with schedule.lock:
+                self._owner.accounts.note(worker, message.number, *message.body)
         elif kind == DIED:
             self._bury(worker, message.body)
         elif kind == INITIALIZER_FAILED:
@@ -330,6 +337,7 @@ class Receiver:
             if exitcode != 0:
                 schedule.backlog.worker_died(worker.tag, [task for task, _ in lost])
             worker.tasks.remove()
+            self._owner.accounts.close(worker)
             worker.let_go()
         schedule.dispatch()
         for task, failure in lost:

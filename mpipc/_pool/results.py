@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from multiprocessing import TimeoutError
 from typing import TYPE_CHECKING, Any
 
 from mpipc._pool.cancel import cancelled_error
 from mpipc._pool.codec import Task, unpack
+from mpipc._pool.progress import Bar
 from mpipc._pool.tasks import function_name
 from mpipc._pool.worker import RETURNED, Quoted
 from mpipc._stdlib.standard import standard_module
-from mpipc.exceptions import TaskTimeoutError
 
 if TYPE_CHECKING:
     from multiprocessing import pool as _base
@@ -34,8 +32,6 @@ __all__ = [
     "IMapUnorderedIterator",
     "Last",
     "MapResult",
-    "Progress",
-    "Showing",
     "opened",
 ]
 
@@ -252,7 +248,7 @@ class MapResult(_base.MapResult):  # type: ignore[type-arg]
         length: int,
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-        progress: Progress | None = None,
+        progress: Bar | None = None,
         *,
         single: bool = False,
         ours: bool = False,
@@ -369,55 +365,3 @@ class Last:
 
     def __init__(self, job: Any) -> None:
         self._set: Callable[[int, tuple[bool, Any]], None] = getattr(job, "_end_with", job._set)
-
-
-class Progress:
-    """A tqdm progress bar, in a terminal or a notebook."""
-
-    def __init__(self, total: int | None, description: str) -> None:
-        try:
-            from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
-        except ImportError:
-            raise ImportError("progress=True needs the package tqdm: pip install tqdm") from None
-        self._bar: Any = tqdm(total=total, desc=description)
-
-    def advance(self, count: int) -> None:
-        """So many items are done."""
-        with contextlib.suppress(Exception):  # the terminal is gone, say: the results are not to suffer from it
-            self._bar.update(count)
-
-    def finish(self) -> None:
-        """Nothing more will come."""
-        with contextlib.suppress(Exception):
-            self._bar.close()
-
-
-class Showing:
-    """An iterator over the results of imap() that moves a progress bar. A task that fails is done, too."""
-
-    def __init__(self, bar: Progress, items: Any) -> None:
-        self._bar = bar
-        self._items = items
-
-    def __iter__(self) -> Showing:
-        return self
-
-    def __next__(self) -> Any:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> Any:
-        """The next result, waited for at most `timeout` seconds, as IMapIterator.next()."""
-        try:
-            item = next(self._items) if timeout is None else self._items.next(timeout)
-        except StopIteration:
-            self._bar.finish()
-            raise
-        except TimeoutError as error:
-            if isinstance(error, TaskTimeoutError):
-                self._bar.advance(1)
-            raise
-        except Exception:
-            self._bar.advance(1)
-            raise
-        self._bar.advance(1)
-        return item

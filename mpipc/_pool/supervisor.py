@@ -205,7 +205,8 @@ class Supervisor:
             from mpipc._stdlib import fork_server
 
             fork_server.ensure_running()  # now: all its children would inherit the mask from below
-        member = Member(next(self._tags), self._options.quota, self._options.task_reducers)
+        options = self._options
+        member = Member(next(self._tags), options.quota, options.task_reducers, not options.copy)
         with self._life.lock:
             others = {other.tag for other in engine.members() if other.process in self.processes}
         options = self._options._replace(cpu_affinity=self._places.take(member.tag, others))
@@ -231,6 +232,7 @@ class Supervisor:
         # Ctrl-C in a terminal is sent to all its processes. A child that gets it before its work() can deal with it
         # would show a traceback, so it inherits it blocked. (From the fork server, it inherits the fork server's mask.)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        member.launched = time.monotonic()
         try:
             member.process.start()
             member.watch()
@@ -294,6 +296,7 @@ class Supervisor:
         return list({handles[handle]: None for handle in found if handle in handles})
 
     def _report_death(self, member: Member) -> None:
+        member.ended = time.monotonic()
         if member.pidfd >= 0:
             wait([member.pidfd], 0.5)  # a process closes its pipes, which is the sentinel, before it is dead
         member.find_peak()  # before its exit code is fetched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -13,13 +14,15 @@ from multiprocessing import util
 from typing import Any
 
 from mpipc._core.greenlets import start_thread
-from mpipc._pool.channel import Channel, Envelope, OwnReducers
-from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK, TIMED, pack, unpack
+from mpipc._pool.channel import Channel, OwnReducers
+from mpipc._pool.codec import TIMED, pack, unpack
 from mpipc._pool.ledger import Ledger, exit_with_parent
+from mpipc._pool.longest import Longest, arguments_text
 from mpipc._pool.losses import CrashReport
 from mpipc._pool.memory import private_memory
 from mpipc._pool.options import WorkerOptions
 from mpipc._pool.placing import apply
+from mpipc._pool.progress import drop_rich
 from mpipc._pool.state import WorkerState, begin
 from mpipc._stdlib.by_pickler import ByPickler
 from mpipc._stdlib.standard import standard_module
@@ -29,6 +32,7 @@ __all__ = [
     "FAILED",
     "FUNCTIONS",
     "INITIALIZER_FAILED",
+    "LONG",
     "PASSING",
     "PAUSE",
     "QUIT",
@@ -51,6 +55,7 @@ RETURNED = 21  # result
 FAILED = 22  # exception
 UNKNOWN_FUNCTION = 23  # the task was not begun: the function it names is not known here
 INITIALIZER_FAILED = 24  # exception
+LONG = 25  # seconds, arguments as text: the task has taken longer than all others of this worker but a few
 
 PASSING = (BlockingIOError, InterruptedError, MemoryError)
 """What a queue may raise that need not be so the next time."""
@@ -119,6 +124,7 @@ class Worker:
         self._pid = os.getpid()
         self._functions: dict[int, Any] = {}
         """Those that have come last, by number; `Pickled` until they are used."""
+        self._longest = Longest()
         self._state: WorkerState | None = None
         self._exit: Callable[[Any], object] | None = None
 
@@ -127,10 +133,13 @@ class Worker:
         self._ledger.arrive()
         if self._ledger.ending:
             return
-        self._state = begin()
+        drop_rich()
+        if not self._options.inherit and "mpipc._memory.memory" in sys.modules:
+            sys.modules["mpipc._memory.memory"].drop_inherited()
+        start = self._options.start
+        self._state = begin(start.shared)
         try:
             apply(self._options.nice, self._options.cpu_affinity, everywhere=True)
-            start = self._options.start
             if start.initializer is not None:
                 start.initializer(*start.initargs)
             if start.worker_init is not None:
@@ -139,6 +148,7 @@ class Worker:
             self._send(INITIALIZER_FAILED, 0, *_failure(error, self._options.result_reducers))
             raise
         self._exit = start.worker_exit
+        self._ledger.on_long = self._tell_of_long
         self._ledger.ready()
         self._send(READY, 0, self._report.number, None)
 
@@ -153,7 +163,7 @@ class Worker:
         limit, most = self._options.quota, self._options.max_memory
         receive = self._tasks.receive
         ledger = self._ledger
-        while (limit is None or done < limit) and not ledger.ending:
+        while (limit is None or done < limit) and ledger.wait():
             try:
                 message = receive()
             except PASSING:
@@ -166,93 +176,78 @@ class Worker:
                 tasks = message[5]
                 tasks.reverse()
                 while tasks:
-                    done += self._perform(Envelope._make(tasks.pop()))
+                    done += self._perform(tasks.pop())
             else:
-                done += self._perform(Envelope._make(message))
+                done += self._perform(message)
             del message
             if most is not None and private_memory("self", most) > most:
                 break  # what it has not begun goes to another one
         util.debug("worker exiting after %d tasks", done)
         return not ledger.ending
 
-    def _perform(self, message: Envelope) -> bool:
-        """Run a task and send its result; False if it was not begun."""
-        number = message.number
-        if message.function is None:
-            if message.function_id not in self._functions:
+    def _perform(self, message: tuple[Any, ...]) -> bool:
+        """Run a task, which came in an envelope, and send its result; False if it was not begun."""
+        kind, _, number, pickled, function_id, body, buffers = message
+        if pickled is None:
+            if function_id not in self._functions:
                 self._send(UNKNOWN_FUNCTION, number, None, None)
                 return False
-        elif message.function_id:
+        elif function_id:
             # Whatever becomes of this task: those behind it are sent without the function.
-            self._remember(message.function_id, Pickled(message.function))
+            self._remember(function_id, Pickled(pickled))
         if not self._ledger.start(number):
             return False  # another worker has it now
         contents: tuple[Any, Any, str | None]
-        timed = message.kind > TIMED
+        timed = kind > TIMED
         if timed:
-            timeout, body = message.body
-            message = message._replace(kind=message.kind - TIMED, body=body)
+            timeout, body = body
+            kind -= TIMED
             self._report.arm(timeout * EARLY)
         try:
-            value = self._call(message)
+            value = self._call(kind, pickled, function_id, body, buffers)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # asyncio.CancelledError, for one, is no Exception
             if os.getpid() != self._pid:
                 os._exit(1)
-            kind = FAILED
+            answer = FAILED
             contents = _failure(error, self._options.result_reducers)
         else:
             if os.getpid() != self._pid:
                 os._exit(0)  # the function has forked, and its child returned from it too: the task is not the child's
-            kind = RETURNED
+            answer = RETURNED
             try:
                 contents = *pack(value, self._options.result_reducers), None
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever the user's methods raise
-                kind = FAILED
+                answer = FAILED
                 contents = _unsendable(error, value)
         self._ledger.finish(number)
         if timed:
             self._report.disarm()
         try:
-            self._send(kind, number, *contents)
+            self._send(answer, number, *contents)
         except (OSError, MemoryError) as error:  # no memory for it
             self._send(FAILED, number, *_failure(error, None))
         return True
 
-    def _call(self, message: Envelope) -> Any:
+    def _call(self, kind: int, pickled: bytes | None, function_id: int, body: Any, buffers: Any) -> Any:
         function: Any
-        if message.function_id:
-            function = self._functions[message.function_id]
+        if function_id:
+            function = self._functions[function_id]
             if type(function) is Pickled:
                 function = pickle.loads(function.pickle)
-                self._functions[message.function_id] = function
+                self._functions[function_id] = function
         else:
-            assert message.function is not None
-            function = pickle.loads(message.function)
-        payload = unpack(message.body, message.buffers)
-        kind = message.kind
-        if kind == ITEM:
-            return function(payload)
-        if kind == APPLY:
-            return function(*payload)
-        if kind == CALL:
-            arguments, keywords = payload
-            return function(*arguments, **keywords)
-        results = []
-        note = self._ledger.item
-        if kind == CHUNK:
-            for index, item in enumerate(payload):
-                note(index)
-                results.append(function(item))
-        else:
-            assert kind == STAR_CHUNK
-            for index, item in enumerate(payload):
-                note(index)
-                results.append(function(*item))
-        return results
+            assert pickled is not None
+            function = pickle.loads(pickled)
+        return self._ledger.run(kind, function, unpack(body, buffers))
+
+    def _tell_of_long(self, spent: int, kind: int, payload: Any) -> None:
+        self._ledger.longest = self._longest.note(spent) or self._ledger.longest
+        with contextlib.suppress(OSError, MemoryError):  # nobody hears of it, then
+            self._send(LONG, self._ledger.started, (spent / 1e9, arguments_text(kind, payload)), None)
 
     def _remember(self, id: int, function: Pickled) -> None:
         self._functions.pop(id, None)

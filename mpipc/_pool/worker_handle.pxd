@@ -27,6 +27,8 @@ cdef class Member:
     cdef public object peak
     cdef int report_
     cdef readonly Py_ssize_t done
+    cdef public double launched
+    cdef public double ended
 
     cdef bint is_open(self)
     cdef Py_ssize_t room(self, Py_ssize_t depth)

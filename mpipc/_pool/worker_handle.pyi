@@ -17,7 +17,9 @@ class Member:
     excess: tuple[int, int] | None
     explanation: str | None
     peak: int | None
-    def __init__(self, tag: int, quota: int | None, own_reducers: Any = None) -> None: ...
+    launched: float
+    ended: float
+    def __init__(self, tag: int, quota: int | None, own_reducers: Any = None, views: bool = False) -> None: ...
     @property
     def pidfd(self) -> int: ...
     @property

@@ -66,6 +66,8 @@ cdef class Member:
     explanation     why it is dead, as far as the supervisor has found that out; None if it has not
     peak            the most memory that it has had, in bytes; None if that is not known
     done            tasks that it has answered
+    launched        when its process was started; time.monotonic()
+    ended           when the supervisor has found it to be dead; 0.0 before, and if that was at the end of the pool
     """
 
     def __cinit__(self, *arguments, **options):
@@ -77,11 +79,11 @@ cdef class Member:
         if self.report_ >= 0:
             close(self.report_)
 
-    def __init__(self, tag, quota, own_reducers=None):
+    def __init__(self, tag, quota, own_reducers=None, views=False):
         self.tag = tag
         self.quota = quota
         self.own_reducers = own_reducers
-        self.tasks = Channel()
+        self.tasks = Channel(views)
         self.ledger = Ledger()
         self.window = {}
         self.known = {}

@@ -65,8 +65,9 @@ QUICK = """
     found join arrive fork-prepare recover block-new block-adopt bank-new lock-acquire lock-release-with-waiter
     semaphore-acquire semaphore-return semaphore-signal semaphore-pay cell-enter-and-cancel notify-all event-set
     barrier-enter queue-take queue-wait-in-room queue-task-done queue-send-bounded queue-send-by-spill spill-post
-    piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned rw-read
-    memory-take memory-send rw-write-release-to-both shutdown-sleepers shutdown-with-messages tie-while-parent-dies tie-recover
+    piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned times-turn
+    memory-take memory-send rw-read rw-write-release-to-both shutdown-sleepers shutdown-with-messages
+    tie-while-parent-dies tie-recover
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

@@ -33,7 +33,7 @@ LAYERS = """
 before."""
 
 CORE_LAYERS = """
-    outcome.h base.h layout.h family.h ledger.h
+    outcome.h base.h layout.h family.h ledger.h times.h
     futex
     threads access
     processes sets waits

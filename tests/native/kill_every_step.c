@@ -23,6 +23,7 @@
 #include "core.h"
 #include "ledger.h"
 #include "queue_inside.h"
+#include "times.h"
 
 #include <poll.h>
 #include <linux/capability.h>
@@ -1144,6 +1145,8 @@ static const struct scenario scenarios[] = {
      take_back_twice_behind_4_and_child_goes_on, check_each_behind_3_has_one},
     {"ledger-finish-while-condemned", setup_ledger, NULL, op_finish_and_send, NULL, condemn_and_child_goes_on,
      check_sent_or_condemned},
+    {"times-turn", setup_ledger, NULL, op_turn, NULL, NULL, check_times},
+    {"times-turn-while-read", setup_ledger, NULL, op_turn, NULL, look_at_times_and_child_goes_on, check_all_times},
     {"holder-in-a-first-chunk", setup_full_block, NULL, op_pass_on, NULL, NULL, check_full_block},
     {"holder-in-a-third-chunk", setup_block_with_chunks, NULL, op_pass_on, NULL, NULL, check_block_with_chunks},
     {"holder-in-a-chunk-beside-another", setup_full_block, NULL, op_pass_on, NULL, another_is_added_and_child_goes_on,

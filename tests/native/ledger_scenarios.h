@@ -110,3 +110,58 @@ static void check_sent_or_condemned(bool finished) {
     check_equal(shared->ran[1], !condemned);
     no_ledger();
 }
+
+/* ---- what it spends its time on */
+
+static const struct {
+    uint64_t at;
+    enum mp_activity to;
+} turns[] = {{100, MP_WAITING},  {110, MP_TRANSFER}, {130, MP_WORKING}, {170, MP_TRANSFER}, {180, MP_WAITING},
+             {185, MP_TRANSFER}, {186, MP_WORKING},  {196, MP_WORKING}, {200, MP_TRANSFER}};
+#define TURNS (sizeof turns / sizeof *turns)
+
+static struct mp_times *times(void) { return (struct mp_times *)at()->bytes; }
+
+static void op_turn(void) {
+    for (size_t i = 0; i < TURNS; i++)
+        mp_times_turn(times(), turns[i].to, turns[i].at);
+}
+/* The sums after so many turns; the last of them is the number of tasks. */
+static void sums_after(size_t count, uint64_t sums[5]) {
+    memset(sums, 0, 5 * sizeof *sums);
+    for (size_t i = 1; i < count; i++) {
+        sums[turns[i - 1].to] += turns[i].at - turns[i - 1].at;
+        sums[4] += turns[i - 1].to == MP_WORKING;
+    }
+}
+/* What is read belongs to the turn that it is said to be at; or else, in between, each sum is that before a turn or after it. */
+static void look_at_times(void) {
+    uint64_t found[5], before[5], after[5];
+    uint64_t word = mp_times_read(times(), found, &found[4]);
+    size_t count = 0;
+    while (count < TURNS && turns[count].at <= word >> 2)
+        count++;
+    sums_after(count, after);
+    sums_after(count != 0 && (word & 3) == MP_TURNING ? count - 1 : count, before);
+    check((word & 3) == MP_TURNING || (count != 0 && (word & 3) == turns[count - 1].to));
+    for (int i = 0; i < 5; i++)
+        check(found[i] == before[i] || found[i] == after[i]);
+}
+static void check_times(bool finished) {
+    look_at_times();
+    if (finished)
+        check_equal(times()->now, 200 << 2 | MP_TRANSFER);
+    no_ledger();
+}
+static void look_at_times_and_child_goes_on(void) {
+    look_at_times();
+    run_child_to_its_end();
+}
+static void check_all_times(bool finished) {
+    uint64_t found[5], all[5];
+    check_equal(mp_times_read(times(), found, &found[4]), 200 << 2 | MP_TRANSFER);
+    sums_after(TURNS, all);
+    for (int i = 0; i < 5; i++)
+        check_equal(found[i], all[i]);
+    no_ledger();
+}

@@ -15,12 +15,13 @@ import pytest
 from support import pool_tasks
 
 import mpipc
+from mpipc._pool.channel import Envelope
 from mpipc._pool.codec import ITEM, Task
 from mpipc._pool.engine import Engine
 from mpipc._pool.options import WorkerOptions
 from mpipc._pool.receiver import DIED
 from mpipc._pool.tasks import DEEP, HORIZON, Function, Pace
-from mpipc._pool.worker import BATCH, READY, RETURNED, UNKNOWN_FUNCTION, Envelope, Worker
+from mpipc._pool.worker import BATCH, READY, RETURNED, UNKNOWN_FUNCTION, Worker
 from mpipc._pool.worker_handle import Member
 
 ENOUGH = 10_000
