@@ -52,7 +52,10 @@ def reduce_array(array: Any) -> Any:
     state = None if cls is _numpy.ndarray else (cls, getattr(array, "__dict__", None))
     # A child that is being started has no message that could hold the memory, but the way that all objects go.
     handle = memory if _context.get_spawning_popen() is not None else pickle.PickleBuffer(memory)
-    return rebuild_array, (handle, array.dtype, array.shape, array.strides, offset, array.flags.writeable, state)
+    dtype = array.dtype
+    # The name of a simple one says all, and is pickled in a tenth of the time.
+    sent = dtype if dtype.names is not None or dtype.subdtype is not None or dtype.metadata else dtype.str
+    return rebuild_array, (handle, sent, array.shape, array.strides, offset, array.flags.writeable, state)
 
 
 def reduce_for_child(array: Any) -> Any:
