@@ -392,7 +392,7 @@ class Queue(QueueParts, _Base, Generic[T]):
         """Who is told what cannot be pickled; None: whoever called put()."""
         return None if self._raise_on_pickle_error else self
 
-    def get(self, block: bool = True, timeout: float | None = None, *, copy: bool | None = None) -> T:
+    def get(self, block: bool = True, timeout: float | None = None, copy: bool | None = None) -> T:
         """Removes the next object from the queue and returns it. `copy`: as of the class, for this object.
 
         If the queue is empty, waits for one, at most `timeout` seconds if that is not None, and not at all without
