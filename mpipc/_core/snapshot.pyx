@@ -95,6 +95,13 @@ def lasting(Family family):
     return {"shm": memory, "sem": sets, "msg": set()}
 
 
+def memory(Family family):
+    """(bytes that have pages, bytes in use, segments) of the memory that travels by reference."""
+    cdef uint64_t nbytes, in_use, segments
+    mp_memory_usage(family.f, &nbytes, &in_use, &segments)
+    return nbytes, in_use, segments
+
+
 def all_families():
     """The families of this user, to be looked at: this process does not join them.
 

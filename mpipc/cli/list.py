@@ -62,7 +62,10 @@ def _describe(family: Any) -> Iterator[str]:
         yield "  no objects"
         return
     kinds = Counter(kind for _, kind, _, _ in blocks)
-    yield "  " + ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items()))
+    yield "  " + ", ".join(f"{count} {kind if count == 1 else _plural(kind)}" for kind, count in sorted(kinds.items()))
+    has_pages, in_use, segments = snapshot.memory(family)
+    if segments:
+        yield f"  memory of mpipc.arrays: {in_use} bytes in use, {has_pages} with pages, in {segments} segments"
     rows = [("OBJECT", "ID", "HELD BY")]
     for _, kind, number, holders in blocks:
         if kind in KERNEL_OBJECTS and number >= 0:
@@ -72,6 +75,10 @@ def _describe(family: Any) -> Iterator[str]:
     waits = snapshot.waits(family)
     if waits:
         yield from lines(list(_waits(family, waits, {index: kind for index, kind, _, _ in blocks})), "  ")
+
+
+def _plural(kind: str) -> str:
+    return kind[:-1] + "ies" if kind.endswith("y") else kind + "s"
 
 
 def _waits(family: Any, waits: list[tuple[int, int, int, str, float]], kinds: dict[int, str]) -> Iterator[Any]:
