@@ -55,6 +55,7 @@ cdef extern from * nogil:
     #endif
     """
     enum:
+        MADV_HUGEPAGE
         MADV_POPULATE_READ
         MADV_POPULATE_WRITE
     int madvise(void *address, size_t length, int advice)
@@ -64,6 +65,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     PAGE = 4096
+    HUGE = 1 << 21         # bytes of a huge page
     LONG = 1 << 18         # bytes; from here on pages are asked for in one call, and the GIL is let go of
     LONGEST = 1 << 30      # bytes; beyond this they come as they are touched: perhaps not all of them are
 
@@ -71,6 +73,7 @@ cdef unsigned long generation = 0  # grows in every forked child
 reducers = {}                      # class -> how an object is reduced that may lie in memory: see references.py
 cdef list families = []            # that it has memory of
 cdef dict by_start = {}            # address -> the Memory there, as a borrowed reference in an integer
+cdef unsigned long touched_in = 0
 cdef set touched = set()           # addresses of pieces whose pages this process has asked for
 cdef int64_t viewed = 0            # bytes of memory that is read-only here
 cdef int64_t most_viewed = -1
@@ -84,11 +87,17 @@ pthread_atfork(NULL, NULL, _count_fork)
 
 cdef void have_pages(void *start, Py_ssize_t nbytes, bint writing) except *:
     """Asks for the pages of a long piece in one call, once in a process; they come one by one else."""
+    global touched_in
     cdef size_t length = (<size_t> nbytes + PAGE - 1) // PAGE * PAGE
+    if touched_in != generation:  # a child inherits the mapping, and not the pages in it
+        touched.clear()
+        touched_in = generation
     if nbytes < LONG or nbytes > LONGEST or <size_t> start in touched:
         return
     touched.add(<size_t> start)
     with nogil:
+        if length >= HUGE:
+            madvise(start, length, MADV_HUGEPAGE)  # where shmem_enabled says "advise"
         madvise(start, length, MADV_POPULATE_WRITE if writing else MADV_POPULATE_READ)  # kernels before 5.14 refuse
 
 
