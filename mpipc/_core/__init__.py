@@ -71,13 +71,11 @@ def register_reserve(segments: Callable[[], set[int]]) -> None:
 
 def infrastructure() -> dict[str, set[int]]:
     """Kernel ids that live as long as this process or its families do, by kind: "shm", "sem", "msg"."""
-    from mpipc._core.snapshot import lasting
-
     found: dict[str, set[int]] = {"shm": set(), "sem": set(), "msg": set()}
     for segments in _reserves:
         found["shm"] |= segments()
     for family in families_of_this_process():
-        for kind, ids in lasting(family).items():
+        for kind, ids in family.infrastructure().items():
             found[kind] |= ids
     return found
 

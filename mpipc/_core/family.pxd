@@ -8,9 +8,7 @@ cdef extern from "core.h" nogil:
     enum:
         MP_SLOTS
         MP_BLOCKS
-        MP_BELL_SETS
-        MP_ALIVE_SETS
-        MP_BANKS
+        MP_LASTING_MOST
         MP_SET_LEAST
         MP_LOCK_OWNER
         MP_LOCK_CONTENDED
@@ -195,7 +193,6 @@ cdef extern from "core.h" nogil:
     mp_block *mp_block_at(mp_family *f, uint32_t index)
     int mp_block_state_of(uint64_t word)
     bint mp_block_is_live(uint64_t word)
-    int64_t mp_block_owner(mp_family *f, uint32_t index)
     uint32_t mp_block_serial(uint64_t word)
     bint mp_block_try_free(mp_family *f, uint32_t index, int by_slot)
     int mp_bell(mp_family *f, uint32_t bell, int *semid, unsigned short *num)
@@ -271,6 +268,8 @@ cdef extern from "core.h" nogil:
 
     int mp_recover(mp_family *f)
     int mp_sweep()
+    uint32_t mp_lasting_sets(mp_family *f, int *ids, uint32_t most)
+    uint32_t mp_lasting_segments(mp_family *f, int *ids, uint32_t most)
     int mp_tick(mp_family *f)
     bint mp_tick_is_due(mp_family *f)
     int mp_launch_reaper(mp_family *f)

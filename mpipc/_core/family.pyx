@@ -243,6 +243,13 @@ cdef class Family:
         """How many slots recovery has cleared since the family was founded."""
         return self.f.h.deaths_seen
 
+    def infrastructure(self):
+        """Kernel ids that live as long as the family does: {"shm": {...}, "sem": {...}, "msg": set()}."""
+        cdef int[MP_LASTING_MOST] sets, segments
+        cdef uint32_t i, set_count = mp_lasting_sets(self.f, sets, MP_LASTING_MOST)
+        cdef uint32_t count = mp_lasting_segments(self.f, segments, MP_LASTING_MOST)
+        return {"shm": {segments[i] for i in range(count)}, "sem": {sets[i] for i in range(set_count)}, "msg": set()}
+
 
 def _attach(int shmid, uint64_t nonce):
     """The family with this ticket, joined. Raises OSError if it is gone or not ours to join."""

@@ -5,22 +5,15 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mpipc._core.family cimport (
     Family,
-    MP_ALIVE_SETS,
-    MP_BANKS,
-    MP_BELL_SETS,
     MP_BLOCKS,
     MP_KIND_LOCK,
     MP_KIND_RLOCK,
-    MP_KIND_SEGMENT,
-    MP_KIND_SPACE,
     MP_LOCK_OWNER,
     MP_OK,
     MP_SLOTS,
     mp_block,
     mp_block_at,
-    mp_block_high,
     mp_block_is_live,
-    mp_block_owner,
     mp_family,
     MP_ATTACH_OWN,
     mp_family_attach,
@@ -66,33 +59,6 @@ def owner_of(Family family, uint32_t index):
         return None
     thread = b.more.lock.thread if b.kind in (MP_KIND_LOCK, MP_KIND_RLOCK) else 0
     return mp_slot_pid(f.seg.slots[owner - 1].word), thread
-
-
-def lasting(Family family):
-    """Kernel ids that live as long as the family does: {"shm": {...}, "sem": {...}, "msg": set()}. Of the memory that travels by
-    reference they are there only while nobody holds any."""
-    cdef mp_family *f = family.f
-    cdef uint64_t nbytes, in_use, segments
-    cdef int64_t owner
-    cdef uint32_t i
-    cdef mp_block *b
-    sets = {f.semid}
-    for i in range(MP_BELL_SETS):
-        if f.seg.bell_sets[i] > 0:
-            sets.add(f.seg.bell_sets[i] - 1)
-    for i in range(MP_ALIVE_SETS):
-        if f.seg.alive_sets[i] > 0:
-            sets.add(f.seg.alive_sets[i] - 1)
-    memory = {f.shmid}
-    memory.update([f.seg.banks[i] - 1 for i in range(MP_BANKS) if f.seg.banks[i] > 0])
-    mp_memory_usage(f, &nbytes, &in_use, &segments)
-    for i in range(mp_block_high(f) if segments and not in_use else 0):
-        b = mp_block_at(f, i)
-        if b.kind == MP_KIND_SEGMENT and mp_block_is_live(b.word):
-            owner = mp_block_owner(f, i)
-            if owner >= 0 and mp_block_at(f, <uint32_t> owner).kind == MP_KIND_SPACE:
-                memory.add(b.id)
-    return {"shm": memory, "sem": sets, "msg": set()}
 
 
 def memory(Family family):

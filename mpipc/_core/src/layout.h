@@ -38,7 +38,7 @@
 #define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier or RWLock */
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
 #define MP_WAITS_LEAST 64u
-#define MP_CARRIERS (1u << 15) /* messages that hold blocks */
+#define MP_CARRIERS (1u << 14) /* messages that hold blocks */
 #define MP_RECENT 256u
 #define MP_ARENA_SEGMENTS 1024u /* of shared memory, of one queue */
 

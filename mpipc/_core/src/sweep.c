@@ -2,6 +2,7 @@
 #include "sweep.h"
 
 #include "banks.h"
+#include "blocks.h"
 #include "guests.h"
 #include "kinds.h"
 #include "liveness.h"
@@ -131,4 +132,38 @@ int mp_sweep(void) {
     }
     fclose(list);
     return swept;
+}
+
+/* ---- what lasts ------------------------------------------------------------------------------------------------------------ */
+
+static uint32_t add(int *ids, uint32_t count, uint32_t most, int id) {
+    if (id >= 0 && count < most)
+        ids[count++] = id;
+    return count;
+}
+
+/* Ids of the sets that are there as long as the family is. Returns how many. */
+uint32_t mp_lasting_sets(struct mp_family *f, int *ids, uint32_t most) {
+    uint32_t count = add(ids, 0, most, f->semid);
+    for (uint32_t i = 0; i < MP_BELL_SETS; i++)
+        count = add(ids, count, most, mp_published(&f->seg->bell_sets[i]));
+    for (uint32_t i = 0; i < MP_ALIVE_SETS; i++)
+        count = add(ids, count, most, mp_published(&f->seg->alive_sets[i]));
+    return count;
+}
+
+/* The same of segments; those of memory that is held only while nobody holds any. */
+uint32_t mp_lasting_segments(struct mp_family *f, int *ids, uint32_t most) {
+    uint64_t bytes, in_use, segments;
+    uint32_t count = add(ids, 0, most, f->shmid), high = mp_block_high(f);
+    for (uint32_t i = 0; i < MP_BANKS; i++)
+        count = add(ids, count, most, mp_published(&f->seg->banks[i]));
+    mp_memory_usage(f, &bytes, &in_use, &segments);
+    for (uint32_t i = 0; segments != 0 && in_use == 0 && i < high; i++) {
+        struct mp_block *b = mp_block_at(f, i);
+        int64_t owner = b->kind == MP_KIND_SEGMENT && mp_block_is_live(atomic_load(&b->word)) ? mp_block_owner(f, i) : -1;
+        if (owner >= 0 && mp_block_at(f, (uint32_t)owner)->kind == MP_KIND_SPACE)
+            count = add(ids, count, most, atomic_load(&b->id));
+    }
+    return count;
 }
