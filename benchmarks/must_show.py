@@ -64,6 +64,18 @@ TARGETS: list[Target] = [
         for size in ("1 MB", "16 MB")
         for peer, bound in ((MP, 5.0), (FIFO, 3.0))
     ),
+    *(
+        Target(f"{size} of bytes through a Queue", f"messages/bytes-{size.replace(' ', '')}", peer, bound)
+        for size in ("64 KB", "1 MB", "16 MB")
+        for peer, bound in ((MP, 4.0), (FIFO, 1.0))
+    ),
+    Target("A new array of 64 MB, filled and summed", "arrays/new-64MB", MP, 5, contestant="mpipc.arrays"),
+    Target("64 MB by reference, and 64 KB", "arrays/by-reference", "64 KB", 2, True, "64 MB"),
+    Target("16 MB numpy arrays, received as views", "arrays/ordinary-16MB", MP, 12, contestant="mpipc copy=False"),
+    Target("16 MB numpy arrays", "arrays/ordinary-16MB", MP, 8),
+    Target("16 MB received as views: one memcpy", "arrays/ordinary-16MB", "one memcpy", 1.5, True, "mpipc copy=False"),
+    Target("16 MB: two memcpy", "arrays/ordinary-16MB", "two memcpy", 1.5, True),
+    Target("Pool.map over 100 arrays of 8 MB", "arrays/map", MP, 10, contestant="mpipc.arrays"),
     Target("Pool.map, chunksize 1, trivial task", "pools/map-1", MP, 3),
     Target("Pool.apply", "pools/apply", MP, 2),
     *(

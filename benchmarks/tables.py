@@ -22,6 +22,11 @@ GROUPS = {
         " and loads() of as many dicts; `C + loads alone` counts loads() only, as if dumps() cost nothing.",
     ),
     "messages": ("Queues, large messages", "At most four messages are under way."),
+    "arrays": (
+        "Arrays",
+        "`mpipc.arrays`: memory that travels by reference. The others are ordinary arrays; `memcpy` is a copy into memory that"
+        " has been used before, in one process.",
+    ),
     "pools": ("Pools", "Two workers. The task returns its argument."),
     "objects": ("Many objects", "Kernel limits as they are by default."),
     "footprint": ("Import and memory", ""),
