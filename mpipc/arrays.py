@@ -17,11 +17,13 @@ docs/arrays.md says more, with a drawing.
 from __future__ import annotations
 
 import sys
+from math import prod
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpipc._memory import memory as _memory
 from mpipc._memory.memory import Memory
-from mpipc._memory.references import register
+from mpipc._memory.references import register, register_views
 
 if TYPE_CHECKING:
     import numpy
@@ -81,18 +83,15 @@ def buffer(nbytes: int) -> Memory:
     """
     if "numpy" in sys.modules:
         register(sys.modules["numpy"])
-    _views()
+    register_views()
     return _memory.buffer(nbytes)
 
 
-def _views() -> None:
-    from mpipc._memory.references import reduce_view
-
-    _memory.reducers[memoryview] = reduce_view
-
-
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = "float64") -> NDArray[Any]:
-    """An array in shared memory, with whatever stands in it: numpy.empty(). TypeError for a dtype of Python objects."""
+    """An array in shared memory, with whatever stands in it: numpy.empty().
+
+    Raises TypeError for a dtype of Python objects, ValueError for a negative length, LimitError as buffer() does.
+    """
     return _new(shape, dtype, False)
 
 
@@ -106,11 +105,21 @@ def _new(shape: int | tuple[int, ...], dtype: DTypeLike, zero: bool) -> NDArray[
     dtype = numpy.dtype(dtype)
     if dtype.hasobject:
         raise TypeError(f"an array of {dtype} has pointers to objects of one process: it cannot be shared")
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    count = 1
-    for length in shape:
-        count *= int(length)
-    return numpy.ndarray(shape, dtype, _memory.buffer(max(count * dtype.itemsize, 0), zero))  # type: ignore[no-any-return]
+    lengths = _lengths(shape)
+    nbytes = prod(lengths) * dtype.itemsize
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"negative dimensions are not allowed: {lengths}")
+    if nbytes > sys.maxsize:
+        raise ValueError(f"an array of {nbytes} bytes is larger than any address space")
+    return numpy.ndarray(lengths, dtype, _memory.buffer(nbytes, zero))  # type: ignore[no-any-return]
+
+
+def _lengths(shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as numpy takes it: a number of any kind, or some of them."""
+    try:
+        return (index(shape),)  # type: ignore[arg-type]
+    except TypeError:
+        return tuple(map(index, shape))  # type: ignore[arg-type]
 
 
 def array(obj: ArrayLike, dtype: DTypeLike = None) -> NDArray[Any]:

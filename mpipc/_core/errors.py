@@ -32,7 +32,8 @@ _OWN = {
     ),
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
-        "a table of the family is full: it has room for 262144 objects (a queue for 1024 segments of shared memory),"
+        "a table of the family is full: it has room for 262144 objects (a queue for 1024 segments of shared memory, all"
+        " that is in mpipc.arrays for as many), 32768 messages that refer to shared memory and have not been received,"
         " 65536 pairs of process and semaphore or RWLock in use, 16384 threads waiting in conditions, barriers and"
         " RWLocks, and 262144 notes of 384 processes that share an object, for objects that more than 28 share"
     ),

@@ -9,7 +9,7 @@ from multiprocessing import context as _mp_context
 
 from cpython.object cimport PyObject
 from cython cimport no_gc
-from libc.errno cimport ENOMEM, ENOSPC, errno
+from libc.errno cimport EFBIG, EINVAL, ENOMEM, ENOSPC, errno
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -45,6 +45,7 @@ import os
 import pickle
 
 from mpipc._core import current
+from mpipc._stdlib.picklers import by_reference as reducers  # class -> how an object is reduced: see references.py
 
 cdef extern from * nogil:
     """
@@ -70,7 +71,6 @@ cdef enum:
     LONGEST = 1 << 30      # bytes; beyond this they come as they are touched: perhaps not all of them are
 
 cdef unsigned long generation = 0  # grows in every forked child
-reducers = {}                      # class -> how an object is reduced that may lie in memory: see references.py
 cdef list families = []            # that it has memory of
 cdef dict by_start = {}            # address -> the Memory there, as a borrowed reference in an integer
 cdef unsigned long touched_in = 0
@@ -192,8 +192,8 @@ cdef Memory new_memory(Py_ssize_t nbytes, bint readonly):
         raise ValueError(f"the number of bytes cannot be negative: {nbytes}")
     with nogil:
         error = mp_memory_claim(family.f, max(nbytes, 1), &place)
-    if error == ENOSPC or error == ENOMEM:
-        fail_call(error, "shmget", {"key": 0, "size": nbytes, "shmflg": 0o1600})
+    if error == ENOSPC or error == ENOMEM or error == EFBIG:
+        fail_call(EINVAL if error == EFBIG else error, "shmget", {"key": 0, "size": nbytes, "shmflg": 0o1600})
     if error != MP_OK:
         fail_growing(error, f"taking {nbytes} bytes of shared memory")
     place.piece.length = nbytes
@@ -358,6 +358,15 @@ def trim(double idle=0.0):
         if v != NULL:
             n = mp_arena_trim(v, <int64_t> (idle * 1e9))
     return n
+
+
+def bound_of_views(nbytes=None):
+    """How many bytes of memory that was sent as a copy this process may have as views; set, if a number is given."""
+    global most_viewed
+    before = most_viewed
+    if nbytes is not None:
+        most_viewed = nbytes
+    return before
 
 
 def held():

@@ -15,7 +15,7 @@ from typing import Any
 from mpipc._memory.memory import address_of, memory_around, memory_with, reducers
 from mpipc._stdlib.private import extra_reducers
 
-__all__ = ["reduce_for_child", "reduce_view", "register"]
+__all__ = ["reduce_for_child", "register", "register_views"]
 
 _numpy: Any = None
 
@@ -30,7 +30,15 @@ def register(numpy: Any) -> None:
         # A program's own reducer stays, and goes first everywhere.
         if numpy.ndarray not in extra_reducers:
             _reduction.ForkingPickler.register(numpy.ndarray, reduce_for_child)
-    reducers[memoryview] = reduce_view
+    register_views()
+
+
+def register_views() -> None:
+    """The same for memoryviews."""
+    if memoryview not in reducers:
+        reducers[memoryview] = reduce_view
+        if memoryview not in extra_reducers:
+            _reduction.ForkingPickler.register(memoryview, reduce_for_child)
 
 
 def _is_plain(cls: type) -> bool:
@@ -58,11 +66,11 @@ def reduce_array(array: Any) -> Any:
     return rebuild_array, (handle, sent, array.shape, array.strides, offset, array.flags.writeable, state)
 
 
-def reduce_for_child(array: Any) -> Any:
+def reduce_for_child(obj: Any) -> Any:
     """By multiprocessing's pickler, which pickles for pipes as well, and for children of either package."""
     if not type(_context.get_spawning_popen()).__module__.startswith("mpipc."):
-        return array.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-    return reduce_array(array)
+        return obj.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    return reduce_view(obj) if isinstance(obj, memoryview) else reduce_array(obj)
 
 
 def rebuild_array(
@@ -94,7 +102,7 @@ def reduce_view(view: memoryview) -> Any:
 def rebuild_view(
     buffer: Any, first: int, format: str, shape: Any, stride: int, nbytes: int, readonly: bool
 ) -> memoryview:
-    reducers[memoryview] = reduce_view
+    register_views()
     whole = memoryview(buffer)
     if stride == 1:
         view = whole[first : first + nbytes].cast(format, shape) if nbytes else whole[:0]

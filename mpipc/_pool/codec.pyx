@@ -75,8 +75,8 @@ def pack(value, own=None):
         copy = list(value) if type(value) is list else value
         if is_plain_or_of_plain(copy):
             return copy, None
-        return dumps(own.sent(value)), ()
-    if is_replaced and not own:
+        value, own = own.sent(value), None
+    elif is_replaced and not own:
         value = pickled_by_own(value)
     elif type(value) is list and not own:
         copy = list(value)

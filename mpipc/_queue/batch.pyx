@@ -127,7 +127,7 @@ cdef class Bundle:
                 except MemoryError:
                     raise
                 except Exception as e:
-                    if owner is None:
+                    if owner is None or e is serializer.refused:
                         raise
                     owner._on_queue_feeder_error(e, obj)
                 serializer.reset()

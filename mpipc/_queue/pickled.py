@@ -23,9 +23,9 @@ class _Waiting:
         self._by = by
         self.value = value
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         sent: Sent = self._by.sent(self.value)
-        return sent.__reduce__()
+        return sent.__reduce_ex__(protocol)
 
 
 class _Owner:

@@ -18,6 +18,7 @@ cdef class Serializer:
     cdef list spans              # of the buffers apart from the pickle: (which memory, offset, number of bytes)
     cdef mp_references *references
     cdef uint32_t room           # for so many of them
+    cdef object refused          # the error for memory that could not be referred to: it is no fault of the object's
     cdef size_t apart            # bytes from which on a buffer is kept apart from the pickle
     cdef void goes_to(self, Family family, bint views) noexcept
     cdef int refer(self, Memory memory, size_t offset, size_t nbytes) except -1

@@ -158,6 +158,7 @@ cdef class Serializer:
         cdef const Py_buffer *view
         cdef Memory memory
         cdef size_t offset = 0
+        cdef bint ours = True
         if self.family is None:
             return True
         view = PyPickleBuffer_GetBuffer(buffer)
@@ -172,7 +173,14 @@ cdef class Serializer:
             memory = self.copied(<Py_buffer *> view)
             if memory is None:
                 return True
-        self.refer(memory, offset, view.len)
+            ours = False
+        try:
+            self.refer(memory, offset, view.len)
+        except (OSError, ValueError) as e:
+            if not ours:
+                return True
+            self.refused = e
+            raise
         return False
 
     cdef Memory copied(self, Py_buffer *view):
@@ -211,6 +219,7 @@ cdef class Serializer:
                 raise MemoryError
             self.references = grown
             self.room = 2 * self.room + 8
+        self.references.count = count
         if mp_carrier_hold(self.family.f, <uint32_t> self.carrier, memory.block.index) != MP_OK:
             fail_growing(errno, "sending a message that refers to shared memory")
         self.references.blocks[count] = (
@@ -258,6 +267,7 @@ cdef class Serializer:
         if is_replaced:
             obj = pickled_by_own(obj)
         self.total = 0
+        self.refused = None
         self.dump(obj)
         return 0
 
@@ -280,6 +290,7 @@ cdef class Serializer:
         self.memories.clear()
         self.spans.clear()
         self.chunks.clear()
+        self.refused = None
         self.clear_memo()
 
 

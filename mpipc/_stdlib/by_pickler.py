@@ -9,15 +9,17 @@ from __future__ import annotations
 import copyreg
 import pickle
 import threading
+from collections import UserDict
 from functools import cache, partial
 from importlib import import_module
 from types import MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
 
+from mpipc._stdlib.picklers import by_reference
 from mpipc._stdlib.private import extra_reducers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 __all__ = ["ByPickler", "Carried", "Sent", "by_pickler"]
@@ -32,20 +34,28 @@ KNOWN: dict[str, dict[str, Any]] = {
 class Sent:
     """An object on its way: unpickled it is the object itself."""
 
-    __slots__ = ("_data", "_how")
+    __slots__ = ("_buffers", "_data", "_how")
 
-    def __init__(self, how: Any, data: bytes) -> None:
+    def __init__(self, how: Any, data: bytes, buffers: Iterable[Any] = ()) -> None:
         self._how = how
         self._data = data
+        self._buffers = buffers
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return load, (self._how, self._data)
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        buffers = self._buffers if protocol >= 5 else map(_copied, self._buffers)
+        return load, (self._how, self._data, *buffers)
 
 
-def load(how: Any, data: bytes) -> Any:
-    """What Sent is unpickled with: a named module's loads(), or a function."""
+def _copied(buffer: Any) -> bytes | bytearray:
+    """As pickle writes it."""
+    return bytes(buffer) if buffer.raw().readonly else bytearray(buffer)
+
+
+def load(how: Any, data: bytes, *buffers: Any) -> Any:
+    """What Sent is unpickled with: a named module's loads(), or a function. The buffers are those that its
+    pickle has not."""
     loads = known_module(how).loads if isinstance(how, str) else how
-    return loads(data)
+    return loads(data, buffers=buffers) if buffers else loads(data)
 
 
 # ---- the modules that can be named -----------------------------------------------------------------------------------
@@ -68,25 +78,41 @@ def known_pickler(name: str) -> type[Any]:
     standard = known_module(name).Pickler
     table = getattr(standard, "dispatch_table", {})
     own = [table] if not isinstance(table, ChainMap) else table.maps
-    maps = [*(reducers for reducers in own if reducers is not copyreg.dispatch_table), extra_reducers]
+    maps = [_ByReference(), *(reducers for reducers in own if reducers is not copyreg.dispatch_table), extra_reducers]
     # Its class has it, since the C pickler asks once, in the constructor. And dill looks for its name in the module's.
     members = {"dispatch_table": ChainMap(*maps, copyreg.dispatch_table), "__module__": standard.__module__}
     return type(standard.__name__, (standard,), members)
 
 
-def dumps_by_known(name: str, obj: Any) -> bytes:
-    """The object pickled by a named module. Raises what that raises."""
+class _ByReference(UserDict):  # type: ignore[type-arg]
+    """The reducers for what may lie in memory that travels by reference, where the program has none of its own."""
+
+    def __init__(self) -> None:
+        self.data = by_reference
+
+    def __getitem__(self, cls: type) -> Any:
+        registered = extra_reducers.get(cls)
+        if registered is not None and registered.__module__ != "mpipc._memory.references":
+            raise KeyError(cls)
+        return self.data[cls]
+
+
+def dumps_by_known(name: str, obj: Any) -> tuple[bytes, list[Any]]:
+    """The object pickled by a named module, and the buffers (of numpy's arrays, say) apart from that. Raises what that raises."""
     from io import BytesIO
 
-    try:
+    def dump(**options: Any) -> tuple[bytes, list[Any]]:
         stream = BytesIO()
-        known_pickler(name)(stream, pickle.HIGHEST_PROTOCOL, **KNOWN[name]).dump(obj)
+        buffers: list[Any] = []
+        known_pickler(name)(stream, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append, **options).dump(obj)
+        return stream.getvalue(), buffers
+
+    try:
+        return dump(**KNOWN[name])
     except RecursionError:  # of dill with `recurse`, where a function inside a function calls itself
         if not KNOWN[name]:
             raise
-        stream = BytesIO()
-        known_pickler(name)(stream, pickle.HIGHEST_PROTOCOL).dump(obj)
-    return stream.getvalue()
+        return dump()
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------
@@ -111,7 +137,7 @@ def _tell_of(cls: type, reducer: Callable[[Any], Any]) -> None:
 def dumps_by_other(dumps: Callable[[Any], Any], obj: Any) -> Any:
     """The object pickled by a function that looks into copyreg, as picklers do."""
     for cls, reducer in list(extra_reducers.items()):
-        if cls not in copyreg.dispatch_table and cls not in _known_to_all:
+        if not (cls in copyreg.dispatch_table or cls in _known_to_all or cls in by_reference):
             _tell_of(cls, reducer)
     _now.depth = getattr(_now, "depth", 0) + 1
     try:
@@ -189,8 +215,11 @@ class ByPickler:
         TypeError: it has not returned bytes.
         """
         data = self._dumps(obj)
+        buffers: list[Any] = []
+        if type(data) is tuple:
+            data, buffers = data
         try:
-            return Sent(self._how, data if type(data) is bytes else bytes(memoryview(data)))
+            return Sent(self._how, data if type(data) is bytes else bytes(memoryview(data)), buffers)
         except TypeError:
             raise TypeError(
                 f"the pickler {self.asked_for!r} must return bytes, not {type(data).__name__}: is it a function like"

@@ -28,12 +28,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Module", "current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
+__all__ = ["Module", "by_reference", "current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
 
 _reduction: Any = _standard_reduction
 _for_queues: Any = None
 _reducer: Any = None
 _listeners: list[Callable[[bool], object]] = []
+
+by_reference: dict[type, Callable[[Any], Any]] = {}
+"""How objects are reduced that may lie in memory that travels by reference; _memory/references.py fills it."""
 
 
 def current() -> Any:

@@ -36,5 +36,8 @@ def pool(ctx: Any) -> Iterator[Any]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kill-rounds", type=int, default=200, help="rounds of killing in test_queues_killed.py (default: 200)"
+        "--kill-rounds",
+        type=int,
+        default=200,
+        help="rounds of killing in test_queues_killed.py and test_arrays_killed.py (default: 200)",
     )
