@@ -24,8 +24,8 @@ GROUPS = {
     "messages": ("Queues, large messages", "At most four messages are under way."),
     "arrays": (
         "Arrays",
-        "`mpipc.arrays`: memory that travels by reference. The others are ordinary arrays; `memcpy` is a copy into memory that"
-        " has been used before, in one process.",
+        "`mpipc.arrays`: memory that travels by reference. The others are ordinary arrays; `memcpy` is a copy into"
+        " memory that has been used before, in one process.",
     ),
     "pools": ("Pools", "Two workers. The task returns its argument."),
     "objects": ("Many objects", "Kernel limits as they are by default."),

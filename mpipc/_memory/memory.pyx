@@ -1,8 +1,9 @@
 # distutils: language = c
 """Memory that travels by reference: who has it stands in a block of the family, see _core/src/memory.c and carriers.c.
 
-A process has one Memory for each block that it holds, and finds it by any address in there: `memory_at`. The mapping of what it
-has once seen stays, so an address means the same as long as the Memory lives, which is as long as anything refers to it.
+A process has one Memory for each block that it holds, and finds it by any address in there: `memory_at`. The mapping of
+what it has once seen stays, so an address means the same as long as the Memory lives, which is as long as anything
+refers to it.
 """
 
 from multiprocessing import context as _mp_context
@@ -45,7 +46,7 @@ import os
 import pickle
 
 from mpipc._core import current
-from mpipc._stdlib.picklers import by_reference as reducers  # class -> how an object is reduced: see references.py
+from mpipc._stdlib import picklers
 
 cdef extern from * nogil:
     """
@@ -71,6 +72,7 @@ cdef enum:
     LONGEST = 1 << 30      # bytes; beyond this they come as they are touched: perhaps not all of them are
 
 cdef unsigned long generation = 0  # grows in every forked child
+reducers = picklers.by_reference   # class -> how an object is reduced that may lie in memory: see references.py
 cdef list families = []            # that it has memory of
 cdef dict by_start = {}            # address -> the Memory there, as a borrowed reference in an integer
 cdef unsigned long touched_in = 0
@@ -105,8 +107,9 @@ cdef void have_pages(void *start, Py_ssize_t nbytes, bint writing) except *:
 cdef class Memory:
     """Shared memory of `nbytes` bytes: an object with the buffer protocol.
 
-    It may be sent: through a queue, as an argument or a result of a pool's task, to a process that is started. What arrives is the same
-    memory. It is used for something else when nobody has it any more, neither a process nor a message on its way.
+    It may be sent: through a queue, as an argument or a result of a pool's task, to a process that is started. What
+    arrives is the same memory. It is used for something else when nobody has it any more, neither a process nor a
+    message on its way.
     """
 
     def __dealloc__(self):
@@ -264,7 +267,8 @@ cdef Memory memory_at(const void *address, Py_ssize_t nbytes):
 
 
 cdef bint may_view(Py_ssize_t nbytes) noexcept:
-    """Whether this process may have so many more bytes of memory that was sent as a copy, read-only: a quarter of the machine's."""
+    """Whether this process may have so many more bytes of memory that was sent as a copy, read-only: a quarter of the
+    machine's."""
     return viewed + nbytes <= most_viewed
 
 
@@ -275,7 +279,7 @@ def _machine_memory():
 most_viewed = _machine_memory() // 4
 
 
-# ---- for mpipc.arrays -----------------------------------------------------------------------------------------------------
+# ---- for mpipc.arrays ------------------------------------------------------------------------------------------------
 
 def buffer(Py_ssize_t nbytes, bint zero=True):
     """Memory of so many bytes, which are 0 unless they need not be."""
@@ -287,9 +291,9 @@ def buffer(Py_ssize_t nbytes, bint zero=True):
 
 
 def memory_with(obj):
-    """The Memory in which the bytes of an object with the buffer protocol are; None if they are in none of this process."""
+    """The Memory in which the bytes of an object with the buffer protocol are; None if they are in none of this
+    process."""
     cdef Py_buffer view
-    cdef Memory memory
     if isinstance(obj, Memory):
         return obj
     PyObject_GetBuffer(obj, &view, PyBUF_FULL_RO)
@@ -375,8 +379,8 @@ def held():
 
 
 def drop_inherited():
-    """Gives up what this process has from its parent by fork(2), as a holder: what refers to it must not be used any more. How many
-    bytes."""
+    """Gives up what this process has from its parent by fork(2), as a holder: what refers to it must not be used any
+    more. How many bytes."""
     cdef Memory memory
     cdef Py_ssize_t given_up = 0
     for memory in held():

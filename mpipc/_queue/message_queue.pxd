@@ -11,7 +11,7 @@ cdef class MessageQueue:
     cdef readonly Block block
     cdef mp_queue_view v
     cdef bint is_open
-    cdef readonly bint views  # a receiver has what was copied for a message as it is, read-only; else it is copied once more
+    cdef readonly bint views  # a receiver has what was copied for a message as it is; else it is copied once more
     cdef readonly uint64_t copied  # how often it was copied nevertheless: this process has too much of that already
     cdef uint32_t last_level
     cdef int sender  # the slot that has put something, -1: none

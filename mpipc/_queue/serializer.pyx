@@ -110,8 +110,8 @@ def is_shared(buffer):
 
 
 cdef class Reducers:
-    """The dispatch table of ForkingPickler: its registered reducers, then copyreg's. Both may change at any time. After the former
-    come those for what may lie in memory that travels by reference."""
+    """The dispatch table of ForkingPickler: its registered reducers, then copyreg's. Both may change at any time. After
+    the former come those for what may lie in memory that travels by reference."""
 
     def __getitem__(self, cls):
         reducer = extra_reducers.get(cls)
@@ -154,7 +154,8 @@ cdef class Serializer:
         self.apart = APART_FOR_VIEWS if views else APART
 
     def keep_in_pickle(self, buffer):
-        """What pickle asks for each PickleBuffer: False if it goes apart from the pickle, and the message refers to its memory."""
+        """What pickle asks for each PickleBuffer: False if it goes apart from the pickle, and the message refers to its
+        memory."""
         cdef const Py_buffer *view
         cdef Memory memory
         cdef size_t offset = 0

@@ -28,7 +28,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Module", "by_reference", "current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
+__all__ = [
+    "Module",
+    "by_reference",
+    "current",
+    "dumps",
+    "loads",
+    "set_for_queues",
+    "set_reducer",
+    "tell",
+    "with_reducer",
+]
 
 _reduction: Any = _standard_reduction
 _for_queues: Any = None

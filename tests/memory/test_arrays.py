@@ -237,7 +237,9 @@ def test_memory_itself() -> None:
         assert len(there_and_back(arrays.buffer(length))) == length
 
 
-@pytest.mark.parametrize("make", [lambda: memoryview(b"abc"), lambda: memoryview(base().T)], ids=["not ours", "strides"])
+@pytest.mark.parametrize(
+    "make", [lambda: memoryview(b"abc"), lambda: memoryview(base().T)], ids=["not ours", "strides"]
+)
 def test_memoryviews_that_cannot_be_sent(make: Any) -> None:
     with pytest.raises(TypeError, match="cannot pickle 'memoryview' object"):
         there_and_back(make())

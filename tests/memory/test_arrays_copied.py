@@ -95,7 +95,12 @@ def test_for_one_object() -> None:
     """get(copy=) of a queue that does otherwise."""
     copies: Any = mpipc.Queue()
     views: Any = mpipc.Queue(copy=False)
-    for queue, how, expected in ((copies, False, True), (copies, None, False), (views, True, False), (views, None, True)):
+    for queue, how, expected in (
+        (copies, False, True),
+        (copies, None, False),
+        (views, True, False),
+        (views, None, True),
+    ):
         queue.put(np.arange(LARGE))
         arrived = queue.get(copy=how)
         assert np.array_equal(arrived, np.arange(LARGE))
