@@ -14,7 +14,7 @@ cdef class Serializer:
     cdef Py_ssize_t total
     cdef Family family           # whose memory may be referred to; None: all is copied into the pickle
     cdef int64_t carrier         # that holds what is referred to, -1: none
-    cdef list memories           # what is referred to, each once
+    cdef dict memories           # what is referred to, each once, with its place among them
     cdef list spans              # of the buffers apart from the pickle: (which memory, offset, number of bytes)
     cdef mp_references *references
     cdef uint32_t room           # for so many of them

@@ -137,7 +137,7 @@ cdef class Serializer:
 
     def __cinit__(self):
         self.chunks = []
-        self.memories = []
+        self.memories = {}
         self.spans = []
         self.carrier = -1
         self.pickler = pickle.Pickler(self, 5, buffer_callback=self.keep_in_pickle)
@@ -200,12 +200,11 @@ cdef class Serializer:
     cdef int refer(self, Memory memory, size_t offset, size_t nbytes) except -1:
         """The message that is being pickled holds the memory. OSError if there is no carrier for it."""
         cdef uint32_t count = len(self.memories)
-        cdef uint32_t i
         cdef mp_references *grown
-        for i in range(count):
-            if self.memories[i] is memory:
-                self.spans.append((i, offset, nbytes))
-                return 0
+        found = self.memories.get(memory)
+        if found is not None:
+            self.spans.append((found, offset, nbytes))
+            return 0
         if count == MP_REFERENCES_MOST:
             raise ValueError(f"a message can refer to {MP_REFERENCES_MOST} pieces of shared memory, and no more")
         if self.carrier < 0:
@@ -227,7 +226,7 @@ cdef class Serializer:
             memory.block.index | (<uint64_t> MP_REFERENCE_COPY if memory.readonly else 0)
             | <uint64_t> memory.block.serial << 32)
         self.references.count = count + 1
-        self.memories.append(memory)
+        self.memories[memory] = count
         self.spans.append((count, offset, nbytes))
         return 0
 
