@@ -26,6 +26,8 @@ from mpipc._pool.ledger import Ledger
 from mpipc._pool.longest import WIDTH, arguments_text
 from mpipc._pool.report import LongTask, PoolReport, WorkerTimes
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60
 
 
