@@ -207,8 +207,9 @@ def _was_started(worker: Member) -> bool:
 
 def times_of(worker: Member, *, ended: bool) -> WorkerTimes:
     """What a worker has spent its time on, that is there or has just ended."""
-    wait, work, transfer, tasks = worker.ledger.times_spent((worker.ended or time.monotonic()) if ended else None)
-    start = max((worker.ledger.ready_at or time.monotonic()) - worker.launched, 0.0)
+    until = (worker.ended or time.monotonic()) if ended else time.monotonic()
+    wait, work, transfer, tasks = worker.ledger.times_spent(until if ended else None)
+    start = max((worker.ledger.ready_at or until) - worker.launched, 0.0)
     return WorkerTimes(worker.process.pid, ended, 1, tasks, start, wait, work, transfer)
 
 

@@ -27,6 +27,8 @@ from support.without_undo import can_ignore_undo, run_without_undo
 import mpipc
 from mpipc._core import current, ties
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
+
 LONG = 30.0
 """Seconds that a failing test may take."""
 

@@ -16,6 +16,8 @@ from mpipc import WorkerLostError, get_reusable_executor
 joblib = pytest.importorskip("joblib")
 import_module("mpipc.joblib")
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60
 
 

@@ -17,6 +17,8 @@ from support import worker_tasks as tasks
 import mpipc
 from mpipc import WorkerLostError
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60
 
 
@@ -37,7 +39,6 @@ def test_an_executor(ctx: Any) -> None:
         executor.broadcast(os.getpid)
 
 
-@pytest.mark.slow_with("spawn")
 def test_workers_that_do_one_task_each(ctx: Any) -> None:
     with ctx.Pool(2, maxtasksperchild=1) as pool:
         first = set(pool.broadcast(os.getpid))
@@ -125,7 +126,6 @@ def test_one_that_dies_after_it_has_a_successor_that_runs_it(ctx: Any, tmp_path:
         assert len(set(pool.broadcast(os.getpid)) - {idle}) == 2
 
 
-@pytest.mark.slow_with("spawn")
 def test_while_workers_are_killed(ctx: Any) -> None:
     """One in each round, at any moment; so it may be the one that has just been started."""
     chance = random.Random(5)

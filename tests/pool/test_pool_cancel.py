@@ -15,6 +15,8 @@ from support import wait_until
 from mpipc import WorkerLostError
 from mpipc.executor import ProcessPoolExecutor
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60
 
 

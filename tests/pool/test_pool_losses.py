@@ -17,6 +17,8 @@ from support import run_script
 from mpipc import TaskTimeoutError, WorkerLostError
 from mpipc._pool.losses import OutOfMemoryKills, crash_of, killed_by_kernel
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 MB = 1 << 20
 
 PROGRAM = """

@@ -17,6 +17,8 @@ from mpipc import MemoryLimitError, WorkerLostError
 from mpipc._pool.memory import private_memory
 from mpipc.executor import ProcessPoolExecutor
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 MB = 1 << 20
 LONG = 60
 

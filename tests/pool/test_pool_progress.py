@@ -15,6 +15,8 @@ from support import run_script, wait_until
 import mpipc
 from mpipc._pool.progress import bar_of, drop_rich
 
+pytestmark = pytest.mark.slow_with("spawn", "forkserver")  # bars are the parent's: it is the same to them
+
 LONG = 60
 SQUARES = [x * x for x in range(20)]
 NAME = "support.pool_tasks.square"

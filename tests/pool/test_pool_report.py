@@ -5,7 +5,6 @@ What a task says about its own time is compared with what the report says: nothi
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import signal
@@ -25,6 +24,8 @@ from mpipc._pool.codec import APPLY, CALL, CHUNK, ITEM, STAR_CHUNK
 from mpipc._pool.ledger import Ledger
 from mpipc._pool.longest import WIDTH, arguments_text
 from mpipc._pool.report import LongTask, PoolReport, WorkerTimes
+
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
 
 LONG = 60
 
@@ -302,34 +303,34 @@ def test_no_code_of_the_user_for_its_arguments(ctx: Any) -> None:
     assert len(task.arguments) == WIDTH
 
 
-@pytest.mark.parametrize(
-    ("kind", "payload", "text"),
-    [
-        (ITEM, 5, "5"),
-        (ITEM, "a" * 1000, repr("a" * (WIDTH // 2)) + "..."),
-        (ITEM, 10**10_000, f"<int of {(10**10_000).bit_length()} bits>"),
-        (ITEM, [[[[1]]]], "[[[...]]]"),
-        (ITEM, list(range(1_000_000)), "[0, 1, 2, 3, ...]"),
-        (ITEM, {"a": 1, "b": (2,)}, "{'a': 1, 'b': (2,)}"),
-        (ITEM, frozenset(), "frozenset()"),
-        (ITEM, frozenset({1}), "frozenset({1})"),
-        (ITEM, tasks.Hostile(), "<support.timed_tasks.Hostile object>"),
-        (ITEM, type("List", (list,), {"__repr__": None})(), "<test_pool_report.List object>"),
-        (APPLY, (1, None, b"x"), "1, None, b'x'"),
-        (APPLY, (1, 2, 3, 4, 5, 6), "1, 2, 3, 4, ..."),
-        (CALL, ((), {"x": 1.5}), "x=1.5"),
-        (CALL, ((1,), {"x": True}), "1, x=True"),
-        (CHUNK, (7,), "7"),
-        (CHUNK, (7, 8, 9), "3 items: 7 to 9"),
-        (STAR_CHUNK, ((1, 2), (3, 4)), "2 items: 1, 2 to 3, 4"),
-        (STAR_CHUNK, (tasks.Hostile(),), "*<support.timed_tasks.Hostile object>"),
-        (APPLY, 5, "*5"),
-        (CALL, None, "..."),
-    ],
-    ids=map(str, itertools.count()),
-)
-def test_arguments_as_text(kind: int, payload: Any, text: str) -> None:
-    assert arguments_text(kind, payload) == text.replace("test_pool_report", type(payload).__module__)
+ARGUMENTS: list[tuple[int, Any, str]] = [
+    (ITEM, 5, "5"),
+    (ITEM, "a" * 1000, repr("a" * (WIDTH // 2)) + "..."),
+    (ITEM, 10**10_000, f"<int of {(10**10_000).bit_length()} bits>"),
+    (ITEM, [[[[1]]]], "[[[...]]]"),
+    (ITEM, list(range(1_000_000)), "[0, 1, 2, 3, ...]"),
+    (ITEM, {"a": 1, "b": (2,)}, "{'a': 1, 'b': (2,)}"),
+    (ITEM, frozenset(), "frozenset()"),
+    (ITEM, frozenset({1}), "frozenset({1})"),
+    (ITEM, tasks.Hostile(), "<support.timed_tasks.Hostile object>"),
+    (ITEM, type("List", (list,), {"__repr__": None})(), "<test_pool_report.List object>"),
+    (APPLY, (1, None, b"x"), "1, None, b'x'"),
+    (APPLY, (1, 2, 3, 4, 5, 6), "1, 2, 3, 4, ..."),
+    (CALL, ((), {"x": 1.5}), "x=1.5"),
+    (CALL, ((1,), {"x": True}), "1, x=True"),
+    (CHUNK, (7,), "7"),
+    (CHUNK, (7, 8, 9), "3 items: 7 to 9"),
+    (STAR_CHUNK, ((1, 2), (3, 4)), "2 items: 1, 2 to 3, 4"),
+    (STAR_CHUNK, (tasks.Hostile(),), "*<support.timed_tasks.Hostile object>"),
+    (APPLY, 5, "*5"),
+    (CALL, None, "..."),
+]
+
+
+def test_arguments_as_text() -> None:
+    """No parameters, for pytest would ask them for their str()."""
+    for kind, payload, text in ARGUMENTS:
+        assert arguments_text(kind, payload) == text.replace("test_pool_report", type(payload).__module__)
 
 
 # --- as text and as a picture -----------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import mpipc
 from mpipc import BrokenPoolError
 from mpipc._pool.placing import Places, checked_affinity
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; test_pool.py and test_pool_calls.py have it
+
 LONG = 60
 CPUS = sorted(os.sched_getaffinity(0))
 

@@ -22,7 +22,7 @@ import mpipc.managers
 from mpipc._stdlib.by_pickler import KNOWN
 from mpipc.queues import Full, JoinableQueue, PriorityQueue, Queue, SimpleQueue
 
-pytestmark = pytest.mark.slow_with("dill", "function", "module")
+pytestmark = pytest.mark.slow_with("dill", "function", "module", "spawn")
 
 
 def by_function(obj: Any) -> bytes:

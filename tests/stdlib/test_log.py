@@ -29,6 +29,8 @@ from support.logged import (
 import mpipc
 import mpipc.log
 
+pytestmark = pytest.mark.slow_with("spawn")  # which costs most; other files of the room have it
+
 LONG = 30.0
 """Seconds that a failing test may take."""
 
