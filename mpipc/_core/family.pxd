@@ -39,6 +39,8 @@ cdef extern from "core.h" nogil:
         MP_KIND_PIECE
         MP_KIND_DATA
         MP_KIND_RWLOCK
+        MP_KIND_BROADCAST
+        MP_KIND_SUBSCRIPTION
         MP_SLOT_FREE
         MP_SLOT_ALIVE
         MP_BLOCK_MAKING
@@ -319,8 +321,9 @@ cdef inline void look_after(mp_family *f) noexcept:
             mp_tick(f)
 
 
-cdef Block new_block(uint32_t kind)
+cdef Block new_block(uint32_t kind, Family family=*)
 cdef Block seal(Block block)
+cdef Block handle_on(Family family, uint32_t index, uint32_t serial)
 cdef int make_queue(Block block, int mode) except -1
 cdef int make_segment(Block block, uint64_t size, int flags) except -1
 cdef object fail(int error, str what)

@@ -26,6 +26,7 @@ KINDS = {
     "lock": MP_KIND_LOCK, "rlock": MP_KIND_RLOCK, "semaphore": MP_KIND_SEMAPHORE, "event": MP_KIND_EVENT,
     "condition": MP_KIND_CONDITION, "barrier": MP_KIND_BARRIER, "queue": MP_KIND_QUEUE, "segment": MP_KIND_SEGMENT,
     "piece": MP_KIND_PIECE, "data": MP_KIND_DATA, "rwlock": MP_KIND_RWLOCK,
+    "broadcast": MP_KIND_BROADCAST, "subscription": MP_KIND_SUBSCRIPTION,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 
@@ -511,10 +512,11 @@ def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int64_
         if mp_transit_claim(family.f, token) != MP_OK:
             fail(ESTALE, "taking over an object from the parent process")
         _transits.add((family, token))
-    return _handle(family, index, serial)
+    return handle_on(family, index, serial)
 
 
-cdef Block _handle(Family family, uint32_t index, uint32_t serial):
+cdef Block handle_on(Family family, uint32_t index, uint32_t serial):
+    """One more handle of this process. OSError (ESTALE): it is gone."""
     cdef int error = mp_block_adopt(family.f, index, serial)
     if error != MP_OK:
         fail_growing(error, "taking over an object from the parent process")
@@ -527,9 +529,11 @@ cdef Block _handle(Family family, uint32_t index, uint32_t serial):
     return block
 
 
-cdef Block new_block(uint32_t kind):
-    """A block in the making; `seal` it when its payload is set. If it is dropped before, it is taken down."""
-    cdef Family family = current()
+cdef Block new_block(uint32_t kind, Family family=None):
+    """A block in the making, in a family (None: the one that new objects belong to); `seal` it when its payload is set.
+    If it is dropped before, it is taken down."""
+    if family is None:
+        family = current()
     cdef int64_t index = mp_block_new(family.f, kind)
     if index < 0:
         fail_growing(errno, f"taking a control block for a {_KIND_NAMES[kind]}")
