@@ -1,7 +1,7 @@
 """Broadcast: each of its subscriptions gets each message. multiprocessing has nothing like it.
 
-There is one log in shared memory, and for each subscription a number that says how far it has got. So a message is there
-for all of them or for none, and all get the messages in the same order, whoever is killed meanwhile.
+There is one log in shared memory, and for each subscription a number that says how far it has got. So a message is
+there for all of them or for none, and all get the messages in the same order, whoever is killed meanwhile.
 """
 
 import weakref
@@ -55,9 +55,9 @@ class Statistics(NamedTuple):
 class Broadcast(Generic[T]):
     """A channel from which each subscription gets each message that is put after it was made.
 
-    It keeps the messages that not all subscriptions have got yet: at most `maxsize` of them, of at most `maxbytes` bytes
-    as they are pickled; so large may a single one be. What becomes of a subscription that is so slow that there is no
-    room for one more is said by `slow`: "block", and put() waits for it, or "drop", and it loses the oldest ones.
+    It keeps the messages that not all subscriptions have got yet: at most `maxsize` of them, of at most `maxbytes`
+    bytes as they are pickled; so large may a single one be. What becomes of a subscription that is so slow that there
+    is no room for one more is said by `slow`: "block", and put() waits for it, or "drop", and it loses the oldest ones.
     Without subscriptions, put() succeeds, and nobody gets what was put.
 
     A subscription lasts until all processes that have it have closed it, or are dead. A process that is killed in put()
@@ -113,9 +113,9 @@ class Broadcast(Generic[T]):
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
         """Puts obj, for all subscriptions that there are.
 
-        If there is no room and slow is "block", waits for the slowest subscription, at most `timeout` seconds if that is
-        not None, and not at all without `block`; then raises queue.Full. ShutDown: it was shut down; ValueError: it is
-        closed, or obj is larger than `maxbytes`; or what pickling obj raises. Nothing was put then.
+        If there is no room and slow is "block", waits for the slowest subscription, at most `timeout` seconds if that
+        is not None, and not at all without `block`; then raises queue.Full. ShutDown: it was shut down; ValueError: it
+        is closed, or obj is larger than `maxbytes`; or what pickling obj raises. Nothing was put then.
         """
         self._check_open()
         if self._by is not None:
@@ -132,9 +132,10 @@ class Broadcast(Generic[T]):
     def shutdown(self, immediate: bool = False) -> None:
         """Ends the channel, in all processes that share it.
 
-        From now on put() raises ShutDown at once, also where it is waiting for room. get() goes on until the subscription
-        has got all messages, and raises ShutDown then, also where it is waiting for one; with `immediate`, it does so at
-        once. It cannot be undone. A process that is killed in it has shut the channel down for all, or not at all.
+        From now on put() raises ShutDown at once, also where it is waiting for room. get() goes on until the
+        subscription has got all messages, and raises ShutDown then, also where it is waiting for one; with `immediate`,
+        it does so at once. It cannot be undone. A process that is killed in it has shut the channel down for all, or
+        not at all.
         """
         self._check_open()
         self._log.shutdown(immediate)

@@ -144,12 +144,17 @@ class BaseContext(_base.BaseContext):
         return SimpleQueue(ctx=self.get_context(), pickler=pickler)
 
     def Broadcast(
-        self, *, maxsize: int = 1024, maxbytes: int = 1 << 24, slow: Literal["block", "drop"] = "block", pickler: Any = None
+        self,
+        *,
+        maxsize: int = 1024,
+        maxbytes: int = 1 << 24,
+        slow: Literal["block", "drop"] = "block",
+        pickler: Any = None,
     ) -> broadcast.Broadcast[Any]:
         """Return a channel, which is mpipc's own, from which each subscription gets each message.
 
-        It keeps `maxsize` messages of `maxbytes` bytes for those who are `slow`, for whom put() waits then ("block"), or
-        who lose the oldest ("drop"): see mpipc.broadcast.Broadcast. `pickler`: see Queue().
+        It keeps `maxsize` messages of `maxbytes` bytes for those who are slow; then put() waits for them ("block"), or
+        they lose the oldest ("drop"): see mpipc.broadcast.Broadcast. `pickler`: see Queue().
         """
         from mpipc.broadcast import Broadcast
 

@@ -516,7 +516,6 @@ def _unpickle(int shmid, uint64_t nonce, uint32_t index, uint32_t serial, int64_
 
 
 cdef Block handle_on(Family family, uint32_t index, uint32_t serial):
-    """One more handle of this process. OSError (ESTALE): it is gone."""
     cdef int error = mp_block_adopt(family.f, index, serial)
     if error != MP_OK:
         fail_growing(error, "taking over an object from the parent process")
@@ -530,10 +529,8 @@ cdef Block handle_on(Family family, uint32_t index, uint32_t serial):
 
 
 cdef Block new_block(uint32_t kind, Family family=None):
-    """A block in the making, in a family (None: the one that new objects belong to); `seal` it when its payload is set.
-    If it is dropped before, it is taken down."""
-    if family is None:
-        family = current()
+    """A block in the making; `seal` it when its payload is set. If it is dropped before, it is taken down."""
+    family = current() if family is None else family
     cdef int64_t index = mp_block_new(family.f, kind)
     if index < 0:
         fail_growing(errno, f"taking a control block for a {_KIND_NAMES[kind]}")

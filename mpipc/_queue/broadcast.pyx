@@ -9,7 +9,6 @@ import pickle
 from queue import Empty
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -318,7 +317,7 @@ cdef class Cursor:
         self._block = None
 
     cdef Block held(self):
-        """For as long as the caller has what is returned, the subscription is there."""
+        """What keeps the subscription there."""
         self.log.ensure()
         if self._block is None:
             self._block = handle_on(self.log.block.family, self.index, self.serial)
@@ -349,7 +348,7 @@ cdef class Cursor:
         cdef mp_letter letter
         cdef int64_t deadline = -2  # not asked for yet
         cdef int outcome
-        cdef Block held = self.held()  # noqa: F841  (somebody may close() it meanwhile)
+        self.held()
         while True:
             outcome = mp_subscription_next(v, self.s, &letter)
             if outcome == MP_EMPTY:

@@ -50,9 +50,9 @@ static uint64_t wild(void) {
 }
 
 static uint32_t blocks[OBJECTS];
-static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,    MP_KIND_RLOCK, MP_KIND_SEMAPHORE, MP_KIND_EVENT, MP_KIND_CONDITION,
-                                        MP_KIND_BARRIER, MP_KIND_QUEUE, MP_KIND_SEGMENT,   MP_KIND_RWLOCK,
-                                        MP_KIND_BROADCAST, MP_KIND_SUBSCRIPTION};
+static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,      MP_KIND_RLOCK,     MP_KIND_SEMAPHORE,   MP_KIND_EVENT,
+                                        MP_KIND_CONDITION, MP_KIND_BARRIER,   MP_KIND_QUEUE,       MP_KIND_SEGMENT,
+                                        MP_KIND_RWLOCK,    MP_KIND_BROADCAST, MP_KIND_SUBSCRIPTION};
 static struct mp_queue_view queue;
 static struct mp_broadcast_view channel;
 

@@ -494,7 +494,8 @@ def test_closing_beside_a_thread_that_gets() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"maxsize": 0}, {"maxbytes": 0}, {"maxsize": -1}, {"slow": "wait"}, {"slow": None}, {"maxsize": 1 << 60}]
+    "options",
+    [{"maxsize": 0}, {"maxbytes": 0}, {"maxsize": -1}, {"slow": "wait"}, {"slow": None}, {"maxsize": 1 << 60}],
 )
 def test_what_cannot_be_made(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
