@@ -33,4 +33,6 @@ def given(process: Any, wanted: Iterable[Any]) -> list[Any]:
 def _parts(obj: Any) -> Iterable[Any]:
     if isinstance(obj, FunctionType):
         return (obj.__closure__, obj.__defaults__, obj.__kwdefaults__, obj.__dict__)
+    if isinstance(obj, dict):  # from Python 3.13 on an instance may have the values of its dict in itself
+        return [*obj.keys(), *obj.values()]
     return gc.get_referents(obj)
