@@ -10,7 +10,7 @@ cdef extern from "core.h" nogil:
         MP_BROADCAST_DROP
         MP_PLACE_GET
         MP_PLACE_PUT
-        MP_TOO_LARGE
+        MP_SUBSCRIPTIONS
 
     cdef struct mp_broadcast:
         uint32_t high

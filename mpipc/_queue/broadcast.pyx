@@ -9,17 +9,18 @@ import pickle
 from queue import Empty
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.types cimport pid_t
 
 from mpipc._core.broadcast cimport (
-    MP_BROADCAST_DROP, MP_PLACE_GET, MP_PLACE_PUT, mp_broadcast_begin, mp_broadcast_cancel, mp_broadcast_cell,
-    mp_broadcast_close, mp_broadcast_init, mp_broadcast_is_shut, mp_broadcast_kept, mp_broadcast_open,
-    mp_broadcast_publish, mp_broadcast_round, mp_broadcast_shutdown, mp_broadcast_size, mp_broadcast_view,
-    mp_broadcast_waiting, mp_letter, mp_subscribe, mp_subscription, mp_subscription_at, mp_subscription_behind,
-    mp_subscription_lost, mp_subscription_next, mp_subscription_of, mp_subscription_take,
+    MP_BROADCAST_DROP, MP_PLACE_GET, MP_PLACE_PUT, MP_SUBSCRIPTIONS, mp_broadcast_begin, mp_broadcast_cancel,
+    mp_broadcast_cell, mp_broadcast_close, mp_broadcast_init, mp_broadcast_is_shut, mp_broadcast_kept,
+    mp_broadcast_open, mp_broadcast_publish, mp_broadcast_round, mp_broadcast_shutdown, mp_broadcast_size,
+    mp_broadcast_view, mp_broadcast_waiting, mp_letter, mp_subscribe, mp_subscription, mp_subscription_at,
+    mp_subscription_behind, mp_subscription_lost, mp_subscription_next, mp_subscription_of, mp_subscription_take,
 )
 from mpipc._core.family cimport (
     MP_BUSY,
@@ -273,7 +274,7 @@ cdef class Log:
         self.ensure()
         look_after(self.v.f)
         found = []
-        for place in range(min(self.v.c.high, <uint32_t> 1024)):
+        for place in range(min(self.v.c.high, <uint32_t> MP_SUBSCRIPTIONS)):
             index = mp_subscription_at(&self.v, place)
             if index >= 0:
                 s = mp_subscription_of(mp_block_at(self.v.f, <uint32_t> index))
@@ -369,10 +370,11 @@ cdef class Cursor:
                 memcpy(small, letter.data, letter.length)
                 if mp_subscription_take(v, self.s, &letter):
                     return self.unpacked(small, letter.length)
-                continue
-            pickled = copied(&letter)
-            if mp_subscription_take(v, self.s, &letter):
-                return self.unpickled(pickled)
+            else:
+                pickled = copied(&letter)
+                if mp_subscription_take(v, self.s, &letter):
+                    return self.unpickled(pickled)
+            PyErr_CheckSignals()  # others may be faster again and again
 
     cdef object unpacked(self, unsigned char *data, uint64_t length):
         try:

@@ -214,6 +214,27 @@ def test_a_subscription_that_is_over_holds_up_nobody(ctx: Any, ending: str) -> N
     wait_until(lambda: channel.subscribers() == [], timeout=LIMIT)
 
 
+def subscribe_and_start(ctx: Any, channel: Any, done: Any) -> None:
+    with channel.subscribe():
+        start(ctx, put_and_tell, channel, done)
+        signal.pause()
+
+
+def put_and_tell(channel: Any, done: Any) -> None:
+    put_range(channel, 0, 3)
+    done.put(os.getpid())
+
+
+def test_a_child_of_a_dead_subscriber_does_not_wait_for_it(ctx: Any) -> None:
+    channel, done = ctx.Broadcast(maxsize=1), ctx.SimpleQueue()
+    parent = start(ctx, subscribe_and_start, ctx, channel, done)
+    waiting(channel, 0, 1)
+    assert [each.pids for each in channel.subscribers()] == [[parent.pid]]
+    kill(parent)
+    assert done.get() != parent.pid
+    assert channel.subscribers() == []
+
+
 def test_what_is_not_got_is_kept_for_those_who_have_not(ctx: Any) -> None:
     channel = ctx.Broadcast(maxsize=5)
     first, second = channel.subscribe(), channel.subscribe()
