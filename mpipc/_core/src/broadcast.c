@@ -37,6 +37,7 @@
  * Whoever stands still while it gets holds up nobody but as its subscription does; while it puts, others who put. */
 #include "broadcast.h"
 
+#include "access.h"
 #include "banks.h"
 #include "blocks.h"
 #include "cells.h"
@@ -267,11 +268,14 @@ static int find_room(struct mp_broadcast_view *v, struct mp_letter *letter) {
 
 /* P1 to P3, for a message of letter->length bytes, which is at least 1. MP_OK: the caller has the lock, is to write the message to
  * letter->data, and to publish or cancel it. MP_TOO_LARGE; MP_SHUT_DOWN; MP_FULL; MP_NONE_LEFT: there is no subscription, and
- * nothing else to do; MP_BUSY: somebody has the lock, and the deadline is 0; or what mp_lock_wait() says. */
+ * nothing else to do; MP_BUSY: somebody has the lock, and the deadline is 0; or what mp_lock_wait()
+ * and mp_access_still() say. */
 int mp_broadcast_begin(struct mp_broadcast_view *v, struct mp_letter *letter, int64_t deadline_ns) {
     if (letter->length > v->maxbytes)
         return MP_TOO_LARGE;
-    int outcome = lock(v, deadline_ns);
+    int outcome = mp_access_still(v->f); /* to ring, later */
+    if (outcome == MP_OK)
+        outcome = lock(v, deadline_ns);
     if (outcome != MP_OK)
         return outcome;
     uint64_t end = atomic_load(&v->c->end);
