@@ -278,7 +278,8 @@ cdef class Log:
             index = mp_subscription_at(&self.v, place)
             if index >= 0:
                 s = mp_subscription_of(mp_block_at(self.v.f, <uint32_t> index))
-                pids = self.block.family.holders_of(<uint32_t> index)
+                # One that is on its way to a process, or has just arrived, is held by a slot beside that process's.
+                pids = sorted({pid for pid in self.block.family.holders_of(<uint32_t> index) if pid != 0})
                 found.append((pids, mp_subscription_behind(&self.v, s), mp_subscription_lost(&self.v, s)))
         return found
 
