@@ -304,7 +304,7 @@ def test_what_a_forked_child_was_given(way: str) -> None:
     }[way]()
     child.start()
     assert ready.acquire(timeout=LIMIT)
-    assert [each.pids for each in channel.subscribers()] == [[os.getpid(), child.pid], [os.getpid()]]
+    assert [each.pids for each in channel.subscribers()] == [sorted([os.getpid(), child.pid]), [os.getpid()]]
     kill(child)
     del other
 
@@ -312,7 +312,8 @@ def test_what_a_forked_child_was_given(way: str) -> None:
 inherited: Any = None
 
 
-def use_inherited(gate: Any, results: Any) -> None:
+def use_inherited(ready: Any, gate: Any, results: Any) -> None:
+    ready.release()
     gate.acquire()
     try:
         results.put(inherited.get(timeout=LIMIT))
@@ -324,11 +325,12 @@ def use_inherited(gate: Any, results: Any) -> None:
 def test_what_a_forked_child_inherits_it_has_when_it_uses_it(there: bool) -> None:
     global inherited
     ctx = mpipc.get_context("fork")
-    channel, gate, results = ctx.Broadcast(), ctx.Semaphore(0), ctx.SimpleQueue()
+    channel, ready, gate, results = ctx.Broadcast(), ctx.Semaphore(0), ctx.Semaphore(0), ctx.SimpleQueue()
     inherited = channel.subscribe()
-    child = start(ctx, use_inherited, gate, results)
+    child = start(ctx, use_inherited, ready, gate, results)
     try:
-        wait_until(lambda: [each.pids for each in channel.subscribers()] == [[os.getpid()]], timeout=LIMIT)
+        assert ready.acquire(timeout=LIMIT)
+        assert [each.pids for each in channel.subscribers()] == [[os.getpid()]]
         channel.put("message")
         if not there:
             inherited.close()
