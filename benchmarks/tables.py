@@ -21,6 +21,7 @@ GROUPS = {
         " `C + pickle`: a stream of System V messages of the same size between two C programs, and then pickle.dumps()"
         " and loads() of as many dicts; `C + loads alone` counts loads() only, as if dumps() cost nothing.",
     ),
+    "broadcasts": ("A message for each of several processes", "Time until all of them have got it."),
     "messages": ("Queues, large messages", "At most four messages are under way."),
     "arrays": (
         "Arrays",

@@ -46,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [name for name in multiprocessing.__all__ if hasattr(context._default_context, name)]
 globals().update((name, getattr(context._default_context, name)) for name in __all__)
+Broadcast = context._default_context.Broadcast
 RWLock = context._default_context.RWLock
 with_pickler = context._default_context.with_pickler
 
@@ -54,6 +55,7 @@ SUBWARNING: int = multiprocessing.SUBWARNING  # type: ignore[attr-defined]
 
 _SUBMODULES = frozenset(
     [
+        "broadcast",
         "connection",
         "dummy",
         "executor",

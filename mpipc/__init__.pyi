@@ -1,6 +1,7 @@
 # The names that __init__.py takes from the running interpreter's multiprocessing, for type checkers.
 # tests/stdlib/test_api.py compares them.
 
+from mpipc import broadcast as broadcast
 from mpipc import connection as connection
 from mpipc import context as context
 from mpipc import dummy as dummy
@@ -51,6 +52,7 @@ SUBWARNING: int
 Array = _default_context.Array
 Barrier = _default_context.Barrier
 BoundedSemaphore = _default_context.BoundedSemaphore
+Broadcast = _default_context.Broadcast
 Condition = _default_context.Condition
 Event = _default_context.Event
 JoinableQueue = _default_context.JoinableQueue

@@ -31,9 +31,9 @@ from mpipc._stdlib.start_method import INHERITED_METHOD
 TYPE_CHECKING = False  # as type checkers understand it; typing itself takes a third of the time of multiprocessing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any
+    from typing import Any, Literal
 
-    from mpipc import managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
+    from mpipc import broadcast, managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
     from mpipc._stdlib.by_pickler import ByPickler
 
 __all__ = ()
@@ -151,6 +151,23 @@ class BaseContext(_base.BaseContext):
         from mpipc.queues import SimpleQueue
 
         return SimpleQueue(ctx=self.get_context(), pickler=pickler, copy=copy)
+
+    def Broadcast(
+        self,
+        *,
+        maxsize: int = 1024,
+        maxbytes: int = 1 << 24,
+        slow: Literal["block", "drop"] = "block",
+        pickler: Any = None,
+    ) -> broadcast.Broadcast[Any]:
+        """Return a channel, which is mpipc's own, from which each subscription gets each message.
+
+        It keeps `maxsize` messages of `maxbytes` bytes for those who are slow; then put() waits for them ("block"), or
+        they lose the oldest ("drop"): see mpipc.broadcast.Broadcast. `pickler`: see Queue().
+        """
+        from mpipc.broadcast import Broadcast
+
+        return Broadcast(maxsize=maxsize, maxbytes=maxbytes, slow=slow, pickler=pickler, ctx=self.get_context())
 
     def Pool(
         self,

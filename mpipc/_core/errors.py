@@ -33,9 +33,9 @@ _OWN = {
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
         "a table of the family is full: it has room for 262144 objects (a queue for 1024 segments of shared memory, all"
-        " that is in mpipc.arrays for as many), 32768 messages that refer to shared memory and have not been received,"
-        " 65536 pairs of process and semaphore or RWLock in use, 16384 threads waiting in conditions, barriers and"
-        " RWLocks, and 262144 notes of 384 processes that share an object, for objects that more than 28 share"
+        " that is in mpipc.arrays for as many), 16384 messages that refer to shared memory and have not been received,"
+        " 65536 pairs of process and semaphore or RWLock in use, 16384 threads waiting in conditions, barriers,"
+        " RWLocks and broadcasts, and 262144 notes of 384 processes that share an object, for objects that more than 28 share"
     ),
     errno.ENOMEM: (
         "there is no memory, or no room in this process's address space (ulimit -v, setrlimit(2): RLIMIT_AS), for 1 MB"
@@ -86,6 +86,32 @@ def queue_error(error: int, sending: bool, queue: int, size: int = 0) -> Excepti
     if error == errno.EBADMSG:
         return OSError(error, _DAMAGED.format(id=queue))
     return core_error(error, f"{'sending to' if sending else 'receiving from'} message queue {queue}", None, None, 0)
+
+
+_TOO_LARGE = (
+    "mpipc: the message has {size} bytes, and the Broadcast keeps at most maxbytes={most}: make it with a larger"
+    " maxbytes=, or send the name of a SharedMemory with what is large"
+)
+_DAMAGED_LOG = (
+    "mpipc: shared memory segment {id} (as ipcs -m shows it), of a Broadcast: what was found is not what was put, and"
+    " has been passed over; another program writes to it?"
+)
+
+
+def broadcast_error(error: int, what: str, segment: int, size: int = 0, most: int = 0) -> Exception:
+    """The error for using a Broadcast. `segment` is the id of its shared memory segment, `size` that of the message,
+    `most` how much it may have."""
+    if error == errno.ESHUTDOWN:
+        from mpipc._stdlib.shut_down import ShutDown
+
+        return ShutDown("the broadcast was shut down: somebody has called its shutdown()")
+    if error == errno.EFBIG:
+        return ValueError(_TOO_LARGE.format(size=size, most=most))
+    if error == errno.EBADMSG:
+        return OSError(error, _DAMAGED_LOG.format(id=segment))
+    if error == errno.EXFULL and what == "subscribing to a broadcast":
+        return OSError(errno.ENOSPC, f"mpipc: {what}: it has as many subscriptions as there is room for, 1024")
+    return core_error(error, what, None, None, 0)
 
 
 def core_error(

@@ -40,6 +40,8 @@ cdef extern from "core.h" nogil:
         MP_KIND_SPACE
         MP_KIND_MEMORY
         MP_HOLDER_IDS
+        MP_KIND_BROADCAST
+        MP_KIND_SUBSCRIPTION
         MP_SLOT_FREE
         MP_SLOT_ALIVE
         MP_BLOCK_MAKING
@@ -322,7 +324,7 @@ cdef inline void look_after(mp_family *f) noexcept:
             mp_tick(f)
 
 
-cdef Block new_block(uint32_t kind)
+cdef Block new_block(uint32_t kind, Family family=*)
 cdef Block block_made(Family family, uint32_t index)
 cdef Block adopted(Family family, uint32_t index, uint32_t serial, str what)
 cdef object fail_growing(int error, str what)

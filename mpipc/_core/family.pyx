@@ -26,7 +26,7 @@ KINDS = {
     "lock": MP_KIND_LOCK, "rlock": MP_KIND_RLOCK, "semaphore": MP_KIND_SEMAPHORE, "event": MP_KIND_EVENT,
     "condition": MP_KIND_CONDITION, "barrier": MP_KIND_BARRIER, "queue": MP_KIND_QUEUE, "segment": MP_KIND_SEGMENT,
     "piece": MP_KIND_PIECE, "data": MP_KIND_DATA, "rwlock": MP_KIND_RWLOCK, "space": MP_KIND_SPACE,
-    "memory": MP_KIND_MEMORY,
+    "memory": MP_KIND_MEMORY, "broadcast": MP_KIND_BROADCAST, "subscription": MP_KIND_SUBSCRIPTION,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 
@@ -529,9 +529,9 @@ cdef Block adopted(Family family, uint32_t index, uint32_t serial, str what):
     return block_made(family, index)
 
 
-cdef Block new_block(uint32_t kind):
+cdef Block new_block(uint32_t kind, Family family=None):
     """A block in the making; `seal` it when its payload is set. If it is dropped before, it is taken down."""
-    cdef Family family = current()
+    family = current() if family is None else family
     cdef int64_t index = mp_block_new(family.f, kind)
     if index < 0:
         fail_growing(errno, f"taking a control block for a {_KIND_NAMES[kind]}")

@@ -9,7 +9,7 @@ from mpipc._queue.batch import BatchQueue
 from mpipc._queue.plain import encode
 from mpipc._stdlib.by_pickler import ByPickler, Sent
 
-__all__ = ["PickledQueue"]
+__all__ = ["PickledQueue", "to_be_pickled"]
 
 SIMPLE = frozenset({str, bytes, int, float, bool, type(None)})
 
@@ -26,6 +26,11 @@ class _Waiting:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         sent: Sent = self._by.sent(self.value)
         return sent.__reduce_ex__(protocol)
+
+
+def to_be_pickled(by: ByPickler, obj: Any) -> Any:
+    """The object if every pickler means the same by it, or what pickles it."""
+    return obj if type(obj) in SIMPLE or encode(obj) is not None else _Waiting(by, obj)
 
 
 class _Owner:
@@ -48,8 +53,7 @@ class PickledQueue(BatchQueue):
         self.by = by
 
     def _of(self, obj: Any) -> Any:
-        """The object if every pickler means the same by it, or what pickles it."""
-        return obj if type(obj) in SIMPLE or encode(obj) is not None else _Waiting(self.by, obj)
+        return to_be_pickled(self.by, obj)
 
     def put(
         self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = -1

@@ -14,7 +14,7 @@ from mpipc.cli.table import lines
 
 __all__ = ["add_parser"]
 
-KERNEL_OBJECTS = {"queue": "msqid", "segment": "shmid"}
+KERNEL_OBJECTS = {"queue": "msqid", "segment": "shmid", "broadcast": "shmid"}
 """Kinds of objects that are kernel objects of their own, and what ipcs calls their ids. The others share a few."""
 
 

@@ -69,11 +69,16 @@ def use_everything(parts: dict[str, Any], answers: Any) -> None:
     for size in (10, LARGE):
         assert parts["there"].get(timeout=30) == b"t" * size
         parts["back"].put(b"b" * size)
+    assert parts["heard"].get(timeout=30) == "there"
+    parts["channel"].put("back")
+    with parts["channel"].subscribe() as subscription:
+        assert subscription.empty()
     assert parts["barrier"].wait(30) in (0, 1)
     answers.put(os.getuid())
 
 
 def everything(mp: Any) -> dict[str, Any]:
+    channel = mp.Broadcast()
     return {
         "lock": mp.Lock(),
         "rlock": mp.RLock(),
@@ -85,6 +90,9 @@ def everything(mp: Any) -> dict[str, Any]:
         "array": mp.Array("i", 4),
         "there": mp.Queue(),
         "back": mp.Queue(),
+        "channel": channel,
+        "heard": channel.subscribe(),
+        "hears": channel.subscribe(),
     }
 
 
@@ -94,6 +102,8 @@ def other_side(parts: dict[str, Any], answers: Any) -> None:
     for size in (10, LARGE):
         parts["there"].put(b"t" * size)
         assert parts["back"].get(timeout=30) == b"b" * size
+    parts["channel"].put("there")
+    assert [parts["hears"].get(timeout=30) for _ in range(2)] == ["there", "back"]
     parts["barrier"].wait(30)
     assert answers.get(timeout=30) == NOBODY
     assert parts["array"][0] == NOBODY

@@ -35,7 +35,7 @@ def test_all_scenarios_are_run_here(kill_every_step: Path) -> None:
 WITHOUT_UNDO = """
     recover found sweep join fork-prepare start arrive transit lock-acquire notify-1-of-2 semaphore-return
     semaphore-return-to-sleeper queue-take-from-both block-drop-with-chunks rw-recover-reader rw-recover-writer
-    tie-while-parent-dies tie-recover
+    tie-while-parent-dies tie-recover broadcast-recover-subscriber
 """.split()  # noqa: SIM905  (a list of them is longer than what it is for)
 
 
@@ -68,6 +68,8 @@ QUICK = """
     piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned times-turn
     memory-take memory-send rw-read rw-write-release-to-both shutdown-sleepers shutdown-with-messages
     tie-while-parent-dies tie-recover
+    broadcast-put broadcast-put-to-getters broadcast-get-while-it-is-overtaken broadcast-get-before-a-putter
+    broadcast-recover-subscriber
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

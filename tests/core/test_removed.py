@@ -26,6 +26,8 @@ CALLS = [
     "get_in_time",
     "put",
     "simple_get",
+    "broadcast_get",
+    "broadcast_put",
     "join",
     "acquire",
     "semaphore",
@@ -77,6 +79,11 @@ def blocking_call(mp: Any, which: str) -> Callable[[], object]:
                 condition.wait()
 
         return wait
+    if which == "broadcast_put":
+        channel = mp.Broadcast(maxsize=1)
+        subscription = channel.subscribe()
+        channel.put(1)
+        return lambda: [channel.put(2), subscription]
     if which in ("read", "write"):
         locked = mpipc.RWLock()
         if which == "read":
@@ -89,6 +96,7 @@ def blocking_call(mp: Any, which: str) -> Callable[[], object]:
         "get": lambda: mp.Queue().get,
         "get_in_time": lambda: (lambda queue: lambda: queue.get(timeout=60))(mp.Queue()),
         "simple_get": lambda: mp.SimpleQueue().get,
+        "broadcast_get": lambda: mp.Broadcast().subscribe().get,
         "semaphore": lambda: mp.Semaphore(0).acquire,
         "event": lambda: mp.Event().wait,
         "barrier": lambda: mp.Barrier(2).wait,

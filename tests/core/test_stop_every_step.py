@@ -34,7 +34,7 @@ def test_all_scenarios_are_run_here(stop_every_step: Path) -> None:
 
 
 QUICK = """
-    count heal lock task-done get mend ledger-start cell-notify semaphore event put rw-read shutdown
+    count heal lock task-done get mend ledger-start cell-notify semaphore event put rw-read shutdown broadcast-get
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the C sources are not
 LAYERS = """
     sysv exceptions _stdlib.standard _stdlib.start_method _stdlib.proxies _stdlib.preload _stdlib.subclasses
         _stdlib.private _stdlib.picklers _stdlib.by_pickler _stdlib.also _stdlib.likeness _stdlib.shut_down
-        _stdlib.tying
+        _stdlib.tying _stdlib.given
     _core
     _sync _memory _queue
     _stdlib.parcel _stdlib.fork_server
     _pool
-    synchronize queues heap sharedctypes shared_memory arrays pool executor managers dummy
+    synchronize queues broadcast heap sharedctypes shared_memory arrays pool executor managers dummy
     connection forkserver popen_fork popen_forkserver popen_spawn_posix process reduction resource_sharer
         resource_tracker spawn util
     context
@@ -43,7 +43,7 @@ CORE_LAYERS = """
     segment fork objects bells kinds.h records ties
     blocks
     lock event semaphore cells
-    barrier rwlock
+    barrier rwlock broadcast
     rooms named
     queue_view.h
     space

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define PATIENCE_S 20
-#define OBJECTS 9
+#define OBJECTS 11
 
 static struct mp_family family, *f = &family;
 static uint64_t state;
@@ -50,9 +50,11 @@ static uint64_t wild(void) {
 }
 
 static uint32_t blocks[OBJECTS];
-static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,    MP_KIND_RLOCK, MP_KIND_SEMAPHORE, MP_KIND_EVENT, MP_KIND_CONDITION,
-                                        MP_KIND_BARRIER, MP_KIND_QUEUE, MP_KIND_SEGMENT,   MP_KIND_RWLOCK};
+static const uint32_t kinds[OBJECTS] = {MP_KIND_LOCK,      MP_KIND_RLOCK,     MP_KIND_SEMAPHORE,   MP_KIND_EVENT,
+                                        MP_KIND_CONDITION, MP_KIND_BARRIER,   MP_KIND_QUEUE,       MP_KIND_SEGMENT,
+                                        MP_KIND_RWLOCK,    MP_KIND_BROADCAST, MP_KIND_SUBSCRIPTION};
 static struct mp_queue_view queue;
+static struct mp_broadcast_view channel;
 
 static void make_everything(void) {
     if (mp_family_create(f, "fuzz_family", mp_tick) != MP_OK || mp_family_join(f) != MP_OK)
@@ -72,6 +74,11 @@ static void make_everything(void) {
             exit(3);
         if (kinds[i] == MP_KIND_SEGMENT && mp_block_shmget(f, blocks[i], 8192, 0600) < 0)
             exit(3);
+        if (kinds[i] == MP_KIND_BROADCAST) {
+            if (mp_block_shmget(f, blocks[i], mp_broadcast_size(3, 128), 0600) < 0)
+                exit(3);
+            mp_broadcast_init(b, 3, 128, draw() % 2 ? MP_BROADCAST_DROP : 0);
+        }
         mp_block_ready(f, blocks[i]);
         for (uint32_t n = 0; n < 3 * MP_HOLDERS; n++) /* a holder that recovery finds dead; and chunks */
             mp_block_hold(f, blocks[i], (int)(n * 40));
@@ -81,6 +88,8 @@ static void make_everything(void) {
     mp_cell_enter(f, blocks[4], 0, 0);
     mp_rw_read_try(f, blocks[8]);
     mp_queue_open(&queue, f, blocks[6]);
+    if (mp_broadcast_open(&channel, f, blocks[9]) != MP_OK || mp_subscribe(&channel, blocks[10]) != MP_OK)
+        exit(3);
     mp_slot_reserve(f, MP_SLOT_FORKING);
 }
 
@@ -98,6 +107,8 @@ static void run_wild(void) {
         {f->seg->records, 4 * sizeof f->seg->records[0]},
         {f->seg->first.blocks, 16 * sizeof f->seg->first.blocks[0]},
         {f->seg->first.chunks, 32 * sizeof f->seg->first.chunks[0]},
+        {channel.subscriptions, 32},
+        {channel.entries, 4 * sizeof channel.entries[0]},
     };
     for (uint64_t n = 1 + draw() % 40; n > 0; n--) {
         size_t r = draw() % (sizeof regions / sizeof *regions);
@@ -135,6 +146,36 @@ static void read_and_write(void) {
         mp_rw_write_release(f, blocks[8]);
 }
 
+static void put_and_get(void) {
+    struct mp_subscription *s = mp_subscription_of(mp_block_at(f, blocks[10]));
+    struct mp_broadcast_view again;
+    uint64_t bytes;
+    for (int i = 0; i < 8; i++) {
+        struct mp_letter letter = {.length = 1 + draw() % 40};
+        if (mp_broadcast_begin(&channel, &letter, mp_now_ns() + 1000000) == MP_OK) {
+            memset(letter.data, i, letter.length);
+            mp_broadcast_publish(&channel, &letter);
+        }
+        int outcome = mp_subscription_next(&channel, s, &letter);
+        if (outcome == MP_OK) {
+            unsigned char copy[128];
+            memcpy(copy, letter.data, letter.length);
+        }
+        if (outcome == MP_OK || outcome == MP_CORRUPT)
+            mp_subscription_take(&channel, s, &letter);
+    }
+    mp_broadcast_kept(&channel, &bytes);
+    mp_subscription_behind(&channel, s);
+    mp_subscription_lost(&channel, s);
+    int64_t cell = mp_broadcast_cell(&channel, -1, MP_PLACE_GET);
+    mp_broadcast_waiting(&channel, MP_PLACE_GET);
+    mp_broadcast_shutdown(&channel, false);
+    if (cell >= 0)
+        mp_cell_leave(f, (uint32_t)cell);
+    if (mp_broadcast_open(&again, f, blocks[9]) == MP_OK)
+        mp_broadcast_close(&again);
+}
+
 static void use_everything(void) {
     uint16_t slots[MP_SLOTS];
     int error;
@@ -157,6 +198,7 @@ static void use_everything(void) {
         mp_cell_leave(f, (uint32_t)cell);
     read_and_write();
     send_and_take();
+    put_and_get();
     int64_t fresh = mp_block_new(f, MP_KIND_LOCK);
     if (fresh >= 0) {
         mp_block_ready(f, (uint32_t)fresh);

@@ -954,6 +954,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "guest_scenarios.h"
 #include "sync_scenarios.h"
 #include "rwlock_scenarios.h"
+#include "broadcast_scenarios.h"
 #include "wait_scenarios.h"
 #include "tie_scenarios.h"
 
@@ -1220,6 +1221,34 @@ static const struct scenario scenarios[] = {
     {"rw-recover-writer", setup_rw_dead_writer, NULL, op_mp_recover, NULL, NULL, check_rw_passed_on},
     {"rw-recover-beginner", setup_rw_dead_beginner, NULL, op_mp_recover, NULL, NULL, check_rw_passed_on_beside_parent},
     {"rw-new", setup_nothing, NULL, op_rw_new, NULL, NULL, check_nothing_made},
+    {"broadcast-put", setup_broadcast, NULL, op_put, NULL, NULL, check_put},
+    {"broadcast-put-around-the-end", setup_broadcast_at_its_end, NULL, op_put, NULL, NULL, check_put},
+    {"broadcast-put-and-drop", setup_broadcast_that_drops, NULL, op_put, NULL, NULL, check_dropped},
+    {"broadcast-put-to-getters", setup_broadcast_and_getters, NULL, op_put, NULL, bystanders_if_finished, check_put_to_getters},
+    {"broadcast-put-waiting", setup_full_broadcast, NULL, op_put_waiting, make_room_for_child, NULL, check_put_after_wait},
+    {"broadcast-put-while-it-is-shut-down", setup_broadcast, NULL, op_put, NULL, shut_down_and_put_goes_on,
+     check_channel_ended},
+    {"broadcast-get", setup_broadcast_with_3, NULL, op_get, NULL, NULL, check_got},
+    {"broadcast-get-overtaken", setup_overtaken, NULL, op_get, NULL, NULL, check_got_overtaken},
+    {"broadcast-get-while-it-is-overtaken", setup_overtaken, NULL, op_get, NULL, overtake_and_child_goes_on,
+     check_after_overtaking},
+    {"broadcast-get-beside-another", setup_broadcast_with_3, NULL, op_get, NULL, get_too_and_child_goes_on, check_got_two},
+    {"broadcast-get-waiting", setup_broadcast, NULL, op_get_waiting, put_for_child, NULL, check_got_after_wait},
+    {"broadcast-get-before-a-putter", setup_broadcast, child_subscribes, op_get_childs, NULL, bystanders_if_finished,
+     check_putter_went_on, .started = putter_waits_for_child},
+    {"broadcast-close-before-a-putter", setup_broadcast, child_subscribes, op_close, NULL, bystanders_if_finished,
+     check_putter_went_on, .started = putter_waits_for_child},
+    {"broadcast-subscribe", setup_full_and_no_child, NULL, op_subscribe, NULL, NULL, check_subscribed},
+    {"broadcast-subscribe-while-others-put", setup_full_and_no_child, NULL, op_subscribe, NULL, put_and_subscriber_goes_on,
+     check_subscribed_beside},
+    {"broadcast-shutdown", setup_waiters_at_broadcast, NULL, op_end_channel, NULL, bystanders_if_finished, check_channel_shut},
+    {"broadcast-shutdown-at-once", setup_waiters_at_broadcast, NULL, op_end_channel_at_once, NULL, bystanders_if_finished,
+     check_channel_shut_at_once},
+    {"broadcast-new", setup_nothing, NULL, op_new_broadcast, NULL, NULL, check_nothing_made},
+    {"broadcast-drop", setup_nothing, child_has_broadcast, op_drop_broadcast, NULL, NULL, check_nothing_made},
+    {"broadcast-recover-subscriber", setup_dead_subscriber, NULL, op_mp_recover, NULL, bystanders_if_finished,
+     check_putter_went_on},
+    {"broadcast-recover-putter", setup_dead_putter, NULL, op_mp_recover, NULL, bystanders_if_finished, check_putter_went_on},
     {"start-and-cancel", setup_shared_queue, NULL, op_start_and_cancel, NULL, NULL, check_still_shared},
     {"start", setup_shared_queue, NULL, op_start, NULL, NULL, check_still_shared},
     {"arrive", setup_journey, NULL, op_arrive, NULL, NULL, check_still_shared, .started = it_was_sent},
@@ -1243,7 +1272,7 @@ static const struct scenario scenarios[] = {
 static uint64_t arena_digest(uint64_t h);
 
 static uint64_t digest(void) {
-    uint64_t h = arena_digest(0);
+    uint64_t h = broadcast_digest(arena_digest(0));
     const struct {
         void *start;
         size_t size;

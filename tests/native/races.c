@@ -71,13 +71,17 @@ int shmdt(const void *address) {
 /* ---- seven processes ------------------------------------------------------------------------------------------------------ */
 
 static struct mp_family founder;
-static uint32_t queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block;
+static uint32_t queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block,
+    broadcast_block;
 static long guarded, turns, produced, consumed, written, rounds;
-static _Atomic long sum_in, sum_out, taken;
+static _Atomic long sum_in, sum_out, taken, subscribed;
 
 struct process {
     struct mp_family f;
     struct mp_queue_view queue;
+    struct mp_broadcast_view channel;
+    struct mp_subscription *subscription;
+    uint64_t heard; /* all messages, in their order */
     pthread_t thread;
     int number;
 };
@@ -93,10 +97,20 @@ static void become_process(struct process *p) {
     /* Unused, but counted: a process that is not attached to the family's segment has become another program (recovery.c). */
     check(syscall(SYS_shmat, founder.shmid, NULL, 0) != -1);
     check(mp_family_join(&p->f) == MP_OK);
-    uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block};
+    uint32_t blocks[] = {queue_block,     lock_block,  semaphore_block, event_block,
+                         condition_block, guard_block, rwlock_block,    broadcast_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         check(mp_block_adopt(&p->f, blocks[i], mp_block_serial(atomic_load(&mp_block_at(&p->f, blocks[i])->word))) == MP_OK);
     check(mp_queue_open(&p->queue, &p->f, queue_block) == MP_OK);
+    check(mp_broadcast_open(&p->channel, &p->f, broadcast_block) == MP_OK);
+    int64_t index = mp_block_new(&p->f, MP_KIND_SUBSCRIPTION);
+    check(index >= 0);
+    mp_block_ready(&p->f, (uint32_t)index);
+    check(mp_subscribe(&p->channel, (uint32_t)index) == MP_OK);
+    p->subscription = mp_subscription_of(mp_block_at(&p->f, (uint32_t)index));
+    atomic_fetch_add(&subscribed, 1);
+    while (atomic_load(&subscribed) < THREADS)
+        sched_yield();
 }
 
 static void lock(struct process *p, uint32_t index) {
@@ -268,6 +282,37 @@ static void use_rwlock(struct process *p, long round) {
     }
 }
 
+/* Everybody hears what everybody says, in one order. */
+static bool hear(struct process *p) {
+    struct mp_letter letter;
+    uint64_t said;
+    if (mp_subscription_next(&p->channel, p->subscription, &letter) != MP_OK)
+        return false;
+    memcpy(&said, letter.data, sizeof said);
+    check(mp_subscription_take(&p->channel, p->subscription, &letter));
+    p->heard = p->heard * 0x9e3779b97f4a7c15ull + said;
+    return true;
+}
+
+static void say(struct process *p, long round) {
+    uint64_t word = (uint64_t)(p->number * rounds + round);
+    int64_t cell = -1;
+    for (;;) {
+        struct mp_letter letter = {.length = sizeof word};
+        check((cell = mp_broadcast_cell(&p->channel, cell, MP_PLACE_PUT)) >= 0);
+        int outcome = mp_broadcast_begin(&p->channel, &letter, -1);
+        if (outcome == MP_OK) {
+            memcpy(letter.data, &word, sizeof word);
+            check(mp_broadcast_publish(&p->channel, &letter) == MP_OK);
+            break;
+        }
+        check(outcome == MP_FULL || outcome == MP_TICK || outcome == MP_INTERRUPTED);
+        if (!hear(p)) /* then it is others that are slow */
+            mp_cell_wait(&p->f, (uint32_t)cell, mp_now_ns() + 1000000);
+    }
+    mp_cell_leave(&p->f, (uint32_t)cell);
+}
+
 static void *life(void *argument) {
     struct process *p = argument;
     become_process(p);
@@ -287,6 +332,8 @@ static void *life(void *argument) {
         use_condition(p);
         for (int i = 0; i < 8; i++)
             use_rwlock(p, round + i);
+        say(p, round);
+        hear(p);
         if (round % 64 == 0) {
             int64_t index = mp_block_new(&p->f, MP_KIND_LOCK);
             check(index >= 0);
@@ -294,7 +341,13 @@ static void *life(void *argument) {
             mp_block_drop(&p->f, (uint32_t)index);
         }
     }
-    return NULL;
+    for (;;) { /* until all have said, and this one has heard, everything */
+        uint64_t number = atomic_load(&p->subscription->next);
+        if (number == (uint64_t)(THREADS * rounds))
+            return NULL;
+        if (!hear(p))
+            sched_yield();
+    }
 }
 
 static uint32_t make(uint32_t kind) {
@@ -315,9 +368,13 @@ int main(int argc, char **argv) {
     condition_block = make(MP_KIND_CONDITION);
     lock_block = make(MP_KIND_LOCK);
     guard_block = make(MP_KIND_LOCK);
+    broadcast_block = make(MP_KIND_BROADCAST);
+    check(mp_block_shmget(&founder, broadcast_block, mp_broadcast_size(16, 128), 0600) >= 0);
+    mp_broadcast_init(mp_block_at(&founder, broadcast_block), 16, 128, 0);
     rwlock_block = make(MP_KIND_RWLOCK);
     mp_rw_init(mp_block_at(&founder, rwlock_block));
-    uint32_t blocks[] = {queue_block, lock_block, semaphore_block, event_block, condition_block, guard_block, rwlock_block};
+    uint32_t blocks[] = {queue_block,     lock_block,  semaphore_block, event_block,
+                         condition_block, guard_block, rwlock_block,    broadcast_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         mp_block_ready(&founder, blocks[i]);
     check(mp_event_init(&founder, event_block) >= 0);
@@ -336,6 +393,8 @@ int main(int argc, char **argv) {
             for (int use = 0; use < 8; use++)
                 writes += (i + round + use) % 4 == 0;
     check(written == writes);
+    for (int i = 1; i < THREADS; i++)
+        check(processes[i].heard == processes[0].heard);
     check(atomic_load(&sum_in) == atomic_load(&sum_out));
     check(atomic_load(&taken) == THREADS * (rounds + (rounds + 3) / 4 * 16));
     check(mp_sem_value(mp_block_at(&founder, semaphore_block)) == 3);

@@ -793,6 +793,54 @@ static void setup_rw_writer_beside(void) {
     bystander(rw_write_cycle);
 }
 
+/* ---- broadcasts --------------------------------------------------------------------------------------------------------------------- */
+
+static void child_puts_broadcast(void) {
+    int outcome;
+    do
+        outcome = put_now(100, -1);
+    while (again(outcome));
+    check_equal(outcome, MP_OK);
+}
+static void child_gets_broadcast(void) { shared->ran[0] = (int)get(mine); }
+static void child_subscribes_and_gets(void) {
+    childs = subscribe();
+    while (get(childs) != 0)
+        ;
+    mp_block_drop(f, childs);
+}
+/* Who puts waits for who has the lock; who gets, subscribes or ends waits for nobody. */
+static void others_use_broadcast(void) {
+    int64_t deadline = after_ticks();
+    uint32_t number, index = subscribe();
+    int outcome;
+    do
+        outcome = put_now(201, deadline);
+    while (again(outcome));
+    bool is_put = done_or_late(outcome, MP_OK, deadline);
+    deadline = after_ticks();
+    outcome = get_waiting(index, &number, deadline);
+    check(done_or_late(outcome, MP_OK, deadline) || !is_put);
+    check(outcome != MP_OK || number == 201 || number == 100);
+    mp_block_drop(f, index);
+    while (get(second) != 0)
+        ;
+}
+static void setup_half_full_broadcast(void) {
+    setup_broadcast();
+    put(1);
+}
+static void check_whole_broadcast(bool finished) {
+    while (get(mine) != 0)
+        ;
+    while (get(second) != 0)
+        ;
+    put(9);
+    gets(mine, 9, 9);
+    gets(second, 9, 9);
+    no_broadcast();
+}
+
 /* ---- a pool's worker ------------------------------------------------------------------------------------------------------------------- */
 
 /* The pool looks at the ledger of a worker that stands still, takes back what it can, and gives up what it cannot. */
@@ -910,6 +958,10 @@ static const struct scenario stop_scenarios[] = {
      check_rw_free},
     {"rw-write-beside-a-writer", setup_rw_writer_beside, NULL, child_writes, let_child_wait, others_read_and_write,
      check_rw_free},
+    {"broadcast-put", setup_half_full_broadcast, NULL, child_puts_broadcast, NULL, others_use_broadcast, check_whole_broadcast},
+    {"broadcast-get", setup_half_full_broadcast, NULL, child_gets_broadcast, NULL, others_use_broadcast, check_whole_broadcast},
+    {"broadcast-subscribe", setup_half_full_broadcast, NULL, child_subscribes_and_gets, NULL, others_use_broadcast,
+     check_whole_broadcast},
     {"ledger-start", setup_ledger, NULL, op_run_tasks, NULL, others_use_ledger, check_each_has_one},
     {"ledger-finish", setup_ledger, NULL, child_finishes_tasks, NULL, others_use_ledger, check_each_has_one},
     {"wait-record", setup_waits, NULL, child_waits_twice, NULL, others_read_it, check_whole_waits},

@@ -30,12 +30,18 @@ from support import KernelObjects, dump_stacks, kernel_objects
 
 from mpipc import _core as family
 from mpipc.heap import BufferWrapper
-from soak import memory, pools, queues, sync
+from soak import broadcasts, memory, pools, queues, sync
 from soak.crew import INTERRUPTION, STACKS
 from soak.scenario import PATIENCE, Scenario, Wrong
 from soak.storm import neighbours
 
-SCENARIOS: tuple[type[Scenario], ...] = (*sync.SCENARIOS, *queues.SCENARIOS, *memory.SCENARIOS, *pools.SCENARIOS)
+SCENARIOS: tuple[type[Scenario], ...] = (
+    *sync.SCENARIOS,
+    *queues.SCENARIOS,
+    *broadcasts.SCENARIOS,
+    *memory.SCENARIOS,
+    *pools.SCENARIOS,
+)
 GROWTH = 24 << 20
 """Bytes by which this process and what it shares may grow from its third pass through all scenarios on."""
 

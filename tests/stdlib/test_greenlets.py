@@ -160,6 +160,21 @@ assert queue.get() == 0
 result(putter)
 assert queue.get() == 1
 """,
+    "a broadcast": """
+channel = ctx.Broadcast(maxsize=1)
+subscription = channel.subscribe()
+getters = [spawn(subscription.get), spawn(subscription.get, timeout=40)]
+sleep(0)
+for number in range(2):
+    channel.put(number)
+assert sorted(result(getter) for getter in getters) == [0, 1]
+channel.put(2)
+putter = spawn(channel.put, 3)
+sleep(0)
+assert subscription.get() == 2
+result(putter)
+assert subscription.get() == 3
+""",
     "join of a queue": """
 queue = ctx.JoinableQueue()
 queue.put(0)

@@ -1,4 +1,4 @@
-/* Wait cells: one for each thread that waits in a Condition, Barrier or RWLock, with a bell of its own.
+/* Wait cells: one for each thread that waits in a Condition, Barrier, RWLock or Broadcast, with a bell of its own.
  *
  * A cell's word is {state, slot of the waiter, block}: registering, being notified and giving up are one compare-and-swap
  * each, so notify() counts exactly the waiters that are there, and a dead waiter's cell is found by its slot. Waiters are
@@ -53,6 +53,17 @@ void mp_cell_leave(struct mp_family *f, uint32_t cell) {
         atomic_store(&f->seg->cells[cell].word, 0);
 }
 
+/* Where a thread waits that is served with all others of its place: this cell if nobody has rung for it yet, else another one.
+ * cell: -1 if it has none yet. -1 with errno. */
+int64_t mp_cell_again(struct mp_family *f, uint32_t index, int64_t cell, uint32_t place) {
+    if (cell >= 0) {
+        if (mp_cell_state(atomic_load(&f->seg->cells[cell].word)) == MP_CELL_WAITING)
+            return cell;
+        mp_cell_leave(f, (uint32_t)cell);
+    }
+    return mp_cell_enter(f, index, 0, place);
+}
+
 /* Gives up. false: the cell has been notified (or broken) meanwhile and is still the caller's. */
 bool mp_cell_cancel(struct mp_family *f, uint32_t cell) {
     struct mp_cell *c = &f->seg->cells[cell];
@@ -79,6 +90,14 @@ bool mp_cell_end(struct mp_family *f, uint32_t cell, uint32_t index, enum mp_cel
         return false;
     mp_bell_ring(f, mp_cell_bell(cell), 1);
     return true;
+}
+
+/* Rings for all of one place. */
+void mp_cells_release(struct mp_family *f, uint32_t index, uint32_t place) {
+    uint32_t high = mp_cell_high(f);
+    for (uint32_t i = 0; i < high; i++)
+        if (atomic_load(&f->seg->cells[i].index) == place)
+            mp_cell_end(f, i, index, MP_CELL_RELEASED);
 }
 
 /* Notifies the `count` live waiters that came first; all of them if count < 0. Returns how many. */

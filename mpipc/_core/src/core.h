@@ -6,6 +6,7 @@
 #include "blocks.h"
 #include "barrier.h"
 #include "bells.h"
+#include "broadcast.h"
 #include "carriers.h"
 #include "cells.h"
 #include "event.h"

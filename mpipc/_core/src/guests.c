@@ -70,7 +70,7 @@ static void share_all(struct mp_family *f) {
             continue;
         if (b->kind == MP_KIND_QUEUE)
             share_queue(f, b);
-        else if (b->kind == MP_KIND_SEGMENT)
+        else if (b->kind == MP_KIND_SEGMENT || b->kind == MP_KIND_BROADCAST)
             share_segment(f, b);
     }
 }

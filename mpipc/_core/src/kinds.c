@@ -2,6 +2,7 @@
 #include "kinds.h"
 
 #include "blocks.h"
+#include "broadcast.h"
 #include "cells.h"
 #include "lock.h"
 #include "memory.h"
@@ -33,6 +34,8 @@ static const struct mp_kind_row rows[] = {
                        .trim = mp_queue_trim,
                        .purpose = mp_queue_purpose},
     [MP_KIND_SEGMENT] = {.remove = remove_segment, .recover = mp_named_recover, .reclaim = mp_named_reclaim},
+    [MP_KIND_BROADCAST] = {.has_lock = true, .remove = mp_remove_segment},
+    [MP_KIND_SUBSCRIPTION] = {.take_down = mp_subscription_take_down},
     [MP_KIND_RWLOCK] = {.let_go = mp_rw_forget, .recover = mp_rw_recover, .give_back = mp_rw_give_back, .heal = mp_lock_heal},
     [MP_KIND_SPACE] = {.take_down = mp_space_take_down, .recover = mp_space_recover, .trim = mp_space_trim},
     [MP_KIND_MEMORY] = {.take_down = mp_memory_take_down},

@@ -35,7 +35,7 @@
 #endif
 #define MP_BANKS (MP_BLOCKS / MP_BANK)
 #define MP_RECORDS (1u << 16) /* (process, semaphore or RWLock) pairs in use */
-#define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier or RWLock */
+#define MP_CELLS (1u << 14)   /* threads waiting in a Condition, Barrier, RWLock or Broadcast */
 #define MP_WAITS (1u << 14)   /* threads asleep, of which it can be seen where; a power of two, as is the next one */
 #define MP_WAITS_LEAST 64u
 #define MP_CARRIERS (1u << 14) /* messages that hold blocks */
@@ -121,7 +121,9 @@ enum mp_kind {
     MP_KIND_DATA, /* 64 bytes of the owner class's own */
     MP_KIND_RWLOCK,
     MP_KIND_SPACE, /* owns segments, cut into pieces: the memory of the next kind. See memory.c */
-    MP_KIND_MEMORY /* a piece of the space, held by processes and by messages */
+    MP_KIND_MEMORY, /* a piece of the space, held by processes and by messages */
+    MP_KIND_BROADCAST, /* owns a shared memory segment */
+    MP_KIND_SUBSCRIPTION /* to a broadcast */
 };
 
 /* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags */
@@ -187,6 +189,11 @@ union mp_more {
         uint64_t flags; /* MP_QUEUE_; fixed when it is made */
         _Atomic uint64_t posted; /* chunk name:24 | sequence of its piece:40 << 24; 0: nothing is there. See spill.c */
     } queue;
+    struct {
+        uint64_t maxsize; /* messages, and bytes, that it keeps at most; fixed when it is made */
+        uint64_t maxbytes;
+        uint64_t flags; /* MP_BROADCAST_ */
+    } broadcast;
     struct {
         uint64_t unused[2];
         uint64_t owner; /* mp_owner_word() of the block that it belongs to */
@@ -284,7 +291,7 @@ struct mp_record {
     uint8_t pad[4];
 };
 
-/* ---- cells: threads that wait in a Condition, Barrier or RWLock ------------------------------------------------- */
+/* ---- cells: threads that wait in a Condition, Barrier, RWLock or Broadcast -------------------------------------- */
 
 enum mp_cell_state {
     MP_CELL_FREE,

@@ -106,22 +106,12 @@ struct mp_rw_count mp_rw_count(struct mp_family *f, uint32_t index) {
     return count;
 }
 
-/* Where a thread waits: this cell if nobody has rung for it yet, else another one. -1 with errno. */
+/* Where a thread waits. -1 with errno. */
 int64_t mp_rw_cell(struct mp_family *f, uint32_t index, int64_t cell, enum mp_rw_role role) {
-    if (cell >= 0) {
-        if (mp_cell_state(atomic_load(&f->seg->cells[cell].word)) == MP_CELL_WAITING)
-            return cell;
-        mp_cell_leave(f, (uint32_t)cell);
-    }
-    return mp_cell_enter(f, index, 0, role);
+    return mp_cell_again(f, index, cell, role);
 }
 
-static void wake(struct mp_family *f, uint32_t index, enum mp_rw_role role) {
-    uint32_t high = mp_cell_high(f);
-    for (uint32_t i = 0; i < high; i++)
-        if (atomic_load(&f->seg->cells[i].index) == role)
-            mp_cell_end(f, i, index, MP_CELL_RELEASED);
-}
+static void wake(struct mp_family *f, uint32_t index, enum mp_rw_role role) { mp_cells_release(f, index, role); }
 
 /* A reader has left, or one that might have been taken for one. The last of them rings. */
 static void wake_writer(struct mp_family *f, uint32_t index) {
