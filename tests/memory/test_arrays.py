@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from support.pickling import needs_dill
 
 import mpipc
 from mpipc import arrays
-from mpipc.queues import Full, JoinableQueue, PriorityQueue, Queue
+from mpipc.queues import Empty, Full, JoinableQueue, PriorityQueue, Queue
 from mpipc.sysv import LimitError
 
 np = pytest.importorskip("numpy")
@@ -651,6 +652,37 @@ def test_the_message_outlives_its_sender(ctx: Any) -> None:
     process.join()
     for number, part in (first, target.get(timeout=LONG), target.get(timeout=LONG)):
         assert part.tolist() == list(range(number, 5000))
+
+
+class Fills:
+    """Being pickled, it takes the last place in the queue, so that its own message has to wait."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def __reduce__(self) -> Any:
+        self.queue.put_nowait("filler")
+        return int, (0,)
+
+
+def test_a_sender_that_died_while_it_waited_for_room() -> None:
+    """Its message was written, and not sent. Whoever looks into the queue next finds that out."""
+    queue: Any = mpipc.Queue(1)
+    array = base()
+    pid = os.fork()
+    if pid == 0:
+        queue.put((array, Fills(queue)))
+        os._exit(1)
+    wait_until(lambda: queue.statistics().waiting_writers == 1)
+    assert arrays.holders(array).messages == 1
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_until(lambda: arrays.holders(array).processes == [os.getpid()])
+    assert queue.get() == "filler"
+    assert queue.empty()
+    with pytest.raises(Empty):
+        queue.get(timeout=0.01)
+    wait_until(lambda: arrays.holders(array).messages == 0)
 
 
 @pytest.mark.parametrize("killed", [False, True])

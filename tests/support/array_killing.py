@@ -4,7 +4,8 @@ A round: some processes are forked, which have what their parent has (the *inher
 until it is told to end, and some are killed before. Then
 
 * no array was wrong: each has its number in every element, from who has made it to who has it last;
-* nothing that nobody holds is there a second after the last of them has ended: what this process still has is all that is in use;
+* nothing that nobody holds is there a second after the last of them has ended, and the queues have been looked into (of what somebody
+  was sending when he died, whoever has the queue's lock next decides): what this process still has is all that is in use;
 * the memory of all rounds is that of the first few.
 
 Run with `python -m support.array_killing ROUNDS [SEED]` in the folder of the tests, or by test_arrays_killed.py.
@@ -211,6 +212,7 @@ def run(rounds: int, seed: int) -> None:
     for number in range(rounds):
         try:
             killed += one_round(queues, board, chance, own)
+            current().recover()
             way = chance.random()
             if way < 0.1:
                 for queue in queues:
