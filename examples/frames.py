@@ -2,17 +2,17 @@
 
     python examples/frames.py [--frames N] [--kill-worker N] [--list] [--backend ...] [--start-method ...]
 
-A camera makes frames; `invert`, `sharpen` and `measure` are a process each. On mpipc the frames lie in shared memory and travel
-by reference: a queue passes 8 MB on in microseconds, and each stage changes the frame where it lies. On multiprocessing the same
-program copies them three times through a pipe.
+A camera makes frames; `invert`, `sharpen` and `measure` are a process each. On mpipc the frames lie in shared memory
+and travel by reference: a queue passes 8 MB on in microseconds, and each stage changes the frame where it lies. On
+multiprocessing the same program copies them three times through a pipe.
 
-On stdout: one digest of all measurements (with --list a line for each frame), which depends on nothing but the number of frames: not
-on the backend, the start method, or on who was killed meanwhile. What it took goes to stderr.
+On stdout: one digest of all measurements (with --list a line for each frame), which depends on nothing but the number
+of frames: not on the backend, the start method, or on who was killed meanwhile. What it took goes to stderr.
 
---kill-worker N sends SIGKILL to a stage in the middle of its work, N times. A new process takes its place. The frame that it had is
-in nobody's hands then but the camera's, which mpipc.arrays.holders() tells: it is made again, and sent again. The memory that the dead
-had is the others' again, and nothing is left when the program ends. With multiprocessing, that is not possible: a process that is
-killed in get() leaves the queue locked.
+--kill-worker N sends SIGKILL to a stage in the middle of its work, N times. A new process takes its place. The frame
+that it had is in nobody's hands then but the camera's, which mpipc.arrays.holders() tells: it is made again, and sent
+again. The memory that the dead had is the others' again, and nothing is left when the program ends. With
+multiprocessing, that is not possible: a process that is killed in get() leaves the queue locked.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def run_stage(function: Callable[[Any], Any], source: Any, target: Any) -> None:
     """Takes from one queue, puts into the next, until None comes, which it passes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the camera, which ends the others
     if "mpipc.arrays" in sys.modules:
-        # By fork, one that takes another's place has the camera's frames, too: it is to hold what it receives, and no more.
+        # By fork, one that takes another's place has the camera's frames, too: it is to hold what it receives, and no
+        # more.
         sys.modules["mpipc.arrays"].drop_inherited()
     for number, frame in iter(source.get, None):
         target.put((number, function(frame)))
@@ -82,7 +83,7 @@ def run_stage(function: Callable[[Any], Any], source: Any, target: Any) -> None:
     target.put(None)
 
 
-# ---- the camera, and who looks after the stages ------------------------------------------------------------------------
+# ---- the camera, and who looks after the stages ----------------------------------------------------------------------
 
 
 class Pipeline:
@@ -102,7 +103,7 @@ class Pipeline:
 
     def replace_the_dead(self) -> None:
         for stage, process in enumerate(self.processes):
-            if process.exitcode is not None:
+            if process.exitcode not in (None, 0):
                 self.processes[stage] = self._start(stage)
 
     def end(self) -> None:

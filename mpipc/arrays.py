@@ -5,13 +5,14 @@
     frame = arrays.empty((1080, 1920, 3), "uint8")
     queue.put(frame)                # no copy: the receiver has the same memory, and sees what is written
 
-They are ordinary `numpy.ndarray`s. An array, or any view of one (a slice, transposed, reversed), is sent as the name of its memory through
-every queue of mpipc, as an argument and a result of a pool's or an executor's tasks, and as an argument of a process that is started.
-What lies in other memory is copied, as ever; so is everything that goes through a pipe or a manager.
+They are ordinary `numpy.ndarray`s. An array, or any view of one (a slice, transposed, reversed), is sent as the name of
+its memory through every queue of mpipc, as an argument and a result of a pool's or an executor's tasks, and as an
+argument of a process that is started. What lies in other memory is copied, as ever; so is everything that goes through
+a pipe or a manager.
 
-Memory has *holders*: the processes that have a view of it, and the messages on their way that refer to it. It is used for something
-else when the last of them is gone, also if that is killed. numpy is needed for arrays only; `buffer()` works without it.
-docs/arrays.md says more, with a drawing.
+Memory has *holders*: the processes that have a view of it, and the messages on their way that refer to it. It is used
+for something else when the last of them is gone, also if that is killed. numpy is needed for arrays only; `buffer()`
+works without it. docs/arrays.md says more, with a drawing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from mpipc._memory.memory import Memory
 from mpipc._memory.references import register, register_views
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = [
@@ -100,9 +100,9 @@ def zeros(shape: int | tuple[int, ...], dtype: DTypeLike = "float64") -> NDArray
     return _new(shape, dtype, True)
 
 
-def _new(shape: int | tuple[int, ...], dtype: DTypeLike, zero: bool) -> NDArray[Any]:
+def _new(shape: int | tuple[int, ...], of: DTypeLike, zero: bool) -> NDArray[Any]:
     numpy = _numpy()
-    dtype = numpy.dtype(dtype)
+    dtype = numpy.dtype(of)
     if dtype.hasobject:
         raise TypeError(f"an array of {dtype} has pointers to objects of one process: it cannot be shared")
     lengths = _lengths(shape)
@@ -122,8 +122,9 @@ def _lengths(shape: int | tuple[int, ...]) -> tuple[int, ...]:
         return tuple(map(index, shape))  # type: ignore[arg-type]
 
 
-def array(obj: ArrayLike, dtype: DTypeLike = None) -> NDArray[Any]:
-    """A copy of an array, or of what numpy.asarray() makes one of, in shared memory; in C order, or in Fortran order if it has that."""
+def array(obj: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """A copy of an array, or of what numpy.asarray() makes one of, in shared memory; in C order, or in Fortran order if
+    it has that."""
     numpy = _numpy()
     source = numpy.asarray(obj, dtype)
     order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
@@ -160,15 +161,16 @@ def usage() -> Usage:
 
 
 def trim(idle: float = 0.0) -> int:
-    """Returns the pages of memory that nobody holds, and nobody has for `idle` seconds, to the system: how many bytes. It happens by itself
-    after some seconds."""
+    """Returns the pages of memory that nobody holds, and nobody has for `idle` seconds, to the system: how many bytes.
+    It happens by itself after some seconds."""
     return _memory.trim(idle)
 
 
 def drop_inherited() -> int:
-    """In a child that was forked: it is no holder any more of what it has from its parent, for none of which it has a use. How many bytes.
+    """In a child that was forked: it is no holder any more of what it has from its parent, for none of which it has a
+    use. How many bytes.
 
-    An array that refers to it must not be read any more: another one may stand there. For an initializer of a pool whose tasks read no
-    array that was there before the pool: `Pool(initializer=arrays.drop_inherited)`.
+    An array that refers to it must not be read any more: another one may stand there. For an initializer of a pool
+    whose tasks read no array that was there before the pool: `Pool(initializer=arrays.drop_inherited)`.
     """
     return _memory.drop_inherited()

@@ -140,9 +140,7 @@ class BaseContext(_base.BaseContext):
             copy=copy,
         )
 
-    def JoinableQueue(
-        self, maxsize: int = 0, *, pickler: Any = None, copy: bool = True
-    ) -> queues.JoinableQueue[Any]:
+    def JoinableQueue(self, maxsize: int = 0, *, pickler: Any = None, copy: bool = True) -> queues.JoinableQueue[Any]:
         """Return a queue with task_done() and join(). `pickler`, `copy`: see Queue()."""
         from mpipc.queues import JoinableQueue
 

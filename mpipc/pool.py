@@ -163,7 +163,9 @@ class Pool(Parts, Broadcasts, _base.Pool):
                 result_reducers=result_reducers,
                 memory_limit=checked_bytes("memory_limit", memory_limit),
                 max_memory=checked_bytes("max_memory_per_child", max_memory_per_child),
-                **checked_setting(self._ctx, worker_init, worker_exit, nice, cpu_affinity, end_with_parent, shared, copy, inherit),
+                **checked_setting(
+                    self._ctx, worker_init, worker_exit, nice, cpu_affinity, end_with_parent, shared, copy, inherit
+                ),
             ),
         )
         self._pool = self._engine.processes

@@ -45,7 +45,8 @@ import os
 import pickle
 
 from mpipc._core import current
-from mpipc._stdlib.picklers import by_reference as reducers  # class -> how an object is reduced: see references.py
+# class -> how an object is reduced that may lie in memory: see references.py
+from mpipc._stdlib.picklers import by_reference as reducers  # no-cython-lint
 
 cdef extern from * nogil:
     """

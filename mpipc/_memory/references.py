@@ -1,8 +1,10 @@
-"""How arrays of numpy, and memoryviews, that lie in memory of the family are sent: as a name of that, a shape, and strides.
+"""How arrays of numpy, and memoryviews, that lie in memory of the family are sent: as a name of that, a shape, and
+strides.
 
-pickle protocol 5 hands out only what is contiguous, and only of an ndarray itself; so reducers of our own, for all that is of these
-classes. What does not lie in such memory is reduced as ever. They act where objects are pickled for a queue or a pool, and where a
-process is started by mpipc; a pipe or a manager has no message that could hold memory: there the array is copied.
+pickle protocol 5 hands out only what is contiguous, and only of an ndarray itself; so reducers of our own, for all that
+is of these classes. What does not lie in such memory is reduced as ever. They act where objects are pickled for a queue
+or a pool, and where a process is started by mpipc; a pipe or a manager has no message that could hold memory: there the
+array is copied.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ _numpy: Any = None
 
 
 def register(numpy: Any) -> None:
-    """Arrays of numpy that lie in shared memory travel by reference from now on. Every process that has received one has called
-    this."""
+    """Arrays of numpy that lie in shared memory travel by reference from now on. Every process that has received one
+    has called this."""
     global _numpy
     if _numpy is None:
         _numpy = numpy
@@ -102,7 +104,7 @@ def rebuild_view(
     register_views()
     whole = memoryview(buffer)
     if stride == 1:
-        view = whole[first : first + nbytes].cast(format, shape) if nbytes else whole[:0]
+        view = whole[first : first + nbytes].cast(format, shape) if nbytes else whole[:0]  # type: ignore[call-overload]
     else:
         stop = first + stride * shape[0]
         view = whole[first : stop if stop >= 0 else None : stride]

@@ -98,7 +98,8 @@ class _ByReference(UserDict):  # type: ignore[type-arg]
 
 
 def dumps_by_known(name: str, obj: Any) -> tuple[bytes, list[Any]]:
-    """The object pickled by a named module, and the buffers (of numpy's arrays, say) apart from that. Raises what that raises."""
+    """The object pickled by a named module, and the buffers (of numpy's arrays, say) apart from that. Raises what that
+    raises."""
     from io import BytesIO
 
     def dump(**options: Any) -> tuple[bytes, list[Any]]:

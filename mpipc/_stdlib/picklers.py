@@ -28,7 +28,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Module", "by_reference", "current", "dumps", "loads", "set_for_queues", "set_reducer", "tell", "with_reducer"]
+__all__ = [
+    "Module",
+    "by_reference",
+    "current",
+    "dumps",
+    "loads",
+    "set_for_queues",
+    "set_reducer",
+    "tell",
+    "with_reducer",
+]
 
 _reduction: Any = _standard_reduction
 _for_queues: Any = None
@@ -145,4 +155,5 @@ def with_reducer(function: Any, module: ModuleType) -> Any:
 
 
 _reduction.__class__ = _Reduction
-set_reducer(_context.reduction)  # type: ignore[attr-defined]  # which a program may have set before it has imported mpipc
+# which a program may have set before it has imported mpipc
+set_reducer(_context.reduction)  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
-"""What another program of the same user has written into a message that refers to memory, or into what says who holds it: an
-error or an object, never a crash, and the queue works afterwards."""
+"""What another program of the same user has written into a message that refers to memory, or into what says who holds
+it: an error or an object, never a crash, and the queue works afterwards."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ SPOILT = {
 @pytest.mark.parametrize("name", SPOILT)
 def test_spoilt_heads(name: str) -> None:
     at, kind, value = SPOILT[name]
-    source = HEAD + f"""
+    source = (
+        HEAD
+        + f"""
 queue, array, found = message()
 struct.pack_into({kind!r}, found, {at}, {value})
 try:
@@ -101,6 +103,7 @@ assert queue.empty()
 queue, more, _ = message()
 assert not queue.get(timeout=30).any()
 """
+    )
     print(run_script(source).stdout)
 
 
