@@ -49,7 +49,7 @@ class Holders(NamedTuple):
     """Who has some memory."""
 
     processes: list[int]
-    """Their pids, in order."""
+    """Their pids, in order. 0 is a child that is being started."""
     messages: int
     """How many messages in queues, or in the hands of who is just receiving them."""
     inherited: bool

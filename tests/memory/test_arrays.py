@@ -376,7 +376,7 @@ def test_arguments_of_a_process(ctx: Any) -> None:
     assert array[0] == 11
     assert other[1].tolist() == [22, 0] * 5
     assert (bytes(memory)[0], bytes(memory)[50]) == (44, 33)
-    assert arrays.holders(array).processes == [os.getpid()]
+    wait_until(lambda: arrays.holders(array).processes == [os.getpid()])
 
 
 def _answer(end: Any) -> None:

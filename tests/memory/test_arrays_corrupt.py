@@ -22,6 +22,7 @@ faulthandler.enable()
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+libc.shmdt.argtypes = [ctypes.c_void_p]
 LENGTH = 12345                     # of the arrays: what it is found by
 family = current()
 
@@ -47,6 +48,10 @@ def head(array):
 def size_of(id):
     from mpipc.sysv import IPC_STAT, shmctl
     return shmctl(id, IPC_STAT).shm_segsz
+
+def let_go():
+    while attached:
+        libc.shmdt(ctypes.addressof(attached.popitem()[1]))
 
 def message():
     queue = mpipc.Queue()
@@ -129,7 +134,8 @@ while time.monotonic() < deadline:
             arrived.tobytes()
     except ALLOWED:
         errors += 1
-    arrived = None
+    arrived = found = None
+    let_go()
     other = mpipc.Queue()
     array[...] = rounds % 256
     other.put(array)
