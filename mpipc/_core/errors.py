@@ -31,8 +31,8 @@ _OWN = {
         " shareProcessNamespace)"
     ),
     errno.EBADMSG: (
-        "what was found there is not what a process of this program has written: another program of the same user writes"
-        " to its shared memory?"
+        "what was found there is not what a process of this program has written: another program of the same user"
+        " writes to its shared memory?"
     ),
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
