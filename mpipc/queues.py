@@ -322,7 +322,7 @@ class Queue(QueueParts, _Base, Generic[T]):
 
     `maxsize` limits the number of objects; 0 or less means no limit. With `raise_on_pickle_error`, put() raises what
     pickling an object raises, instead of telling `_on_queue_feeder_error()`. `pickler` ("cloudpickle", "dill", or as of
-    mpipc.Pool; by default that of the context) pickles what is put, in all processes; a getter need not know it. Without
+    mpipc.Pool; by default that of the context) pickles what is put, in all processes; who gets it need not. Without
     `copy`, arrays (of numpy, and what else has large buffers) arrive as read-only views of what put() has copied.
     """
 
