@@ -49,7 +49,7 @@ class Holders(NamedTuple):
     """Who has some memory."""
 
     processes: list[int]
-    """Their pids, in order."""
+    """Their pids, in order. 0 is a child that is being started."""
     messages: int
     """How many messages in queues, or in the hands of who is just receiving them."""
     inherited: bool
@@ -100,18 +100,18 @@ def zeros(shape: int | tuple[int, ...], dtype: DTypeLike = "float64") -> NDArray
     return _new(shape, dtype, True)
 
 
-def _new(shape: int | tuple[int, ...], dtype: DTypeLike, zero: bool) -> NDArray[Any]:
+def _new(shape: int | tuple[int, ...], of: DTypeLike, zero: bool) -> NDArray[Any]:
     numpy = _numpy()
-    kind = numpy.dtype(dtype)
-    if kind.hasobject:
-        raise TypeError(f"an array of {kind} has pointers to objects of one process: it cannot be shared")
+    dtype = numpy.dtype(of)
+    if dtype.hasobject:
+        raise TypeError(f"an array of {dtype} has pointers to objects of one process: it cannot be shared")
     lengths = _lengths(shape)
-    nbytes = prod(lengths) * kind.itemsize
+    nbytes = prod(lengths) * dtype.itemsize
     if min(lengths, default=0) < 0:
         raise ValueError(f"negative dimensions are not allowed: {lengths}")
     if nbytes > sys.maxsize:
         raise ValueError(f"an array of {nbytes} bytes is larger than any address space")
-    return numpy.ndarray(lengths, kind, _memory.buffer(nbytes, zero))  # type: ignore[no-any-return]
+    return numpy.ndarray(lengths, dtype, _memory.buffer(nbytes, zero))  # type: ignore[no-any-return]
 
 
 def _lengths(shape: int | tuple[int, ...]) -> tuple[int, ...]:

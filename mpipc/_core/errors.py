@@ -30,6 +30,10 @@ _OWN = {
         " another pid namespace than those that it wants to share with: run them in one (one container, or a pod with"
         " shareProcessNamespace)"
     ),
+    errno.EBADMSG: (
+        "what was found there is not what a process of this program has written: another program of the same user"
+        " writes to its shared memory?"
+    ),
     errno.ESTALE: "it is gone: the process that shared it ended before this one could take it over",
     errno.EXFULL: (
         "a table of the family is full: it has room for 262144 objects (a queue for 1024 segments of shared memory, all"

@@ -155,4 +155,5 @@ def with_reducer(function: Any, module: ModuleType) -> Any:
 
 
 _reduction.__class__ = _Reduction
-set_reducer(_context.reduction)  # type: ignore[attr-defined]  # which a program may have set before it has imported mpipc
+# which a program may have set before it has imported mpipc
+set_reducer(_context.reduction)  # type: ignore[attr-defined]

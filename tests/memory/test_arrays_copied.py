@@ -1,4 +1,5 @@
-"""copy=False: ordinary arrays arrive as read-only views of what the sender has copied; and what pools do with arrays."""
+"""copy=False: ordinary arrays arrive as read-only views of what the sender has copied; and what pools do with
+arrays."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def is_view(array: Any) -> bool:
     return not array.flags.writeable and arrays.is_shared(array)
 
 
-# ---- queues ------------------------------------------------------------------------------------------------------------
+# ---- queues ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -171,9 +172,12 @@ def test_read_only_arrays_arrive_as_ever() -> None:
         array = np.arange(length)
         queue.put(array)
         assert queue.get().flags.writeable
+        array.flags.writeable = False
+        queue.put(array)
+        assert not queue.get().flags.writeable
 
 
-# ---- pools -------------------------------------------------------------------------------------------------------------
+# ---- pools -----------------------------------------------------------------------------------------------------------
 
 
 def test_arguments_and_results_of_a_pool(ctx: Any) -> None:
@@ -270,7 +274,7 @@ def test_inherited_arrays_of_workers() -> None:
             assert pool.apply(sums, (array,)) == 0
 
 
-# ---- other packages ----------------------------------------------------------------------------------------------------
+# ---- other packages --------------------------------------------------------------------------------------------------
 
 
 def there_and_back(obj: Any, **options: Any) -> Any:

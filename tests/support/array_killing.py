@@ -1,10 +1,13 @@
-"""Processes that send, receive, keep, view and inherit arrays in shared memory, killed at random moments; checksums in all of them.
+"""Processes that send, receive, keep, view and inherit arrays in shared memory, killed at random moments; checksums in
+all of them.
 
-A round: some processes are forked, which have what their parent has (the *inheritors*); each of them does one thing over and over,
-until it is told to end, and some are killed before. Then
+A round: some processes are forked, which have what their parent has (the *inheritors*); each of them does one thing
+over and over, until it is told to end, and some are killed before. Then
 
 * no array was wrong: each has its number in every element, from who has made it to who has it last;
-* nothing that nobody holds is there a second after the last of them has ended: what this process still has is all that is in use;
+* nothing that nobody holds is there a second after the last of them has ended, and the queues have been looked into (of
+  what somebody was sending when he died, whoever has the queue's lock next decides): what this process still has is all
+  that is in use;
 * the memory of all rounds is that of the first few.
 
 Run with `python -m support.array_killing ROUNDS [SEED]` in the folder of the tests, or by test_arrays_killed.py.
@@ -12,6 +15,7 @@ Run with `python -m support.array_killing ROUNDS [SEED]` in the folder of the te
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -115,10 +119,8 @@ def receive(queues: list[Any], board: Board, chance: random.Random, had: list[tu
         if chance.random() < 0.3:
             kept.append(item)
         if chance.random() < 0.1:
-            try:
+            with contextlib.suppress(Full):
                 chance.choice(queues).put(item, timeout=0.002)
-            except Full:
-                pass
         while kept and (len(kept) > 5 or chance.random() < 0.2):
             board.check(kept.pop(chance.randrange(len(kept))), "kept")
 
@@ -211,6 +213,7 @@ def run(rounds: int, seed: int) -> None:
     for number in range(rounds):
         try:
             killed += one_round(queues, board, chance, own)
+            current().recover()
             way = chance.random()
             if way < 0.1:
                 for queue in queues:
