@@ -783,7 +783,7 @@ def test_trim_returns_what_nobody_holds() -> None:
 
 
 def test_a_full_table_is_an_error_of_put() -> None:
-    """Messages in flight that refer to memory: 32768 of a program. None is lost without a word."""
+    """Messages in flight that refer to memory: 16384 of a program. None is lost without a word."""
     result = run_script(
         """
         import mpipc
@@ -791,13 +791,13 @@ def test_a_full_table_is_an_error_of_put() -> None:
 
         queue = mpipc.Queue()
         array = arrays.zeros(10, "int64")
-        sent = queue.put_many([array] * 32768)
-        assert sent == 32768 == arrays.holders(array).messages
+        sent = queue.put_many([array] * 16384)
+        assert sent == 16384 == arrays.holders(array).messages
         for call in (lambda: queue.put(array), lambda: queue.put_many([array])):
             try:
                 call()
             except OSError as error:
-                assert "32768 messages" in str(error), error
+                assert "16384 messages" in str(error), error
             else:
                 raise AssertionError
         queue.put("other messages")

@@ -1085,6 +1085,8 @@ static const struct scenario scenarios[] = {
      check_memories_taken},
     {"memory-not-sent", setup_queue_and_space, have_two, op_not_send_memories, NULL, NULL, check_memories_not_sent},
     {"memory-recover-sender", setup_dead_sender_of_memories, NULL, op_mp_recover, NULL, NULL, check_only_the_sent_one},
+    {"memory-mend", setup_dead_sender_of_memories, NULL, op_mp_recover, NULL, NULL, check_mended},
+    {"memory-mend-later", setup_dead_sender_and_owner_of_lock, NULL, op_mp_recover, NULL, NULL, check_mended_later},
     {"memory-recover-receiver", setup_dead_receiver_of_memories, NULL, op_mp_recover, NULL, NULL, check_memories_not_sent},
     {"memory-shutdown-drop", setup_message_with_two, NULL, op_shutdown_at_once, NULL, NULL, check_memories_dropped},
     {"memory-drop-queue", setup_space, have_queue_with_memories, op_drop, NULL, NULL, check_no_queue_and_no_memory},

@@ -159,6 +159,38 @@ static bool is_message(struct mp_queue_view *v, uint64_t name) {
     return mp_piece_sequence_of(word) == mp_name_sequence(name) && (mp_piece_is_message(state) || state == MP_PIECE_RECEIVED);
 }
 
+static struct mp_queue_view view_of(struct mp_family *f, uint32_t index) { /* as in mp_queue_recover() */
+    struct mp_block *b = mp_block_at(f, index);
+    struct mp_queue_view v = {.f = f, .b = b, .q = mp_queue_of(b), .index = index, .segments = f->stretches};
+    v.flags = (uint32_t)b->more.queue.flags;
+    return v;
+}
+
+/* The block of a queue with a message that a dead sender may have sent, or not, and that holds something; -1: there is none from the
+ * carrier `from` on. */
+int64_t mp_carriers_orphan(struct mp_family *f, uint32_t *from) {
+    for (uint32_t high = carrier_high(f); *from < high; ++*from) {
+        struct mp_carrier *c = &f->seg->carriers[*from];
+        uint64_t queue = atomic_load(&c->queue), name = atomic_load(&c->piece);
+        uint32_t index = (uint32_t)queue & (MP_BLOCKS - 1);
+        struct mp_block *b = mp_block_at(f, index);
+        struct mp_piece_place place;
+        if (mp_carrier_state_of(atomic_load(&c->word)) != MP_CARRIER_SENT || mp_owner_word(f, index) != queue ||
+            b->kind != MP_KIND_QUEUE || !mp_block_is_live(atomic_load(&b->word)))
+            continue;
+        struct mp_queue_view v = view_of(f, index);
+        uint64_t orphan = mp_piece_word_of(MP_PIECE_ORPHAN, -1, mp_name_sequence(name));
+        bool found = mp_piece_find(&v, mp_name_segment(name), mp_name_number(name), &place) == MP_OK &&
+                     atomic_load(place.word) == orphan;
+        mp_arena_close(&v);
+        if (found) {
+            ++*from;
+            return index;
+        }
+    }
+    return -1;
+}
+
 /* All carriers of a queue, from `first` on. */
 static void judge_queue(struct mp_family *f, uint32_t first, uint32_t high, struct judged *j) {
     uint64_t queue = atomic_load(&f->seg->carriers[first].queue);
@@ -166,8 +198,7 @@ static void judge_queue(struct mp_family *f, uint32_t first, uint32_t high, stru
     struct mp_block *b = mp_block_at(f, index);
     bool is_there = mp_owner_word(f, index) == queue && b->kind == MP_KIND_QUEUE && mp_block_is_live(atomic_load(&b->word)) &&
                     atomic_load(&mp_queue_of(b)->arena) != 0;
-    struct mp_queue_view v = {.f = f, .b = b, .q = mp_queue_of(b), .index = index, .segments = f->stretches};
-    v.flags = (uint32_t)b->more.queue.flags; /* as in mp_queue_recover() */
+    struct mp_queue_view v = view_of(f, index);
     for (uint32_t i = first; i < high; i++) {
         struct mp_carrier *c = &f->seg->carriers[i];
         uint64_t word = atomic_load(&c->word);

@@ -21,6 +21,7 @@ void mp_carrier_send(struct mp_queue_view *v, uint32_t carrier, struct mp_piece 
 void mp_carrier_end(struct mp_family *f, uint32_t carrier, const struct mp_references *references, uint32_t count);
 struct mp_references *mp_message_references(const unsigned char *data, uint64_t size, uint32_t *count);
 void mp_message_end(struct mp_queue_view *v, const struct mp_piece *piece);
+int64_t mp_carriers_orphan(struct mp_family *f, uint32_t *from);
 int mp_carriers_recover(struct mp_family *f, const uint64_t *dead);
 bool mp_carriers_in_use(struct mp_family *f);
 

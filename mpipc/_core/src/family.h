@@ -44,6 +44,7 @@ struct mp_family {
     int refused_error; /* when this process, as that user, was last told that it has no access; MP_OK: it was not. See access.c */
     uint32_t refused_uid;
     int64_t refused_ns;
+    bool again; /* the last recovery has left something to be looked at soon */
     bool outsider; /* attached without being a member or the reaper: the sweep */
     mp_tick_function *tick; /* NULL: of the reaper, and of the sweep, which wait for nobody */
     _Atomic int64_t looked; /* when this process last looked after the family, CLOCK_MONOTONIC_COARSE ns */

@@ -128,6 +128,7 @@ enum mp_kind {
 
 /* The lock word, at the start of the payload of every kind that has a lock: owner slot + 1 : 16 | flags */
 #define MP_LOCK_OWNER 0xffffull
+#define MP_LOCK_RECOVERY 0xffffull /* as the owner: recovery, which is no slot; at most one lock in a family */
 #define MP_LOCK_CONTENDED (1ull << 16) /* somebody may be parked at the bell: ring it on release */
 #define MP_LOCK_DIED (1ull << 17) /* the previous owner died holding it; cleared by the next release */
 #define MP_LOCK_LOOK (1ull << 18) /* of a queue: its owner has to look before the release, see queue.c */
@@ -358,6 +359,7 @@ struct mp_header {
     _Atomic uint32_t undo; /* MP_UNDO_: does SEM_UNDO work here? See liveness.c */
     _Atomic uint32_t guest; /* user id + 1 that has the founder's rights on everything, 0: there is none. See access.c */
     _Atomic uint32_t access_wanted; /* somebody waits for them */
+    _Atomic uint32_t mending; /* block + 1 of the queue whose lock recovery has, or is about to take; 0: none. See queue.c */
     _Atomic uint64_t space; /* block + 1 | serial << 32 of the memory that is held by processes and messages; 0: none so far */
 
     /* Written by whoever takes something: in a line that nobody else has to read. */

@@ -412,6 +412,46 @@ void mp_queue_recover(struct mp_family *f, uint32_t index, const uint64_t *dead)
     mp_arena_close(&v);
 }
 
+/* Recovery takes the queue's lock itself, where a dead sender has left a piece of which only the lock's owner can tell whether it is a
+ * message, and nobody may come by for long: what that holds would stay.
+ *
+ *   1. `mending` names the queue.
+ *   2. CAS of the lock's word from no owner to MP_LOCK_RECOVERY. MP_BUSY: a living process has it.   Dead: the next recovery finds it
+ *   3. The repair, as by any owner that finds a dead one's lock.                                      by `mending`, and makes the lock
+ *   4. The word to no owner, and a ring for who is parked; `mending` to 0.                            one whose owner died. */
+int mp_queue_mend(struct mp_family *f, uint32_t index) {
+    struct mp_block *b = mp_block_at(f, index);
+    struct mp_queue_view v;
+    atomic_store(&f->h->mending, index + 1);
+    uint64_t word = atomic_load(&b->lock.word);
+    do {
+        if (word & MP_LOCK_OWNER) {
+            atomic_store(&f->h->mending, 0);
+            return MP_BUSY;
+        }
+    } while (!atomic_compare_exchange_weak(&b->lock.word, &word, word | MP_LOCK_RECOVERY));
+    open_for_recovery(&v, f, index);
+    atomic_fetch_or(&v.q->token, MP_DOUBTS);
+    int error = repair(&v);
+    word = atomic_load(&b->lock.word);
+    while (!atomic_compare_exchange_weak(&b->lock.word, &word, 0))
+        ;
+    if (word & MP_LOCK_CONTENDED)
+        mp_bell_ring(f, index, 1);
+    mp_queue_ensure_token(&v); /* who has left word that something was posted is owed one */
+    mp_arena_close(&v);
+    atomic_store(&f->h->mending, 0);
+    return error == MP_CORRUPT ? MP_OK : error;
+}
+
+/* At the start of a recovery: an earlier one has died in that. */
+void mp_queue_end_mending(struct mp_family *f) {
+    uint32_t index = atomic_load(&f->h->mending) - 1;
+    if (index < MP_BLOCKS && mp_block_at(f, index)->kind == MP_KIND_QUEUE)
+        mp_lock_recover(f, index, (int)MP_LOCK_RECOVERY - 1);
+    atomic_store(&f->h->mending, 0);
+}
+
 /* The reaper, under the recovery lock. */
 void mp_queue_trim(struct mp_family *f, uint32_t index, int64_t idle_ns) {
     struct mp_queue_view v;

@@ -20,6 +20,8 @@
 
 int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_t flags);
 int mp_queue_open(struct mp_queue_view *v, struct mp_family *f, uint32_t index);
+int mp_queue_mend(struct mp_family *f, uint32_t index);
+void mp_queue_end_mending(struct mp_family *f);
 void mp_queue_close(struct mp_queue_view *v);
 int mp_queue_try_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level);
 int mp_queue_send(struct mp_queue_view *v, struct mp_message *m, uint32_t length, uint32_t level, int64_t deadline_ns);

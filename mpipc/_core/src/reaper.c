@@ -113,7 +113,7 @@ int mp_reaper_main(int shmid, uint64_t nonce, mp_listen_function *listen) {
             mp_trim(&f, 5 * MP_TICK_NS);
             trimmed_ns = mp_now_ns();
         }
-        bool pending = mp_family_pending(&f) || recovered < 0;
+        bool pending = mp_family_pending(&f) || recovered < 0 || f.again;
         if (!pending && !mp_family_populated(&f)) {
             atomic_store(&f.h->state, MP_CLOSING);
             if (!mp_family_populated(&f) && mp_family_destroy(&f))

@@ -15,6 +15,7 @@
 #include "liveness.h"
 #include "lock.h"
 #include "processes.h"
+#include "queue.h"
 #include "records.h"
 #include "sets.h"
 #include "slots.h"
@@ -218,7 +219,23 @@ static void heal(struct mp_family *f) {
         mp_cell_heal(f, i);
 }
 
-static void clear_dead(struct mp_family *f, const struct dead *dead) {
+/* What messages hold that are over. Returns whether there is something to be looked at again soon: a living process has the lock of a
+ * queue that is to be mended. */
+static bool end_carriers(struct mp_family *f, const struct dead *dead) {
+    bool busy = false, mended = false;
+    uint32_t from = 0;
+    mp_carriers_recover(f, dead->bits);
+    for (int64_t queue; (queue = mp_carriers_orphan(f, &from)) >= 0;) {
+        int outcome = mp_queue_mend(f, (uint32_t)queue);
+        busy |= outcome == MP_BUSY;
+        mended |= outcome == MP_OK;
+    }
+    if (mended)
+        mp_carriers_recover(f, dead->bits);
+    return busy;
+}
+
+static bool clear_dead(struct mp_family *f, const struct dead *dead) {
     uint32_t high = mp_chunk_high(f);
     for (uint32_t i = 0; i < high; i++)
         mp_chunk_recover(f, i, dead->bits);
@@ -240,7 +257,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
     high = mp_block_high(f);
     for (uint32_t i = 0; i < high; i++)
         recover_block(f, i, dead);
-    mp_carriers_recover(f, dead->bits); /* after what the dead had received is free */
+    bool again = end_carriers(f, dead); /* after what the dead had received is free */
     heal(f);
     high = mp_slot_high(f);
     for (uint32_t i = 0; i < high; i++)
@@ -254,6 +271,7 @@ static void clear_dead(struct mp_family *f, const struct dead *dead) {
             atomic_store(&s->word, mp_slot_word(MP_SLOT_FREE, mp_slot_generation(atomic_load(&s->word)), 0));
             atomic_fetch_add(&f->h->deaths_seen, 1);
         }
+    return again;
 }
 
 /* Returns the number of slots that were cleared; -1: somebody else is recovering, or has to, because this process cannot see all that
@@ -263,15 +281,16 @@ int mp_recover(struct mp_family *f) {
     if (!mp_recovery_lock(f))
         return -1;
     mp_undo_for_the_dead(f);
+    mp_queue_end_mending(f);
     find_dead(f, &dead);
     if (dead.count != 0)
         mp_tied_end(f, dead.bits);
     if (dead.count != 0 && mp_banks_known(f) != MP_OK)
         dead.count = -1;
     else if (dead.count != 0)
-        clear_dead(f, &dead);
+        f->again = clear_dead(f, &dead);
     else
-        mp_carriers_recover(f, dead.bits);
+        f->again = mp_carriers_in_use(f) && mp_banks_known(f) == MP_OK && end_carriers(f, &dead);
     mp_recovery_unlock(f);
     return dead.count;
 }
