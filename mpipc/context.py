@@ -25,6 +25,7 @@ from multiprocessing.context import get_spawning_popen as get_spawning_popen
 from multiprocessing.context import set_spawning_popen as set_spawning_popen
 from types import MethodType
 
+from mpipc._memory import awaiting_torch
 from mpipc._stdlib import private, start_method
 from mpipc._stdlib.start_method import INHERITED_METHOD
 
@@ -407,6 +408,7 @@ class _FamilyProcess(process.BaseProcess):
             sys.modules["mpipc._core"].arrived()
         if "mpipc.log" in sys.modules:
             sys.modules["mpipc.log"].arrived()
+        awaiting_torch.act("started")
         try:
             return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
         finally:
