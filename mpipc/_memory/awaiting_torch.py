@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
-__all__ = ["act", "is_enabled", "look", "set_enabled", "stop"]
+__all__ = ["act", "is_acting", "is_enabled", "look", "set_enabled", "stop"]
 
 LAST = "torch.multiprocessing"
 """The submodule of torch that registers its reducers, when storages and tensors are there."""
@@ -34,14 +34,12 @@ def set_enabled(enabled: bool) -> None:
 
 
 def look() -> bool:
-    """If torch is there, its storages are sent as references from now on. Whether it is there."""
-    module = sys.modules.get(LAST)
-    if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
+    """If torch is there, its storages are sent as references from now on. Whether they are."""
+    if LAST not in sys.modules:
         return False
     from mpipc._memory import storages
 
-    storages.hook()
-    return True
+    return storages.hook()
 
 
 def act(reason: str) -> None:

@@ -63,7 +63,10 @@ _move: Any = None
 
 
 def hook() -> bool:
-    """Storages are sent as references from now on, if torch is there and has what it takes. Whether they are."""
+    """Storages are sent as references from now on, if torch is there and has what it takes. Whether they are.
+
+    While torch is just being imported it has not registered its reducers yet, and nothing is sent: who sends first asks again.
+    """
     global _torch, _reductions, _reduce_by_torch
     if _torch is None:
         torch: Any = sys.modules.get("torch")
