@@ -25,7 +25,6 @@ from multiprocessing.context import get_spawning_popen as get_spawning_popen
 from multiprocessing.context import set_spawning_popen as set_spawning_popen
 from types import MethodType
 
-from mpipc._memory import awaiting_torch
 from mpipc._stdlib import private, start_method
 from mpipc._stdlib.start_method import INHERITED_METHOD
 
@@ -408,6 +407,8 @@ class _FamilyProcess(process.BaseProcess):
             sys.modules["mpipc._core"].arrived()
         if "mpipc.log" in sys.modules:
             sys.modules["mpipc.log"].arrived()
+        from mpipc._memory import awaiting_torch
+
         awaiting_torch.act("started")
         try:
             return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
@@ -449,6 +450,8 @@ class ForkProcess(_FamilyProcess, _base.ForkProcess):
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:
+        import mpipc._memory.awaiting_torch  # noqa: F401  (each child would load it)
+
         family = sys.modules.get("mpipc._core")
         if family is None:
             return _base.ForkProcess._Popen(process_obj)

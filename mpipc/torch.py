@@ -15,7 +15,7 @@ This module has what is needed to look, and to leave torch alone. docs/torch.md 
 
 from __future__ import annotations
 
-from mpipc._memory import awaiting_torch
+from mpipc._memory import awaiting_torch, torch_switch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,17 +27,17 @@ __all__ = ["can_move", "disable", "enable", "is_enabled", "is_ours"]
 def disable() -> None:
     """In this process, and the children that it starts from now on, tensors go torch's way. What has been moved stays where it is, and
     what arrives by reference is understood."""
-    awaiting_torch.set_enabled(False)
+    torch_switch.set_enabled(False)
 
 
 def enable() -> None:
     """As it is from the start."""
-    awaiting_torch.set_enabled(True)
+    torch_switch.set_enabled(True)
 
 
 def is_enabled() -> bool:
     """Whether tensors go mpipc's way."""
-    return awaiting_torch.is_enabled()
+    return torch_switch.is_enabled()
 
 
 def is_ours(obj: Any) -> bool:

@@ -1,7 +1,7 @@
 """torch, whenever it comes: what this process is to do with its storages is done when it has been imported, by whoever needs it.
 
 mpipc never imports torch, and this module, which is loaded in programs without it, does no more than to wait for it. What is done
-then stands in storages.py.
+then stands in storages.py; whether, in torch_switch.py.
 """
 
 from __future__ import annotations
@@ -9,28 +9,17 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from mpipc._memory import torch_switch
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
-__all__ = ["act", "is_acting", "is_enabled", "look", "set_enabled", "stop"]
+__all__ = ["act", "look", "stop"]
 
 LAST = "torch.multiprocessing"
 """The submodule of torch that registers its reducers, when storages and tensors are there."""
-
-_enabled = True
-_reasons: set[str] = set()
-
-
-def is_enabled() -> bool:
-    """Whether mpipc does anything about torch's storages in this process."""
-    return _enabled
-
-
-def set_enabled(enabled: bool) -> None:
-    global _enabled
-    _enabled = enabled
 
 
 def look() -> bool:
@@ -47,20 +36,15 @@ def act(reason: str) -> None:
 
     Until stop() is called for each reason: "started" by mpipc, or "installed".
     """
-    _reasons.add(reason)
+    torch_switch.reasons.add(reason)
     if not look() and _watch not in sys.meta_path:
         sys.meta_path.insert(0, _watch)
 
 
 def stop(reason: str) -> None:
-    _reasons.discard(reason)
-    if not _reasons and _watch in sys.meta_path:
+    torch_switch.reasons.discard(reason)
+    if not torch_switch.reasons and _watch in sys.meta_path:
         sys.meta_path.remove(_watch)
-
-
-def is_acting() -> bool:
-    """Whether share_memory_() and collate() are to take memory of mpipc."""
-    return _enabled and bool(_reasons)
 
 
 class _Watch:

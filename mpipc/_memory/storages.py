@@ -22,7 +22,7 @@ from multiprocessing import context as _context
 from multiprocessing import reduction as _reduction
 from typing import Any
 
-from mpipc._memory import awaiting_torch
+from mpipc._memory import torch_switch
 from mpipc._memory.memory import Memory, buffer, copied_from, for_children, memory_around, reducers
 from mpipc._stdlib.private import extra_reducers
 
@@ -112,13 +112,13 @@ def is_shared(self: Any) -> bool:
 
 
 def share_memory_(self: Any, *args: Any, **kwargs: Any) -> Any:
-    if awaiting_torch.is_acting() and move(self) is not None:
+    if torch_switch.is_acting() and move(self) is not None:
         return self
     return _share_memory(self, *args, **kwargs)
 
 
 def new_shared(cls: Any, size: int, *args: Any, **kwargs: Any) -> Any:
-    if awaiting_torch.is_acting() and size > 0 and _torch.device(kwargs.get("device", "cpu")).type == "cpu":
+    if torch_switch.is_acting() and size > 0 and _torch.device(kwargs.get("device", "cpu")).type == "cpu":
         try:
             memory = buffer(size, False)
         except OSError:
@@ -191,7 +191,7 @@ def _known_as(storage: Any, memory: Memory, offset: int) -> Any:
 
 
 def reduce_storage(storage: Any) -> Any:
-    place = move(storage) if awaiting_torch.is_enabled() and type(storage) is _torch.UntypedStorage else None
+    place = move(storage) if torch_switch.is_enabled() and type(storage) is _torch.UntypedStorage else None
     if place is None:
         return _reduce_by_torch(storage)
     memory, offset = place

@@ -34,7 +34,6 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import CellType, FunctionType, MethodType, ModuleType
 
-from mpipc._memory import awaiting_torch
 from mpipc._stdlib import private
 from mpipc._stdlib.standard import SHARED, hand_over, modules, set_in_place, standard_module, take_over
 
@@ -110,7 +109,7 @@ def install() -> None:
             _fill_in(standard, ours, changes)
         _replace_references(replacements, changes)
         _derive_anew(*private.SAFE_QUEUE, changes)
-        awaiting_torch.act("installed")
+        import_module("mpipc._memory.awaiting_torch").act("installed")
         _changes = changes
 
 
@@ -126,7 +125,7 @@ def uninstall() -> None:
             return
         if _finder in sys.meta_path:  # or somebody has put another list in its place
             sys.meta_path.remove(_finder)
-        awaiting_torch.stop("installed")
+        import_module("mpipc._memory.awaiting_torch").stop("installed")
         _changes.undo()
         _close_window()
         _changes = None

@@ -12,7 +12,7 @@ from multiprocessing.popen_fork import Popen as ForkPopen
 from multiprocessing.process import BaseProcess, current_process
 from typing import Any
 
-from mpipc._memory import awaiting_torch
+from mpipc._memory import awaiting_torch, torch_switch
 from mpipc._stdlib import private, start_method
 from mpipc._stdlib.standard import installed, other_names
 from mpipc._stdlib.start_method import INHERITED_METHOD
@@ -121,7 +121,7 @@ def _log_letter() -> tuple[_LogLetter, ...]:
 
 def _torch_note() -> tuple[_Source, ...]:
     """Unpickled, the child leaves torch alone, as this process does."""
-    if awaiting_torch.is_enabled():
+    if torch_switch.is_enabled():
         return ()
     return (_Source(child_source(None, "mpipc.torch") + "mpipc.torch.disable()\n"),)
 
