@@ -191,6 +191,18 @@ def loader_whose_dataset_raises(ctx: Any) -> None:
         print(seen, type(error).__name__, str(error).splitlines()[-1])
 
 
+def unequal(index: int) -> Any:
+    return torch.ones(index + 1)
+
+
+@program
+def loader_of_unequal_samples(ctx: Any) -> None:
+    try:
+        next(iter(DataLoader(Squares(4, unequal), batch_size=2, num_workers=1, multiprocessing_context=ctx)))
+    except RuntimeError as error:
+        print(str(error).splitlines()[-1])
+
+
 @program
 def loader_whose_worker_is_killed(ctx: Any) -> None:
     try:
@@ -496,19 +508,34 @@ def fill(shared: Any) -> None:
     shared["tensor"] = torch.arange(3)
 
 
+def answer_with(connection: Any, shared: Any) -> None:
+    for tensor in iter(connection.recv, None):
+        tensor += 1
+        connection.send((tensor, shared))
+
+
+@program
+def a_shared_tensor_through_a_pipe(ctx: Any) -> None:
+    shared = torch.zeros(3).share_memory_()
+    ours, theirs = ctx.Pipe()
+    process = child_of(ctx, answer_with, theirs, shared)
+    for tensor in (shared, shared[1:]):
+        ours.send(tensor)
+        found, again = ours.recv()
+        show(found, again, shared, found.data_ptr() == tensor.data_ptr(), again.data_ptr() == shared.data_ptr())
+    ours.send(None)
+    joined(process)
+
+
 @program
 def managers(ctx: Any) -> None:
     with ctx.Manager() as manager:
         shared = manager.dict()
         shared["other"] = torch.ones(2)
         shared["tensor"] = None
-        process = child_of(ctx, put_plain, shared)
+        process = child_of(ctx, fill, shared)
         joined(process)
         show(shared["other"], shared["tensor"])
-
-
-def put_plain(shared: Any) -> None:
-    shared["tensor"] = torch.arange(3).tolist()
 
 
 @program

@@ -304,6 +304,11 @@ def copied_from(size_t address, Py_ssize_t nbytes):
     return memory
 
 
+def adopt(uint32_t index, uint32_t serial):
+    """The Memory of a block that somebody holds for the moment. OSError if it is gone nevertheless."""
+    return memory_of(current(), index, serial, False)
+
+
 def memory_with(obj):
     """The Memory in which the bytes of an object with the buffer protocol are; None if they are in none of this
     process."""

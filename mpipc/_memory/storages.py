@@ -7,8 +7,9 @@ the place of its own, so all tensors that are views of it follow. What a receive
 as it lives, by whichever messages it comes.
 
 What is not ours goes torch's way: storages of other devices, empty ones, those that torch has shared already, and those for which
-there is no memory to be had. So does everything that goes through a pipe, and everything where torch lacks `_swap_data_ptr_`; then
-what lies in memory of mpipc is still sent as a reference, as the batches of a DataLoader are.
+there is no memory to be had. So does everything where torch lacks `_swap_data_ptr_`; then what lies in memory of mpipc is still sent
+as a reference, as the batches of a DataLoader are. Through a pipe a storage that has been moved goes as memory of mpipc (handed.py),
+and others torch's way.
 
 Private names of torch that are used stand in NAMES; tests/memory/test_torch.py holds them against the torch that is there.
 """
@@ -16,13 +17,16 @@ Private names of torch that are used stand in NAMES; tests/memory/test_torch.py 
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import sys
+import threading
 from multiprocessing import context as _context
 from multiprocessing import reduction as _reduction
 from typing import Any
 
 from mpipc._memory import torch_switch
+from mpipc._memory.handed import hand_out, take
 from mpipc._memory.memory import Memory, buffer, copied_from, for_children, memory_around, reducers
 from mpipc._stdlib.private import extra_reducers
 
@@ -61,6 +65,16 @@ _share_memory: Any = None
 _new_shared: Any = None
 _move: Any = None
 
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have had it
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 
 def hook() -> bool:
     """Storages are sent as references from now on, if torch is there and has what it takes. Whether they are.
@@ -68,14 +82,15 @@ def hook() -> bool:
     While torch is just being imported it has not registered its reducers yet, and nothing is sent: who sends first asks again.
     """
     global _torch, _reductions, _reduce_by_torch
-    if _torch is None:
-        torch: Any = sys.modules.get("torch")
-        reductions: Any = sys.modules.get("torch.multiprocessing.reductions")
-        names = NAMES[-1][1].split()
-        if not hasattr(torch, "UntypedStorage") or not all(hasattr(reductions, name) for name in names):
-            return False
-        _torch, _reductions, _reduce_by_torch = torch, reductions, reductions.reduce_storage
-        _replace_methods()
+    with _lock:
+        if _torch is None:
+            torch: Any = sys.modules.get("torch")
+            reductions: Any = sys.modules.get("torch.multiprocessing.reductions")
+            names = NAMES[-1][1].split()
+            if not hasattr(torch, "UntypedStorage") or not all(hasattr(reductions, name) for name in names):
+                return False
+            _torch, _reductions, _reduce_by_torch = torch, reductions, reductions.reduce_storage
+            _replace_methods()
     cls = _torch.UntypedStorage
     # A program's own reducer stays, and goes first everywhere.
     if extra_reducers.get(cls) is _reduce_by_torch:
@@ -139,7 +154,7 @@ def storage_of(obj: Any) -> Any:
 
 def is_ours(storage: Any) -> bool:
     """Whether a storage lies in memory that travels by reference."""
-    return storage.device.type == "cpu" and _place_of(storage) is not None
+    return _place_of(storage) is not None
 
 
 def move(storage: Any) -> tuple[Memory, int] | None:
@@ -153,7 +168,12 @@ def move(storage: Any) -> tuple[Memory, int] | None:
 
 
 def _place_of(storage: Any) -> tuple[Memory, int] | None:
-    place = memory_around(storage.data_ptr(), (storage.nbytes(),), (1,), 1)
+    if storage.device.type != "cpu":
+        return None
+    try:
+        place = memory_around(storage.data_ptr(), (storage.nbytes(),), (1,), 1)
+    except RuntimeError:  # it has no data: that of a FakeTensor
+        return None
     return None if place is None or place[0].readonly else place
 
 
@@ -201,10 +221,20 @@ def reduce_storage(storage: Any) -> Any:
 
 
 def reduce_for_child(storage: Any) -> Any:
-    """By multiprocessing's pickler, which pickles for pipes as well, and for children of either package."""
-    if not type(_context.get_spawning_popen()).__module__.startswith("mpipc."):
+    """By multiprocessing's pickler, which pickles for pipes as well, and for children of either package.
+
+    There a storage is not moved. One that has been moved stays, since others may have it already.
+    """
+    if type(_context.get_spawning_popen()).__module__.startswith("mpipc."):
+        return reduce_storage(storage)
+    place = _place_of(storage) if type(storage) is _torch.UntypedStorage and storage.nbytes() else None
+    if place is None:
         return _reduce_by_torch(storage)
-    return reduce_storage(storage)
+    return rebuild_handed, (hand_out(place[0]), place[1], storage.nbytes())
+
+
+def rebuild_handed(identifier: Any, offset: int, nbytes: int) -> Any:
+    return rebuild_storage(take(identifier), offset, nbytes)
 
 
 def rebuild_storage(buffer: Any, offset: int, nbytes: int) -> Any:

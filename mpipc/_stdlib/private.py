@@ -40,6 +40,8 @@ __all__ = [
     "preload_knows_on_error",
     "preloaded",
     "register_atexit",
+    "register_resource",
+    "resource_connection",
     "segment_names",
     "segment_tracker",
     "send_signal",
@@ -367,6 +369,14 @@ NAMES = (
         "derived",
         "All methods are ours: the base is there for isinstance(). The same things have the same names.",
     ),
+    (
+        "multiprocessing.resource_sharer",
+        "_resource_sharer",
+        EVER,
+        "read",
+        "The thread that hands descriptors to who unpickles them, and its register() and get_connection(): memory that goes"
+        " through a pipe is handed out by it, too.",
+    ),
     # --- what others look for
     (
         "multiprocessing.queues.Queue",
@@ -569,6 +579,16 @@ def segment_names() -> tuple[Callable[[], str], str]:
 def segment_tracker() -> Any:
     """The class of what a SharedMemoryManager's server keeps its segments in."""
     return standard_module("managers")._SharedMemoryTracker
+
+
+def register_resource(send: Callable[[Any, int], None], close: Callable[[], None]) -> Any:
+    """An identifier by which another process can ask, once: send(connection, its pid) is called then, and close() after it."""
+    return standard_module("resource_sharer")._resource_sharer.register(send, close)
+
+
+def resource_connection(identifier: Any) -> Any:
+    """The connection on which send() is called in the process that has registered it. OSError, EOFError if that has gone."""
+    return standard_module("resource_sharer")._resource_sharer.get_connection(identifier)
 
 
 # --- python -m mpipc run ----------------------------------------------------------------------------------------------

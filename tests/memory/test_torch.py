@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from support import run_script, start_script
 
-pytestmark = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed (pip install torch)")
+pytestmark = [
+    pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed (make test-torch)"),
+    pytest.mark.slow_with("spawn", "forkserver"),  # each child imports torch
+]
 
 HEAD = """
 import os, signal, sys, threading, multiprocessing
@@ -287,10 +290,96 @@ def test_queues_of_multiprocessing_are_what_they_are(start_method: str) -> None:
             inbox.put("done")
             end(process)
             other.put(moved)
-            inbox.put(moved)  # from our memory to torch's
-            assert inbox.get().tolist() == [1, 1] and not ours(moved) and other.get().tolist() == [1, 1]
+            inbox.put(moved)  # it stays where others have it
+            assert inbox.get().data_ptr() == moved.data_ptr() == other.get().data_ptr() and ours(moved)
         """,
         start_method,
+    )
+
+
+def test_what_has_been_moved_goes_through_a_pipe(start_method: str) -> None:
+    """And is still the memory of all who have had it before, whoever's child the receiver is."""
+    run(
+        """
+        def child(connection, first):
+            for tensor in iter(connection.recv, None):
+                tensor += 1
+                connection.send((tensor, ours(tensor), first.tolist()))
+
+        if __name__ == "__main__":
+            queue = mpipc.Queue()
+            for package in (mpipc, multiprocessing):
+                ctx = package.get_context(sys.argv[1])
+                tensor = torch.zeros(4)
+                queue.put(tensor)
+                assert ours(tensor)
+                here, there = ctx.Pipe()
+                process = ctx.Process(target=child, args=(there, tensor))
+                process.start()
+                for n in range(1, 4):
+                    here.send(tensor[1:])
+                    back, is_ours, first = here.recv()
+                    assert tensor.tolist() == [0, n, n, n] == first and is_ours and ours(tensor), (tensor, first)
+                    assert back.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+                here.send(torch.zeros(3))  # this one has not: torch's way
+                assert here.recv()[1] is False
+                here.send(None)
+                end(process)
+                queue.get()
+        """,
+        start_method,
+    )
+
+
+def test_a_receiver_of_another_family() -> None:
+    """It gets a copy."""
+    run(
+        """
+        from multiprocessing.connection import Listener
+        from mpipc._core import ENVIRONMENT
+        import subprocess
+        if __name__ == "__main__":
+            queue, tensor = mpipc.Queue(), torch.ones(3)
+            queue.put(tensor)
+            multiprocessing.current_process().authkey = b"key"
+            with Listener(authkey=b"key") as listener:
+                source = (
+                    "import multiprocessing, torch; from multiprocessing.connection import Client;"
+                    "multiprocessing.current_process().authkey = b'key';"
+                    f"found = Client({listener.address!r}, authkey=b'key').recv(); found += 1;"
+                    "print(found.tolist(), found.is_shared())"
+                )
+                os.unsetenv(ENVIRONMENT)
+                environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
+                other = subprocess.Popen([sys.executable, "-c", source], env=environment, stdout=-1, text=True)
+                with listener.accept() as connection:
+                    connection.send(tensor)
+                    found = other.communicate()[0]
+            assert found.strip() == "[2.0, 2.0, 2.0] False", found
+            assert tensor.tolist() == [1] * 3
+        """
+    )
+
+
+def test_tensors_without_data() -> None:
+    """Of a FakeTensorMode, and of the device "meta"."""
+    run(
+        """
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        queue = mpipc.Queue()
+        queue.put(torch.empty(3, device="meta"))
+        found = queue.get()
+        assert found.device.type == "meta" and not found.is_shared()
+        with FakeTensorMode():
+            assert not torch.empty(3).untyped_storage().is_shared()
+        with torch.device("meta"):
+            queue.put(torch.ones(2, device="cpu"))
+            assert queue.get().tolist() == [1, 1]
+        lazy = torch._lazy_clone(torch.ones(3)) if hasattr(torch, "_lazy_clone") else torch.ones(3)
+        queue.put(lazy)
+        queue.get().add_(1)
+        assert lazy.tolist() == [2] * 3
+        """
     )
 
 
