@@ -2,8 +2,8 @@
 
     python compat/torch_programs.py START_METHOD [PROGRAM ...]
 
-Each prints what it has found. tests/memory/test_torch_programs.py runs them on multiprocessing and with `python -m mpipc run`, and
-compares that. Nothing here knows of mpipc.
+Each prints what it has found. tests/memory/test_torch_programs.py runs them on multiprocessing and with `python -m
+mpipc run`, and compares that. Nothing here knows of mpipc.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 PROGRAMS: dict[str, Callable[[Any], None]] = {}
 
-Pair = namedtuple("Pair", "first second")  # noqa: PYI024  (collate() treats it as one)
+Pair = namedtuple("Pair", "first second")
 
 
 def program(function: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -76,7 +76,7 @@ def through(ctx: Any, *objects: Any) -> list[Any]:
     return found
 
 
-# --- DataLoader --------------------------------------------------------------------------------------------------------------
+# --- DataLoader -------------------------------------------------------------------------------------------------------
 
 
 class Squares(Dataset[Any]):
@@ -229,7 +229,7 @@ def empty_tensor(index: int) -> Any:
     return torch.ones(0, 3)
 
 
-# --- share_memory_(), Hogwild ------------------------------------------------------------------------------------------------
+# --- share_memory_(), Hogwild -----------------------------------------------------------------------------------------
 
 
 def add_one(tensor: Any, lock: Any, times: int) -> None:
@@ -295,7 +295,7 @@ def gradients_of_children(ctx: Any) -> None:
         joined(child)
 
 
-# --- through queues --------------------------------------------------------------------------------------------------------
+# --- through queues ---------------------------------------------------------------------------------------------------
 
 
 def double(inbox: Any, done: Any) -> None:
@@ -339,7 +339,13 @@ def all_dtypes(ctx: Any) -> None:
     dtypes = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16]
     dtypes += [torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
     show(*through(ctx, [torch.arange(3).to(dtype) for dtype in dtypes])[0])
-    show(*through(ctx, torch.tensor([1 + 2j]).conj().resolve_conj(), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8).int_repr()))
+    show(
+        *through(
+            ctx,
+            torch.tensor([1 + 2j]).conj().resolve_conj(),
+            torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8).int_repr(),
+        )
+    )
 
 
 @program
@@ -365,7 +371,7 @@ def leaves_parameters_and_what_is_refused(ctx: Any) -> None:
     for refused in (leaf * 2, lambda: 0):
         try:
             queue.put(refused)
-        except Exception as error:  # noqa: BLE001  (which one is the outcome)
+        except Exception as error:
             print(isinstance(error, RuntimeError), "non-leaf" in str(error))
     queue.close()
 
@@ -549,7 +555,7 @@ def another_sharing_strategy(ctx: Any) -> None:
         mp.set_sharing_strategy(before)
 
 
-# --- what can be done with a shared tensor ------------------------------------------------------------------------------
+# --- what can be done with a shared tensor ----------------------------------------------------------------------------
 
 
 @program
@@ -581,7 +587,7 @@ def main() -> None:
         print("==", name, flush=True)
         try:
             PROGRAMS[name](context)
-        except Exception as error:  # noqa: BLE001  (the next program is to run)
+        except Exception as error:
             print("FAILED:", type(error).__name__, error)
             traceback.print_exc()
     print("== end", flush=True)

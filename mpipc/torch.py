@@ -1,14 +1,15 @@
-"""torch's tensors in mpipc's shared memory: without file descriptors, without /dev/shm, and gone when a process is killed.
+"""torch's tensors in mpipc's shared memory: without file descriptors, without /dev/shm, and gone when a process is
+killed.
 
-Nothing has to be called. What a program sends through mpipc's queues, pools, executors and to its processes, tensors, parameters,
-modules and all that is made of them, goes by reference, as torch has it: sender and receiver have the same memory, and each sees
-what the other writes. So do the batches of a DataLoader:
+Nothing has to be called. What a program sends through mpipc's queues, pools, executors and to its processes, tensors,
+parameters, modules and all that is made of them, goes by reference, as torch has it: sender and receiver have the same
+memory, and each sees what the other writes. So do the batches of a DataLoader:
 
     DataLoader(dataset, num_workers=8, multiprocessing_context=mpipc.get_context("fork"))
 
-In a process that mpipc has started, and in a program under mpipc.install() or `python -m mpipc run`, share_memory_() takes memory of
-mpipc, too. All else is torch's: tensors of other devices, those that torch has shared before, and what goes through
-multiprocessing's own queues, or through pipes and managers.
+In a process that mpipc has started, and in a program under mpipc.install() or `python -m mpipc run`, share_memory_()
+takes memory of mpipc, too. All else is torch's: tensors of other devices, those that torch has shared before, and what
+goes through multiprocessing's own queues, or through pipes and managers.
 
 This module has what is needed to look, and to leave torch alone. docs/torch.md says more. torch is not imported by it.
 """
@@ -25,8 +26,9 @@ __all__ = ["can_move", "disable", "enable", "is_enabled", "is_ours"]
 
 
 def disable() -> None:
-    """In this process, and the children that it starts from now on, tensors go torch's way. What has been moved stays where it is, and
-    what arrives by reference is understood."""
+    """In this process, and the children that it starts from now on, tensors go torch's way. What has been moved stays
+    where it is, and what arrives by reference is understood.
+    """
     torch_switch.set_enabled(False)
 
 
@@ -50,8 +52,9 @@ def is_ours(obj: Any) -> bool:
 
 
 def can_move() -> bool:
-    """Whether the torch that is loaded lets mpipc move a tensor that exists. If not (or none is loaded) only the batches that collate()
-    makes in a DataLoader's workers, and what was made in mpipc.arrays, go mpipc's way."""
+    """Whether the torch that is loaded lets mpipc move a tensor that exists. If not (or none is loaded) only the
+    batches that collate() makes in a DataLoader's workers, and what was made in mpipc.arrays, go mpipc's way.
+    """
     if not awaiting_torch.look():
         return False
     from mpipc._memory import storages

@@ -1,7 +1,8 @@
-"""torch, whenever it comes: what this process is to do with its storages is done when it has been imported, by whoever needs it.
+"""torch, whenever it comes: what this process is to do with its storages is done when it has been imported, by whoever
+needs it.
 
-mpipc never imports torch, and this module, which is loaded in programs without it, does no more than to wait for it. What is done
-then stands in storages.py; whether, in torch_switch.py.
+mpipc never imports torch, and this module, which is loaded in programs without it, does no more than to wait for it.
+What is done then stands in storages.py; whether, in torch_switch.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def look() -> bool:
 
 
 def act(reason: str) -> None:
-    """torch's share_memory_() and collate() take memory of mpipc in this process from now on, also if torch is imported later.
+    """torch's share_memory_() and collate() take memory of mpipc in this process from now on, also if torch is
+    imported later.
 
     Until stop() is called for each reason: "started" by mpipc, or "installed".
     """

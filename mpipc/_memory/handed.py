@@ -1,7 +1,8 @@
-"""Memory through a pipe, which cannot hold it: whoever unpickles it asks its sender for it, and the sender holds it until then.
+"""Memory through a pipe, which cannot hold it: whoever unpickles it asks its sender for it, and the sender holds it
+until then.
 
-That is how multiprocessing sends descriptors, and by the same thread. As there, it can be unpickled once, and only while the sender
-lives. A receiver that is not of the family gets a copy.
+That is how multiprocessing sends descriptors, and by the same thread. As there, it can be unpickled once, and only
+while the sender lives. A receiver that is not of the family gets a copy.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """torch's storages in memory that travels by reference.
 
-torch has one way on which everything goes that it sends: tensors, parameters, modules, sparse and nested tensors are reduced to
-storages, and an UntypedStorage, of the CPU's, to a file descriptor of /dev/shm. Only the last step is ours. A storage that is sent,
-or whose share_memory_() is called, is moved *in place*: its bytes are copied to memory of mpipc, and the storage is given this in
-the place of its own, so all tensors that are views of it follow. What a receiver makes of it is one storage for one memory, as long
-as it lives, by whichever messages it comes.
+torch has one way on which everything goes that it sends: tensors, parameters, modules, sparse and nested tensors are
+reduced to storages, and an UntypedStorage, of the CPU's, to a file descriptor of /dev/shm. Only the last step is ours.
+A storage that is sent, or whose share_memory_() is called, is moved *in place*: its bytes are copied to memory of
+mpipc, and the storage is given this in the place of its own, so all tensors that are views of it follow. What a
+receiver makes of it is one storage for one memory, as long as it lives, by whichever messages it comes.
 
-What is not ours goes torch's way: storages of other devices, empty ones, those that torch has shared already, and those for which
-there is no memory to be had. So does everything where torch lacks `_swap_data_ptr_`; then what lies in memory of mpipc is still sent
-as a reference, as the batches of a DataLoader are. Through a pipe a storage that has been moved goes as memory of mpipc (handed.py),
-and others torch's way.
+What is not ours goes torch's way: storages of other devices, empty ones, those that torch has shared already, and
+those for which there is no memory to be had. So does everything where torch lacks `_swap_data_ptr_`; then what lies in
+memory of mpipc is still sent as a reference, as the batches of a DataLoader are. Through a pipe a storage that has
+been moved goes as memory of mpipc (handed.py), and others torch's way.
 
-Private names of torch that are used stand in NAMES; tests/memory/test_torch.py holds them against the torch that is there.
+Private names of torch that are used stand in NAMES; tests/memory/test_torch.py holds them against the torch that is
+there.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ NAMES = (
     (
         "multiprocessing.reductions",
         "reduce_storage StorageWeakRef shared_cache storage_from_cache",
-        "How torch sends a storage, and finds the one that it has received before; documented nowhere. Without them, nothing"
-        " is done about torch at all.",
+        "How torch sends a storage, and finds the one that it has received before; documented nowhere. Without them,"
+        " nothing is done about torch at all.",
     ),
 )
 
@@ -79,7 +80,8 @@ os.register_at_fork(after_in_child=_after_fork)
 def hook() -> bool:
     """Storages are sent as references from now on, if torch is there and has what it takes. Whether they are.
 
-    While torch is just being imported it has not registered its reducers yet, and nothing is sent: who sends first asks again.
+    While torch is just being imported it has not registered its reducers yet, and nothing is sent: who sends first
+    asks again.
     """
     global _torch, _reductions, _reduce_by_torch
     with _lock:
@@ -105,7 +107,7 @@ def can_move() -> bool:
     return _move is not None
 
 
-# --- what storages do ------------------------------------------------------------------------------------------------------
+# --- what storages do -------------------------------------------------------------------------------------------------
 
 
 def _replace_methods() -> None:
@@ -158,7 +160,9 @@ def is_ours(storage: Any) -> bool:
 
 
 def move(storage: Any) -> tuple[Memory, int] | None:
-    """Moves a storage into memory of mpipc, if it is not there: in which one, and where in there. None: that cannot be."""
+    """Moves a storage into memory of mpipc, if it is not there: in which one, and where in there. None: that is not
+    to be.
+    """
     if storage.device.type != "cpu" or storage.nbytes() == 0:
         return None
     place = _place_of(storage)
@@ -197,7 +201,7 @@ def _storage_in(buffer: Any, offset: int, nbytes: int) -> Any:
     return _torch.frombuffer(buffer, dtype=_torch.uint8, count=nbytes, offset=offset).untyped_storage()
 
 
-# --- sent, received ----------------------------------------------------------------------------------------------------------
+# --- sent, received ---------------------------------------------------------------------------------------------------
 
 
 def _key(memory: Memory, offset: int, nbytes: int) -> Any:

@@ -1,11 +1,15 @@
-"""Whether this process does anything about torch's storages. Set by mpipc.torch, and by who waits for torch (awaiting_torch.py)."""
+"""Whether this process does anything about torch's storages. Set by mpipc.torch, and by who waits for torch
+(awaiting_torch.py).
+"""
 
 __all__ = ["is_acting", "is_enabled", "reasons", "set_enabled"]
 
 _enabled = True
 
 reasons: set[str] = set()
-"""Why share_memory_() and collate() take memory of mpipc in this process: it was "started" by mpipc, or that is "installed"."""
+"""Why share_memory_() and collate() take memory of mpipc in this process: it was "started" by mpipc, or that is
+"installed".
+"""
 
 
 def is_enabled() -> bool:

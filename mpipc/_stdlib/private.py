@@ -374,8 +374,8 @@ NAMES = (
         "_resource_sharer",
         EVER,
         "read",
-        "The thread that hands descriptors to who unpickles them, and its register() and get_connection(): memory that goes"
-        " through a pipe is handed out by it, too.",
+        "The thread that hands descriptors to who unpickles them, and its register() and get_connection(): memory that"
+        " goes through a pipe is handed out by it, too.",
     ),
     # --- what others look for
     (
@@ -582,12 +582,12 @@ def segment_tracker() -> Any:
 
 
 def register_resource(send: Callable[[Any, int], None], close: Callable[[], None]) -> Any:
-    """An identifier by which another process can ask, once: send(connection, its pid) is called then, and close() after it."""
+    """An identifier by which another process can ask, once: send(connection, its pid) is called then, then close()."""
     return standard_module("resource_sharer")._resource_sharer.register(send, close)
 
 
 def resource_connection(identifier: Any) -> Any:
-    """The connection on which send() is called in the process that has registered it. OSError, EOFError if that has gone."""
+    """The connection on which send() is called in who has registered it. OSError, EOFError: that has gone."""
     return standard_module("resource_sharer")._resource_sharer.get_connection(identifier)
 
 

@@ -1,5 +1,6 @@
-"""torch's tensors and mpipc: by reference, in place, without descriptors. Each test is a program of its own: torch stays out of
-pytest's process."""
+"""torch's tensors and mpipc: by reference, in place, without descriptors. Each test is a program of its own: torch
+stays out of pytest's process.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class Samples(Dataset):
 
 
 def run(source: str, *arguments: str, head: str = HEAD + TORCH, **options: Any) -> str:
-    found: subprocess.CompletedProcess[str] = run_script(head + textwrap.dedent(source), arguments=arguments, timeout=110, **options)
+    found: subprocess.CompletedProcess[str] = run_script(
+        head + textwrap.dedent(source), arguments=arguments, timeout=110, **options
+    )
     assert "Traceback" not in found.stderr, found.stderr
     return found.stdout
 
@@ -61,7 +64,7 @@ def can_have_its_own_dev_shm() -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-# --- by reference --------------------------------------------------------------------------------------------------------
+# --- by reference -----------------------------------------------------------------------------------------------------
 
 
 def test_a_tensor_is_the_sender_s_and_the_receiver_s(start_method: str) -> None:
@@ -183,7 +186,7 @@ def test_memory_that_cannot_be_had() -> None:
     )
 
 
-# --- where it acts ---------------------------------------------------------------------------------------------------------
+# --- where it acts ----------------------------------------------------------------------------------------------------
 
 
 def test_where_share_memory_is_ours(start_method: str) -> None:
@@ -438,7 +441,7 @@ def test_a_reducer_of_the_program_s_goes_first() -> None:
     )
 
 
-# --- torch itself ------------------------------------------------------------------------------------------------------------
+# --- torch itself -----------------------------------------------------------------------------------------------------
 
 
 def test_the_names_of_torch_that_are_used_are_there() -> None:
@@ -473,7 +476,7 @@ def test_a_torch_that_cannot_move_storages(start_method: str) -> None:
     )
 
 
-# --- DataLoader --------------------------------------------------------------------------------------------------------------
+# --- DataLoader -------------------------------------------------------------------------------------------------------
 
 
 def test_batches_have_no_descriptors(start_method: str) -> None:
@@ -596,4 +599,3 @@ def test_exit_with_tensors_that_live(start_method: str) -> None:
         """
     found = run_script(HEAD + TORCH + textwrap.dedent(source), arguments=[start_method], timeout=110)
     assert found.stderr == "", found.stderr
-

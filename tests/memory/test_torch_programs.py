@@ -1,4 +1,6 @@
-"""Programs that use torch.multiprocessing and DataLoader (compat/torch_programs.py) come out the same on either package."""
+"""Programs that use torch.multiprocessing and DataLoader (compat/torch_programs.py) come out the same on either
+package.
+"""
 
 from __future__ import annotations
 
