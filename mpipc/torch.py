@@ -1,5 +1,4 @@
-"""torch's tensors in mpipc's shared memory: without file descriptors, without /dev/shm, and gone when a process is
-killed.
+"""torch's tensors in mpipc's shared memory: without descriptors, without /dev/shm, gone when their holders are killed.
 
 Nothing has to be called. What a program sends through mpipc's queues, pools, executors and to its processes, tensors,
 parameters, modules and all that is made of them, goes by reference, as torch has it: sender and receiver have the same
@@ -9,7 +8,7 @@ memory, and each sees what the other writes. So do the batches of a DataLoader:
 
 In a process that mpipc has started, and in a program under mpipc.install() or `python -m mpipc run`, share_memory_()
 takes memory of mpipc, too. All else is torch's: tensors of other devices, those that torch has shared before, and what
-goes through multiprocessing's own queues, or through pipes and managers.
+goes through multiprocessing's own queues, pipes and managers, unless it lies in memory of mpipc already.
 
 This module has what is needed to look, and to leave torch alone. docs/torch.md says more. torch is not imported by it.
 """

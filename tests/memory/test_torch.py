@@ -249,7 +249,7 @@ def test_torch_comes_late(start_method: str) -> None:
 def test_nothing_is_loaded_without_torch() -> None:
     run(
         """
-        assert "mpipc._memory.memory" not in sys.modules.keys() - arrays_loaded
+        assert "mpipc._memory.memory" not in sys.modules
         assert "torch" not in sys.modules and not mpipc.torch.can_move()
         queue = mpipc.Queue()
         queue.put({1: "2"})
@@ -260,7 +260,7 @@ def test_nothing_is_loaded_without_torch() -> None:
         except TypeError as error:
             assert "torch has not been imported" in str(error)
         """,
-        head="import sys, mpipc, mpipc.torch; arrays_loaded = set()\n",
+        head="import sys, mpipc, mpipc.torch\n",
     )
 
 
@@ -525,6 +525,27 @@ def test_a_small_dev_shm(start_method: str) -> None:
     found = run_script(wrapped, arguments=[start_method], timeout=110).stdout
     assert found.startswith("1 120.0\n") and found.count("120.0") == 1, found
     assert "unable to allocate shared memory" in found or "Bus error" in found, found
+
+
+def test_workers_give_up_what_they_have_inherited() -> None:
+    run(
+        """
+        def forget(worker):
+            arrays.drop_inherited()
+
+        for function, holders in ((None, 3), (forget, 1)):
+            tensor, queue = torch.ones(1000), mpipc.Queue()
+            queue.put(tensor)
+            queue.get()
+            ctx = mpipc.get_context("fork")
+            loader = DataLoader(Samples(8), num_workers=2, worker_init_fn=function, multiprocessing_context=ctx)
+            for batch, _ in loader:
+                assert len(set(batch.flatten().tolist())) == 1
+                found = len(arrays.holders(tensor.numpy()).processes)
+                if batch[0, 0, 0] == 4:  # both have begun, and neither has come to its end
+                    assert found == holders, found
+        """
+    )
 
 
 @pytest.mark.parametrize("killed", ["one", "all"])
