@@ -8,6 +8,7 @@ mpipc run`, and compares that. Nothing here knows of mpipc.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -590,6 +591,8 @@ def main() -> None:
         except Exception as error:
             print("FAILED:", type(error).__name__, error)
             traceback.print_exc()
+        # A DataLoader that is left over would be shut down in children, which a child of multiprocessing may hang in.
+        gc.collect()
     print("== end", flush=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpipc._core import current
 from mpipc._memory.memory import Memory, adopt
-from mpipc._stdlib.private import register_resource, resource_connection
+from mpipc._stdlib.private import resource_sharer
 
 __all__ = ["hand_out", "take"]
 
@@ -28,12 +28,12 @@ def hand_out(memory: Memory) -> Any:
             if not connection.recv():
                 connection.send_bytes(held[0])
 
-    return register_resource(send, held.clear)
+    return resource_sharer().register(send, held.clear)
 
 
 def take(identifier: Any) -> Memory | bytes:
     """The memory, or a copy of what is in it. OSError, EOFError: the sender has gone."""
-    with resource_connection(identifier) as connection:
+    with resource_sharer().get_connection(identifier) as connection:
         ticket, index, serial = connection.recv()
         if ticket == current().ticket:
             with suppress(OSError):

@@ -40,8 +40,7 @@ __all__ = [
     "preload_knows_on_error",
     "preloaded",
     "register_atexit",
-    "register_resource",
-    "resource_connection",
+    "resource_sharer",
     "segment_names",
     "segment_tracker",
     "send_signal",
@@ -374,8 +373,7 @@ NAMES = (
         "_resource_sharer",
         EVER,
         "read",
-        "The thread that hands descriptors to who unpickles them, and its register() and get_connection(): memory that"
-        " goes through a pipe is handed out by it, too.",
+        "The thread that hands descriptors to who unpickles them: it hands out memory that goes through a pipe, too.",
     ),
     # --- what others look for
     (
@@ -581,14 +579,10 @@ def segment_tracker() -> Any:
     return standard_module("managers")._SharedMemoryTracker
 
 
-def register_resource(send: Callable[[Any, int], None], close: Callable[[], None]) -> Any:
-    """An identifier by which another process can ask, once: send(connection, its pid) is called then, then close()."""
-    return standard_module("resource_sharer")._resource_sharer.register(send, close)
-
-
-def resource_connection(identifier: Any) -> Any:
-    """The connection on which send() is called in who has registered it. OSError, EOFError: that has gone."""
-    return standard_module("resource_sharer")._resource_sharer.get_connection(identifier)
+def resource_sharer() -> Any:
+    """Its register(send, close) gives an identifier; get_connection(identifier), elsewhere, has send(connection, pid)
+    called, then close(). Once: OSError, EOFError if who has registered it has gone."""
+    return standard_module("resource_sharer")._resource_sharer
 
 
 # --- python -m mpipc run ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from support import package_folder
 
 pytestmark = [
     pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed (make test-torch)"),
-    pytest.mark.slow,
+    pytest.mark.slow_with("spawn", "forkserver"),
     pytest.mark.timeout(1200),
 ]
 
