@@ -450,8 +450,9 @@ class ForkProcess(_FamilyProcess, _base.ForkProcess):
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:
-        import mpipc._memory.awaiting_torch  # noqa: F401  (each child would load it)
+        from mpipc._memory import awaiting_torch
 
+        awaiting_torch.look()
         family = sys.modules.get("mpipc._core")
         if family is None:
             return _base.ForkProcess._Popen(process_obj)

@@ -73,7 +73,7 @@ cdef enum:
 
 cdef unsigned long generation = 0  # grows in every forked child
 reducers = picklers.by_reference   # class -> how an object is reduced that may lie in memory: references.py, storages.py
-for_children = {}                  # class -> what stands for it in ForkingPickler's table where `reducers` has it, too
+for_children = picklers.for_children
 cdef list families = []            # that it has memory of
 cdef dict by_start = {}            # address -> the Memory there, as a borrowed reference in an integer
 cdef unsigned long touched_in = 0

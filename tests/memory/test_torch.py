@@ -132,6 +132,22 @@ def test_tasks_of_pools_and_executors(start_method: str) -> None:
     )
 
 
+def test_tasks_by_another_pickler(start_method: str) -> None:
+    """Lambdas and tensors."""
+    pytest.importorskip("cloudpickle")
+    run(
+        """
+        if __name__ == "__main__":
+            with mpipc.get_context(sys.argv[1]).Pool(1, pickler="cloudpickle") as pool:
+                tensor = torch.ones(3)
+                found = pool.apply(lambda tensor: (mpipc.torch.is_ours(tensor), tensor.mul_(2), tensor.new_ones(2)), (tensor,))
+                assert found[0] and tensor.tolist() == [2] * 3 and found[1].data_ptr() == tensor.data_ptr()
+                assert ours(found[2])
+        """,
+        start_method,
+    )
+
+
 def test_an_array_of_mpipc_as_a_tensor() -> None:
     """It is not moved: it is in such memory, and the tensor is a part of it."""
     run(
