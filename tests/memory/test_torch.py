@@ -140,7 +140,7 @@ def test_tasks_by_another_pickler(start_method: str) -> None:
         if __name__ == "__main__":
             with mpipc.get_context(sys.argv[1]).Pool(1, pickler="cloudpickle") as pool:
                 tensor = torch.ones(3)
-                found = pool.apply(lambda tensor: (mpipc.torch.is_ours(tensor), tensor.mul_(2), tensor.new_ones(2)), (tensor,))
+                found = pool.apply(lambda it: (mpipc.torch.is_ours(it), it.mul_(2), it.new_ones(2)), (tensor,))
                 assert found[0] and tensor.tolist() == [2] * 3 and found[1].data_ptr() == tensor.data_ptr()
                 assert ours(found[2])
         """,
