@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find mpipc -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
 	-o -name py.typed -o -path '*/src/*.[ch]')
 
-.PHONY: help preflight build demo test test-slow test-python test-without-undo test-all nightly smoke compat compat-all \
+.PHONY: help preflight build demo test test-slow test-torch test-python test-without-undo test-all nightly smoke compat compat-all \
 	compat-programs bench bench-quick bench-publish sanitize sanitize-quick soak lint clean distclean
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,7 @@ help:
 	@echo 'make demo      build, and run examples/wordfreq.py on multiprocessing and on mpipc'
 	@echo 'make test      build, and run a part of the tests that has all kinds of them, in eight minutes (ARGS="-k lock" passes'
 	@echo '               options to pytest); make test-slow: the rest of them'
+	@echo 'make test-torch  those that need torch (installs it: TORCH="torch==2.13.0+cpu" says which)'
 	@echo 'make test-all  both, with each of Python 3.11 to 3.15 that is found'
 	@echo 'make test-without-undo  the tests of killed processes on a kernel that ignores SEM_UNDO, as gVisor does (needs root)'
 	@echo 'make nightly   everything with every Python, hours long'
@@ -112,6 +113,14 @@ test: $(VENV)/.built $(VENV)/.test-tools
 
 test-slow: $(VENV)/.built $(VENV)/.test-tools
 	@$(BIN)/pytest -n $(JOBS) --dist $(DIST) -m slow $(ARGS)
+
+$(VENV)/.torch: $(VENV)/.test-tools
+	@echo 'installing torch into $(VENV)'
+	@$(PIP) "$(or $(TORCH),torch)"
+	@touch $@
+
+test-torch: $(VENV)/.built $(VENV)/.torch
+	@$(BIN)/pytest tests/memory/test_torch.py tests/memory/test_torch_programs.py $(ARGS)
 
 # What depends on the interpreter more than on the C core; for those that do not get the whole of the tests every time.
 PYTHON_TESTS := $(addprefix tests/stdlib/test_,api.py context.py process.py install.py managers.py interrupt.py) \

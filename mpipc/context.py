@@ -407,6 +407,9 @@ class _FamilyProcess(process.BaseProcess):
             sys.modules["mpipc._core"].arrived()
         if "mpipc.log" in sys.modules:
             sys.modules["mpipc.log"].arrived()
+        from mpipc._memory import awaiting_torch
+
+        awaiting_torch.act("started")
         try:
             return super()._bootstrap(*args, **kwargs)  # type: ignore[misc, no-any-return]
         finally:
@@ -447,6 +450,9 @@ class ForkProcess(_FamilyProcess, _base.ForkProcess):
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:
+        from mpipc._memory import awaiting_torch
+
+        awaiting_torch.look()
         family = sys.modules.get("mpipc._core")
         if family is None:
             return _base.ForkProcess._Popen(process_obj)

@@ -4,4 +4,18 @@ from harness import Registry
 
 CASES = Registry()
 
-from . import locks, wakeups, queues, streams, broadcasts, messages, arrays, pools, objects, footprint, raw_calls, mechanisms  # noqa: E402, F401, I001
+from . import (
+    locks,
+    wakeups,
+    queues,
+    streams,
+    broadcasts,
+    messages,
+    arrays,
+    pools,
+    objects,
+    footprint,
+    raw_calls,
+    mechanisms,
+)  # noqa: E402, F401, I001
+from . import tensors  # noqa: E402, F401

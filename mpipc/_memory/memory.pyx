@@ -13,7 +13,7 @@ from cython cimport no_gc
 from libc.errno cimport EFBIG, EINVAL, ENOMEM, ENOSPC, errno
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from mpipc._core.family cimport (
     MP_HOLDER_IDS,
@@ -72,7 +72,8 @@ cdef enum:
     LONGEST = 1 << 30      # bytes; beyond this they come as they are touched: perhaps not all of them are
 
 cdef unsigned long generation = 0  # grows in every forked child
-reducers = picklers.by_reference   # class -> how an object is reduced that may lie in memory: see references.py
+reducers = picklers.by_reference   # class -> how an object is reduced that may lie in memory: references.py, storages.py
+for_children = picklers.for_children
 cdef list families = []            # that it has memory of
 cdef dict by_start = {}            # address -> the Memory there, as a borrowed reference in an integer
 cdef unsigned long touched_in = 0
@@ -147,6 +148,11 @@ cdef class Memory:
         count = mp_block_holders(self.block.f, self.block.index, ids, MP_HOLDER_IDS)
         pids = [mp_slot_pid(self.block.f.seg.slots[ids[i]].word) for i in range(count) if ids[i] < MP_SLOTS]
         return sorted(pids), count - len(pids)
+
+    @property
+    def address(self):
+        """Where it is in this process."""
+        return <size_t> self.start
 
     @property
     def inherited(self):
@@ -288,6 +294,19 @@ def buffer(Py_ssize_t nbytes, bint zero=True):
         with nogil:
             memset(memory.start, 0, nbytes)
     return memory
+
+
+def copied_from(size_t address, Py_ssize_t nbytes):
+    """Memory with the same bytes as stand at an address."""
+    cdef Memory memory = new_memory(nbytes, False)
+    with nogil:
+        memcpy(memory.start, <const void *> address, nbytes)
+    return memory
+
+
+def adopt(uint32_t index, uint32_t serial):
+    """The Memory of a block that somebody holds for the moment. OSError if it is gone nevertheless."""
+    return memory_of(current(), index, serial, False)
 
 
 def memory_with(obj):

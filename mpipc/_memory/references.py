@@ -14,7 +14,7 @@ from multiprocessing import context as _context
 from multiprocessing import reduction as _reduction
 from typing import Any
 
-from mpipc._memory.memory import address_of, memory_around, memory_with, reducers
+from mpipc._memory.memory import address_of, for_children, memory_around, memory_with, reducers
 from mpipc._stdlib.private import extra_reducers
 
 __all__ = ["reduce_for_child", "register", "register_views"]
@@ -32,6 +32,7 @@ def register(numpy: Any) -> None:
         # A program's own reducer stays, and goes first everywhere.
         if numpy.ndarray not in extra_reducers:
             _reduction.ForkingPickler.register(numpy.ndarray, reduce_for_child)
+            for_children[numpy.ndarray] = reduce_for_child
     register_views()
 
 
@@ -41,6 +42,7 @@ def register_views() -> None:
         reducers[memoryview] = reduce_view
         if memoryview not in extra_reducers:
             _reduction.ForkingPickler.register(memoryview, reduce_for_child)
+            for_children[memoryview] = reduce_for_child
 
 
 def _is_plain(cls: type) -> bool:

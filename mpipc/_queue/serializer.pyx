@@ -28,8 +28,9 @@ from mpipc._core.queue cimport mp_piece_claim, mp_piece_free
 from mpipc._memory.memory cimport memory_at, new_memory
 
 from mpipc._core.errors import queue_error
+from mpipc._memory import awaiting_torch
+from mpipc._memory.memory import for_children as _for_children
 from mpipc._memory.memory import reducers as _by_reference
-from mpipc._memory.references import reduce_for_child as _for_child
 from mpipc._stdlib import picklers
 from mpipc._stdlib.private import ORIGINAL_PICKLER as _ORIGINAL_PICKLER
 from mpipc._stdlib.private import extra_reducers as _extra_reducers
@@ -91,7 +92,7 @@ cdef object pickled_by_own(object obj):
 # ---- the usual one ---------------------------------------------------------------------------------------------------
 
 cdef dict by_reference = _by_reference
-cdef object for_child = _for_child
+cdef dict for_children = _for_children
 
 
 cdef object reducer_of_subclass(object cls):
@@ -115,7 +116,10 @@ cdef class Reducers:
 
     def __getitem__(self, cls):
         reducer = extra_reducers.get(cls)
-        if by_reference and (reducer is None or reducer is for_child):
+        if reducer is not None and reducer is not for_children.get(cls) and cls.__name__ == "UntypedStorage":
+            awaiting_torch.look()  # torch has been imported, and its reducer is registered, which is to give way to ours
+            reducer = extra_reducers.get(cls)
+        if by_reference and (reducer is None or reducer is for_children.get(cls)):
             reducer = by_reference.get(cls) or reducer_of_subclass(cls)
         if reducer is not None:
             return reducer

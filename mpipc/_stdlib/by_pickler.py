@@ -14,7 +14,7 @@ from functools import cache, partial
 from importlib import import_module
 from types import MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
 
-from mpipc._stdlib.picklers import by_reference
+from mpipc._stdlib.picklers import by_reference, for_children
 from mpipc._stdlib.private import extra_reducers
 
 TYPE_CHECKING = False
@@ -92,7 +92,7 @@ class _ByReference(UserDict):  # type: ignore[type-arg]
 
     def __getitem__(self, cls: type) -> Any:
         registered = extra_reducers.get(cls)
-        if registered is not None and registered.__module__ != "mpipc._memory.references":
+        if registered is not None and registered is not for_children.get(cls):
             raise KeyError(cls)
         return self.data[cls]
 

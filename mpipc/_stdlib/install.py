@@ -109,6 +109,7 @@ def install() -> None:
             _fill_in(standard, ours, changes)
         _replace_references(replacements, changes)
         _derive_anew(*private.SAFE_QUEUE, changes)
+        import_module("mpipc._memory.awaiting_torch").act("installed")
         _changes = changes
 
 
@@ -124,6 +125,7 @@ def uninstall() -> None:
             return
         if _finder in sys.meta_path:  # or somebody has put another list in its place
             sys.meta_path.remove(_finder)
+        import_module("mpipc._memory.awaiting_torch").stop("installed")
         _changes.undo()
         _close_window()
         _changes = None

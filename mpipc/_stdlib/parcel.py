@@ -12,6 +12,7 @@ from multiprocessing.popen_fork import Popen as ForkPopen
 from multiprocessing.process import BaseProcess, current_process
 from typing import Any
 
+from mpipc._memory import awaiting_torch, torch_switch
 from mpipc._stdlib import private, start_method
 from mpipc._stdlib.standard import installed, other_names
 from mpipc._stdlib.start_method import INHERITED_METHOD
@@ -118,6 +119,13 @@ def _log_letter() -> tuple[_LogLetter, ...]:
     return () if by is None else (_LogLetter(by),)
 
 
+def _torch_note() -> tuple[_Source, ...]:
+    """Unpickled, the child leaves torch alone, as this process does."""
+    if torch_switch.is_enabled():
+        return ()
+    return (_Source(child_source(None, "mpipc.torch") + "mpipc.torch.disable()\n"),)
+
+
 class _Name(str):
     """The child's name. Unpickled it is a plain string, and its notes have been unpickled with it."""
 
@@ -146,6 +154,7 @@ class _Parcel:
             *_tie_note(process),
             *([_Source(child_source())] if installed() else []),
             *_log_letter(),
+            *_torch_note(),
         )
 
     def __getattr__(self, attribute: str) -> Any:
@@ -165,6 +174,7 @@ def spawning(popen: ForkPopen, process: BaseProcess) -> Iterator[Any]:
     could not be started the slot is given back.
     """
     # The child gets the parent's start method. Asking settles it, which is so with multiprocessing up to Python 3.13.
+    awaiting_torch.look()
     parcel = _Parcel(process, start_method.default.get_start_method(allow_none=sys.version_info >= (3, 14)))
     # Up to Python 3.13 the preparation data ask for the standard library's start method, and asking settles it: a later
     # multiprocessing.set_start_method() would fail because of a process that was none of its business.

@@ -33,6 +33,7 @@ __all__ = [
     "by_reference",
     "current",
     "dumps",
+    "for_children",
     "loads",
     "set_for_queues",
     "set_reducer",
@@ -46,7 +47,11 @@ _reducer: Any = None
 _listeners: list[Callable[[bool], object]] = []
 
 by_reference: dict[type, Callable[[Any], Any]] = {}
-"""How objects are reduced that may lie in memory that travels by reference; _memory/references.py fills it."""
+"""How objects are reduced that may lie in memory that travels by reference; _memory/references.py fills it, and
+storages.py."""
+
+for_children: dict[type, Callable[[Any], Any]] = {}
+"""What these have put into ForkingPickler's table, for pipes and children: it gives way to what stands above."""
 
 
 def current() -> Any:

@@ -40,6 +40,7 @@ __all__ = [
     "preload_knows_on_error",
     "preloaded",
     "register_atexit",
+    "resource_sharer",
     "segment_names",
     "segment_tracker",
     "send_signal",
@@ -367,6 +368,13 @@ NAMES = (
         "derived",
         "All methods are ours: the base is there for isinstance(). The same things have the same names.",
     ),
+    (
+        "multiprocessing.resource_sharer",
+        "_resource_sharer",
+        EVER,
+        "read",
+        "The thread that hands descriptors to who unpickles them: it hands out memory that goes through a pipe, too.",
+    ),
     # --- what others look for
     (
         "multiprocessing.queues.Queue",
@@ -569,6 +577,12 @@ def segment_names() -> tuple[Callable[[], str], str]:
 def segment_tracker() -> Any:
     """The class of what a SharedMemoryManager's server keeps its segments in."""
     return standard_module("managers")._SharedMemoryTracker
+
+
+def resource_sharer() -> Any:
+    """Its register(send, close) gives an identifier; get_connection(identifier), elsewhere, has send(connection, pid)
+    called, then close(). Once: OSError, EOFError if who has registered it has gone."""
+    return standard_module("resource_sharer")._resource_sharer
 
 
 # --- python -m mpipc run ----------------------------------------------------------------------------------------------

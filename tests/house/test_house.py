@@ -27,7 +27,7 @@ LAYERS = """
         resource_tracker spawn util
     context
     _stdlib.install
-    __init__ __main__ cli joblib log
+    __init__ __main__ cli joblib log torch
 """
 """Each line may use those above it, and what stands in it. A line that begins further to the right goes on with the one
 before."""
