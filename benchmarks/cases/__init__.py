@@ -4,18 +4,5 @@ from harness import Registry
 
 CASES = Registry()
 
-from . import (
-    locks,
-    wakeups,
-    queues,
-    streams,
-    broadcasts,
-    messages,
-    arrays,
-    pools,
-    objects,
-    footprint,
-    raw_calls,
-    mechanisms,
-)  # noqa: E402, F401, I001
-from . import tensors  # noqa: E402, F401
+from . import locks, wakeups, queues, streams, broadcasts, messages, arrays  # noqa: E402, F401, I001
+from . import pools, objects, footprint, raw_calls, mechanisms, tensors  # noqa: E402, F401

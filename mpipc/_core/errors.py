@@ -39,7 +39,8 @@ _OWN = {
         "a table of the family is full: it has room for 262144 objects (a queue for 1024 segments of shared memory, all"
         " that is in mpipc.arrays for as many), 16384 messages that refer to shared memory and have not been received,"
         " 65536 pairs of process and semaphore or RWLock in use, 16384 threads waiting in conditions, barriers,"
-        " RWLocks and broadcasts, and 262144 notes of 384 processes that share an object, for objects that more than 28 share"
+        " RWLocks and broadcasts, and 262144 notes of 384 processes that share an object, for objects that more than 28"
+        " share"
     ),
     errno.ENOMEM: (
         "there is no memory, or no room in this process's address space (ulimit -v, setrlimit(2): RLIMIT_AS), for 1 MB"

@@ -72,7 +72,7 @@ cdef enum:
     LONGEST = 1 << 30      # bytes; beyond this they come as they are touched: perhaps not all of them are
 
 cdef unsigned long generation = 0  # grows in every forked child
-reducers = picklers.by_reference   # class -> how an object is reduced that may lie in memory: references.py, storages.py
+reducers = picklers.by_reference  # class -> how an object is reduced that may lie in memory: references.py, storages.py
 for_children = picklers.for_children
 cdef list families = []            # that it has memory of
 cdef dict by_start = {}            # address -> the Memory there, as a borrowed reference in an integer

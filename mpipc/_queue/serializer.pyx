@@ -117,7 +117,7 @@ cdef class Reducers:
     def __getitem__(self, cls):
         reducer = extra_reducers.get(cls)
         if reducer is not None and reducer is not for_children.get(cls) and cls.__name__ == "UntypedStorage":
-            awaiting_torch.look()  # torch has been imported, and its reducer is registered, which is to give way to ours
+            awaiting_torch.look()  # torch has been imported, and has registered its reducer, which gives way to ours
             reducer = extra_reducers.get(cls)
         if by_reference and (reducer is None or reducer is for_children.get(cls)):
             reducer = by_reference.get(cls) or reducer_of_subclass(cls)

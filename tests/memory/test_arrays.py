@@ -18,7 +18,7 @@ from support.pickling import needs_dill
 
 import mpipc
 from mpipc import arrays
-from mpipc.queues import Empty, Full, JoinableQueue, PriorityQueue, Queue
+from mpipc.queues import Full, JoinableQueue, PriorityQueue, Queue
 from mpipc.sysv import LimitError
 
 np = pytest.importorskip("numpy")
@@ -666,7 +666,7 @@ class Fills:
 
 
 def test_a_sender_that_died_while_it_waited_for_room() -> None:
-    """Its message was written, and not sent. Whoever looks into the queue next finds that out."""
+    """Its message was written, and not sent. Recovery finds that out, though nobody looks into the queue."""
     queue: Any = mpipc.Queue(1)
     array = base()
     pid = os.fork()
@@ -677,12 +677,9 @@ def test_a_sender_that_died_while_it_waited_for_room() -> None:
     assert arrays.holders(array).messages == 1
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    wait_until(lambda: arrays.holders(array).processes == [os.getpid()])
+    wait_until(lambda: arrays.holders(array) == ([os.getpid()], 0, False))
     assert queue.get() == "filler"
     assert queue.empty()
-    with pytest.raises(Empty):
-        queue.get(timeout=0.01)
-    wait_until(lambda: arrays.holders(array).messages == 0)
 
 
 @pytest.mark.parametrize("killed", [False, True])
