@@ -13,6 +13,7 @@
 #include "fork.h"
 #include "guests.h"
 #include "holders.h"
+#include "jobs.h"
 #include "kinds.h"
 #include "launch.h"
 #include "liveness.h"
@@ -41,5 +42,6 @@
 #include "trim.h"
 #include "waits.h"
 #include "watch.h"
+#include "work.h"
 
 #endif
