@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [name for name in multiprocessing.__all__ if hasattr(context._default_context, name)]
 globals().update((name, getattr(context._default_context, name)) for name in __all__)
 RWLock = context._default_context.RWLock
+WorkQueue = context._default_context.WorkQueue
 with_pickler = context._default_context.with_pickler
 
 SUBDEBUG: int = multiprocessing.SUBDEBUG  # type: ignore[attr-defined]
@@ -73,6 +74,7 @@ _SUBMODULES = frozenset(
         "spawn",
         "synchronize",
         "util",
+        "work_queue",
     ]
 )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from mpipc._queue.batch import BatchQueue
 from mpipc._queue.plain import encode
 from mpipc._stdlib.by_pickler import ByPickler, Sent
 
-__all__ = ["PickledQueue"]
+__all__ = ["PickledQueue", "pickled_by"]
 
 SIMPLE = frozenset({str, bytes, int, float, bool, type(None)})
 
@@ -40,6 +41,11 @@ class _Owner:
         self._owner._on_queue_feeder_error(error, obj.value if type(obj) is _Waiting else obj)
 
 
+def pickled_by(by: ByPickler, obj: Any) -> Any:
+    """The object if every pickler means the same by it, or what pickles it."""
+    return obj if type(obj) in SIMPLE or encode(obj) is not None else _Waiting(by, obj)
+
+
 class PickledQueue(BatchQueue):
     """A BatchQueue that pickles by a pickler what takes a pickle at all. Who receives need not know it."""
 
@@ -47,15 +53,11 @@ class PickledQueue(BatchQueue):
         super().__init__(*args, **options)
         self.by = by
 
-    def _of(self, obj: Any) -> Any:
-        """The object if every pickler means the same by it, or what pickles it."""
-        return obj if type(obj) in SIMPLE or encode(obj) is not None else _Waiting(self.by, obj)
-
     def put(
         self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = -1
     ) -> bool:
         """See MessageQueue."""
-        return super().put(self._of(obj), block, timeout, None if owner is None else _Owner(owner), level)
+        return super().put(pickled_by(self.by, obj), block, timeout, None if owner is None else _Owner(owner), level)
 
     def put_many(
         self,
@@ -67,4 +69,4 @@ class PickledQueue(BatchQueue):
     ) -> int:
         """See BatchQueue."""
         tells = None if owner is None else _Owner(owner)
-        return super().put_many(map(self._of, objects), block, timeout, tells, level)
+        return super().put_many(map(partial(pickled_by, self.by), objects), block, timeout, tells, level)
