@@ -1,8 +1,8 @@
 """WorkQueue: jobs for processes that may fail, or die, before they have done them. multiprocessing has none.
 
-A Queue's get() takes an object out for good: with the process that has got it, it is gone. A WorkQueue's take() lends it
-out. Whoever has done the job acknowledges it; what is not acknowledged comes back, whether its process gives it back,
-raises, or is killed, and is taken by the next one, before those that were put later.
+A Queue's get() takes an object out for good: with the process that has got it, it is gone. A WorkQueue's take() lends
+it out. Whoever has done the job acknowledges it; what is not acknowledged comes back, whether its process gives it
+back, raises, or is killed, and is taken by the next one, before those that were put later.
 
 So a job is done at least once: a process that is killed after the work, and before it has said so, leaves a job that is
 done again. Work that must not be done twice has to know what has been done (a file that is there, a row in a table).
@@ -13,15 +13,13 @@ is stopped. One that has ended does not, however it has ended.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from multiprocessing.context import BaseContext
 from queue import Empty, Full
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mpipc._queue.parts import settled
-from mpipc._queue.work import Hold, WorkMessages
+from mpipc._queue.work import JobBase, WorkMessages
 from mpipc._stdlib.shut_down import ShutDown
 from mpipc._stdlib.start_method import assert_shareable, is_fork
 from mpipc.queues import Queue
@@ -82,70 +80,20 @@ class FailedJob(Generic[T]):
         return f"<{type(self).__name__}(attempts={self.attempts}, error={(self.error or '').strip()[-60:]!r})>"
 
 
-class Job(Generic[T]):
+class Job(JobBase, Generic[T]):
     """A job that this process has taken, and keeps until it acknowledges it, gives it back, or ends.
 
+    job.value is what was put; job.attempts, how often it has been taken with this time: 1 for one that never came back.
     As a context manager it is acknowledged when the block is left normally, and given back when that raises, unless it
-    has been settled by then. It can be settled in any thread of the process, and once only. A forked child does not
-    have what its parent has taken: there ack() and give_back() raise RuntimeError, and leaving the block does nothing.
-    If nothing refers to a job any more that was not settled, it is given back.
+    has been settled by then, by ack() or give_back(). It can be settled in any thread of the process, and once only. A
+    forked child does not have what its parent has taken: there ack() and give_back() raise RuntimeError, and leaving
+    the block does nothing. If nothing refers to a job any more that was not settled, it is given back.
     """
 
-    __slots__ = ("__weakref__", "_hold", "_queue", "value")
+    __slots__ = ()
 
-    value: T
-    """What was put."""
-
-    def __init__(self, queue: WorkQueue[T], hold: Hold, value: T) -> None:
-        self._queue = queue
-        self._hold = hold
-        self.value = value
-
-    @property
-    def attempts(self) -> int:
-        """How often it has been taken, with this time: 1 for one that never came back."""
-        return self._hold.attempts
-
-    def ack(self) -> None:
-        """The job is done, and taken by nobody any more.
-
-        ValueError: it has been settled already; RuntimeError: another process has taken it, of which this one is a
-        forked child.
-        """
-        self._check()
-        if not self._hold.acknowledge():
-            raise RuntimeError("the job is not in this process's hands any more: was its memory written to?")
-
-    def give_back(self) -> None:
-        """The job is to be taken again, by anybody, before those that were put later; or, if it was taken max_attempts
-        times, it goes to the queue's `failed`. Raises as ack() does."""
-        self._check()
-        self._queue._give_back(self._hold, None)
-
-    def _check(self) -> None:
-        if not self._hold.is_mine():
-            raise RuntimeError(
-                f"this job is process {self._hold.pid}'s, which has taken it: a forked child can neither acknowledge it"
-                " nor give it back. Take a job in the process that does it"
-            )
-        if self._hold.is_over:
-            raise ValueError("this job has been acknowledged or given back already")
-
-    def __enter__(self) -> Job[T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if self._hold.is_over or not self._hold.is_mine():
-            return
-        if error is None:
-            self.ack()
-        else:
-            self._queue._give_back(self._hold, error)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}(attempts={self.attempts}{', settled' if self._hold.is_over else ''})>"
+    value: T  # type: ignore[misc]
+    attempts: int  # type: ignore[misc]
 
 
 class WorkQueue(Generic[T]):
@@ -175,15 +123,15 @@ class WorkQueue(Generic[T]):
         self._is_fork_ctx = is_fork(ctx)
         by = settled(pickler, ctx)
         failed: Any = None if max_attempts is None else Queue(ctx=ctx, raise_on_pickle_error=True, pickler=pickler)
-        self._reset(WorkMessages(max(maxsize, 0)), by, max_attempts, failed)
+        self._reset(by, max_attempts, failed, maxsize=max(maxsize, 0))
 
-    def _reset(self, messages: WorkMessages, by: ByPickler | None, max_attempts: int | None, failed: Any) -> None:
-        self._messages = messages
+    def _reset(self, by: ByPickler | None, max_attempts: int | None, failed: Any, **options: Any) -> None:
         self._by = by
         self._max_attempts = max_attempts
         self.failed = failed
         if max_attempts is not None:
-            messages.bury = partial(_bury_exhausted, failed, max_attempts)
+            options.update(most=max_attempts, bury=partial(_bury, failed, max_attempts))
+        self._messages = WorkMessages(**options)
 
     def __getstate__(self) -> Any:
         assert_shareable(self)
@@ -191,7 +139,7 @@ class WorkQueue(Generic[T]):
 
     def __setstate__(self, state: Any) -> None:
         self._is_fork_ctx, block, *others = state
-        self._reset(WorkMessages(block=block), *others)
+        self._reset(*others, block=block)
 
     # ---- putting
 
@@ -221,29 +169,11 @@ class WorkQueue(Generic[T]):
         queue.Empty. ShutDown: the queue was shut down, is empty, and nobody has a job that may come back; EOFError: it
         was removed. What unpickling the object raises is raised here: that was an attempt, and the job is given back.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            hold = self._messages.next_job(block, None if end is None else end - time.monotonic())
-            if self._max_attempts is not None and hold.attempts > self._max_attempts:
-                _bury(self.failed, self._max_attempts, hold, None)
-                continue
-            try:
-                value = hold.value()
-            except Exception as error:
-                self._give_back(hold, error)
-                raise
-            return Job(self, hold, value)
+        return self._messages.next_job(Job, block, timeout)
 
     def take_nowait(self) -> Job[T]:
         """take(False)."""
         return self.take(False)
-
-    def _give_back(self, hold: Hold, error: BaseException | None) -> None:
-        """What has failed, by the process that has it."""
-        if self._max_attempts is not None and hold.attempts >= self._max_attempts:
-            _bury(self.failed, self._max_attempts, hold, error)
-        else:
-            hold.give_back()
 
     # ---- the end
 
@@ -300,28 +230,17 @@ class WorkQueue(Generic[T]):
 # ---- those that have failed ------------------------------------------------------------------------------------------
 
 
-def _bury(failed: Any, max_attempts: int, hold: Hold, error: BaseException | None) -> None:
-    """Puts a job that this process has into `failed`, then acknowledges it: killed between the two, somebody does both
-    again. It is not unpickled for that if it need not be: it may be what kills its takers."""
+def _bury(failed: Any, max_attempts: int, job: JobBase, error: BaseException | None) -> None:
+    """Puts a job that this process has into `failed`. It is not unpickled for that if it need not be: it may be what
+    kills its takers. Then it is acknowledged; if this process is killed between the two, the next one does both."""
     text = None
     if error is not None:
         from traceback import format_exception
 
         text = "".join(format_exception(error))
-    pickled, value = hold.pickled(), None
+    pickled, value = job.pickled(), None
     try:
-        value = hold.value() if pickled is None else None
+        value = job.unpickled() if pickled is None else None
     except Exception as why:
         text = text or f"{type(why).__name__}: {why}"
-    try:
-        failed.put(FailedJob(value, pickled, min(hold.attempts, max_attempts), text))
-    except BaseException:
-        hold.give_back()
-        raise
-    hold.acknowledge()
-
-
-def _bury_exhausted(failed: Any, max_attempts: int, messages: WorkMessages) -> None:
-    """Those whose last taker was killed, and which nobody takes."""
-    while (hold := messages.take_exhausted(max_attempts)) is not None:
-        _bury(failed, max_attempts, hold, None)
+    failed.put(FailedJob(value, pickled, min(job.attempts, max_attempts), text))

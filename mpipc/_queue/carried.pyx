@@ -54,8 +54,8 @@ cdef object buffer_of(Memory memory, const span *s, bint views, uint64_t *copied
 
 
 cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint views, uint64_t *copied, bint ends):
-    """The object. When this returns, this process holds what it refers to, and the message is over, if it `ends` so. Raises what
-    unpickling raises; OSError if it cannot be what it says it is."""
+    """The object. When this returns, this process holds what it refers to, and the message is over, if it `ends` so.
+    Raises what unpickling raises; OSError if it cannot be what it says it is."""
     cdef uint32_t count = 0, i, spans
     cdef mp_references *references = mp_message_references(item.data, item.size, &count)
     cdef uint64_t reference

@@ -127,7 +127,8 @@ cdef class MessageQueue:
     """A queue of pickled objects; what mpipc.queues are made of.
 
     `maxsize` 0 means without limit. With `priority`, put() takes a level from 0 to LEVELS - 1, the default, and
-    lower levels come first. With `counted`, what was taken counts as unfinished until task_done(). `work`: see work.pyx.
+    lower levels come first. With `counted`, what was taken counts as unfinished until task_done().
+    `work`: see work.pyx.
     """
 
     def __init__(

@@ -57,81 +57,129 @@ cdef bint job_is_taken(void *what) except -1:
 
 cdef bint all_is_over(void *what) except -1:
     cdef WorkMessages queue = <WorkMessages> (<waiting *> what).queue
-    if queue.bury is not None:
-        queue.bury(queue)
+    queue.bury_exhausted()
     return queue.unacknowledged() == 0
 
 
 # ---- a job in this process's hands -----------------------------------------------------------------------------------
 
-cdef class Hold:
+cdef class JobBase:
     """A job that this process has taken. When nobody has it any more, it is given back."""
 
     cdef WorkMessages queue
-    cdef mp_item item  # its message is not filled in
-    cdef readonly int pid
+    cdef mp_piece piece
+    cdef unsigned char *data
+    cdef uint64_t size
+    cdef uint32_t kind
+    cdef int pid
+    cdef bint is_over
+    cdef readonly object value
     cdef readonly uint32_t attempts
-    cdef readonly bint is_over
 
     def __init__(self):
         raise TypeError("a job is taken from a queue")
 
-    def is_mine(self):
-        """Whether this process has taken it; a forked child of that has not."""
+    cdef bint is_mine(self) noexcept:
+        """Whether this process has taken it, of which a forked child is another one."""
         return self.pid == getpid()
 
-    def value(self):
+    cdef int check(self) except -1:
+        if not self.is_mine():
+            raise RuntimeError(
+                f"this job is process {self.pid}'s, which has taken it: a forked child can neither acknowledge it nor"
+                " give it back. Take a job in the process that does it")
+        if self.is_over:
+            raise ValueError("this job has been acknowledged or given back already")
+        return 0
+
+    cdef int end(self) except -1:
+        """It is done."""
+        self.is_over = True
+        if not mp_work_acknowledge(&self.queue.v, &self.piece):
+            raise RuntimeError("this job is not in the hands of its process any more: was its memory written to?")
+        return 0
+
+    cdef int leave(self) except -1:
+        """Somebody else may take it."""
+        self.is_over = True
+        mp_work_give_back(&self.queue.v, &self.piece)
+        return 0
+
+    def ack(self):
+        """The job is done, and taken by nobody any more.
+
+        ValueError: it has been settled already; RuntimeError: another process has taken it, of which this one is a
+        forked child."""
+        self.check()
+        self.end()
+
+    def give_back(self):
+        """The job is to be taken again, by anybody, before those that were put later; or, if it was taken max_attempts
+        times, it goes to the queue's `failed`. Raises as ack() does."""
+        self.check()
+        self.queue.has_failed(self, None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, where):
+        if self.is_over or not self.is_mine():
+            return
+        if kind is None:
+            self.end()
+        else:
+            self.queue.has_failed(self, error)
+
+    def __del__(self):
+        if self.queue is not None and not self.is_over and self.is_mine():
+            self.leave()
+
+    def __repr__(self):
+        return f"<{type(self).__name__}(attempts={self.attempts}{', settled' if self.is_over else ''})>"
+
+    # ---- for who moves it to those that have failed
+
+    def unpickled(self):
         """The object. Raises what unpickling raises."""
         cdef WorkMessages queue = self.queue
-        if self.item.job_kind == MP_BODY_PLAIN:
+        cdef mp_item item  # its message is of no use
+        if self.kind == MP_BODY_PLAIN:
             try:
-                return read_plain(self.item.data, self.item.size)
+                return read_plain(self.data, self.size)
             except MemoryError:
                 raise
             except Exception as e:
                 raise queue_error(MP_CORRUPT, False, queue.v.id) from e
-        if self.item.piece.carrier != 0:
-            return unpack_carried(&queue.v, queue.block.family, &self.item, False, &queue.copied, False)
-        return loads(PyMemoryView_FromMemory(<char *> self.item.data, self.item.size, PyBUF_READ))
+        if self.piece.carrier != 0:
+            item.piece = self.piece
+            item.data = self.data
+            item.size = self.size
+            return unpack_carried(&queue.v, queue.block.family, &item, False, &queue.copied, False)
+        return loads(PyMemoryView_FromMemory(<char *> self.data, self.size, PyBUF_READ))
 
     def pickled(self):
         """The object's pickle; None if it has none, or refers to memory."""
-        if self.item.job_kind == MP_BODY_PLAIN or self.item.piece.carrier != 0:
+        if self.kind == MP_BODY_PLAIN or self.piece.carrier != 0:
             return None
-        return PyBytes_FromStringAndSize(<char *> self.item.data, self.item.size)
-
-    def acknowledge(self):
-        """It is done. False: it was not in this process's hands any more."""
-        if self.is_over or not self.is_mine():
-            return False
-        self.is_over = True
-        return mp_work_acknowledge(&self.queue.v, &self.item.piece)
-
-    def give_back(self):
-        """Somebody else may take it. False: as above."""
-        if self.is_over or not self.is_mine():
-            return False
-        self.is_over = True
-        return mp_work_give_back(&self.queue.v, &self.item.piece)
-
-    def __del__(self):
-        if self.queue is not None and not self.is_over:
-            self.give_back()
+        return PyBytes_FromStringAndSize(<char *> self.data, self.size)
 
 
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class WorkMessages(BatchQueue):
-    """A queue of jobs. `bury`, if it is not None, is called with it by who joins, to take those away that have failed."""
+    """A queue of jobs. What was taken `most` times (0: there is no limit) is for bury(job, error), which moves it to those
+    that have failed."""
 
-    cdef public object bury
+    cdef uint32_t most
+    cdef object bury
 
-    def __init__(self, uint64_t maxsize=0, Block block=None):
+    def __init__(self, uint64_t maxsize=0, Block block=None, uint32_t most=0, bury=None):
         BatchQueue.__init__(self, maxsize, block=block, work=True)
+        self.most = most
+        self.bury = bury
 
     def put(self, obj, bint block=True, timeout=None, owner=None, int64_t level=-1):
-        """Puts a job; returns whether there was room for it, waiting for that if `block`, at most `timeout` seconds.
-        Raises ShutDown, and what pickling raises."""
+        """Puts a job, as MessageQueue.put(): whether there was room. Raises ShutDown, and what pickling raises."""
         cdef mp_item item  # for its message
         cdef Serializer serializer
         cdef Py_ssize_t length
@@ -172,47 +220,80 @@ cdef class WorkMessages(BatchQueue):
 
     # ---- taking
 
-    def next_job(self, bint block=True, timeout=None):
-        """The next job, waited for as get() does, in a Hold. Raises Empty; ShutDown, when nobody has one that may come
-        back, either; EOFError if the queue was removed."""
-        cdef Hold hold = self.new_hold()
+    def next_job(self, cls, bint block=True, timeout=None):
+        """The next job, waited for as get() does; of a class that is derived from JobBase. Raises Empty; ShutDown, when
+        nobody has one that may come back, either; EOFError if the queue was removed; and what unpickling raises: then
+        it is as if this process had failed with it."""
+        cdef JobBase job
         cdef int64_t deadline = deadline_if(block, timeout)
-        cdef int outcome
         self.ensure()
-        outcome = mp_work_try_take(&self.v, &hold.item)
-        outcome = self.finish(&hold.item, outcome, deadline if deadline != 0 else mp_queue_soon())
+        while True:
+            job = self.new_job(cls)
+            self.take_into(job, deadline)
+            if self.most == 0 or job.attempts <= self.most:
+                break
+            self.bury(job, None)
+            job.end()
+        try:
+            job.value = job.unpickled()
+        except Exception as e:
+            self.has_failed(job, e)
+            raise
+        return job
+
+    cdef int take_into(self, JobBase job, int64_t deadline) except -1:
+        cdef mp_item item
+        cdef int outcome = mp_work_try_take(&self.v, &item)
+        if outcome != MP_OK:
+            outcome = self.finish(&item, outcome, deadline if deadline != 0 else mp_queue_soon())
         if outcome == MP_EMPTY and deadline == 0:
             look_after(self.v.f)
         elif outcome == MP_EMPTY:
-            outcome = self.wait_for_job(&hold.item, deadline)
+            outcome = self.wait_for_job(&item, deadline)
         if outcome == MP_EMPTY or outcome == MP_TIMED_OUT:
             raise Empty
         if outcome != MP_OK:
             self.failed(outcome, False)
-        return self.taken(hold)
+        return self.has_taken(job, &item)
 
-    def take_exhausted(self, uint32_t attempts):
-        """One that was taken so often before, and given back; None: there is none, as far as can be told now."""
-        cdef Hold hold = self.new_hold()
+    cdef JobBase new_job(self, cls):
+        cdef JobBase job = cls.__new__(cls)
+        job.is_over = True  # there is nothing to give back yet
+        job.pid = getpid()
+        job.queue = self
+        return job
+
+    cdef int has_taken(self, JobBase job, mp_item *item) noexcept:
+        job.piece = item.piece
+        job.data = item.data
+        job.size = item.size
+        job.kind = item.job_kind
+        job.attempts = item.attempts
+        job.is_over = False
+        return 0
+
+    cdef int has_failed(self, JobBase job, error) except -1:
+        """By the process that has it."""
+        if self.most == 0 or job.attempts < self.most:
+            return job.leave()
+        self.bury(job, error)
+        return job.end()
+
+    cdef int bury_exhausted(self) except -1:
+        """Those whose last taker was killed, and which nobody takes."""
+        cdef JobBase job
+        cdef mp_item item
         cdef waiting w
-        self.ensure()
-        if mp_job_count(&self.v, False, True) == 0:
-            return None
-        w = self.wait(&hold.item)
-        w.level = attempts
-        return self.taken(hold) if wait_for(take_job, &w, mp_queue_soon()) == MP_OK else None
-
-    cdef Hold new_hold(self):
-        cdef Hold hold = Hold.__new__(Hold)
-        hold.is_over = True  # there is nothing to give back yet
-        hold.pid = getpid()
-        hold.queue = self
-        return hold
-
-    cdef Hold taken(self, Hold hold):
-        hold.is_over = False
-        hold.attempts = hold.item.attempts
-        return hold
+        while self.most != 0 and mp_job_count(&self.v, False, True) != 0:
+            job = self.new_job(JobBase)
+            w = self.wait(&item)
+            w.level = self.most
+            if wait_for(take_job, &w, mp_queue_soon()) != MP_OK:
+                break
+            self.has_taken(job, &item)
+            self.bury(job, None)
+            job.end()
+        return 0
 
     cdef int finish(self, mp_item *item, int outcome, int64_t deadline) except -1:
         """What mp_work_try_take() has begun; waits for the lock, and not for a job."""

@@ -1,4 +1,4 @@
-"""Takers of a WorkQueue, in processes that any start method can start: what they do there, and what must be true of it."""
+"""Takers of a WorkQueue, in processes that any start method can start: what they do, and what must be true of it."""
 
 from __future__ import annotations
 

@@ -144,7 +144,8 @@ int64_t mp_job_count(struct mp_queue_view *v, bool taken, bool returned) {
     return census.count;
 }
 
-static void drop(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place, void *context) {
+static void drop(struct mp_queue_view *v, uint32_t segment, uint32_t number, const struct mp_piece_place *place,
+                 void *context) {
     bool *carried = context;
     uint64_t word = atomic_load(place->word), sequence = mp_piece_sequence_of(word);
     if (mp_piece_state_of(word) != MP_PIECE_RETURNED ||

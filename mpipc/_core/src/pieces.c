@@ -164,8 +164,8 @@ static int claim(struct mp_queue_view *v, uint64_t size, uint64_t smallest, bool
 int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data) {
     struct mp_piece_place place;
     bool job = v->flags & MP_QUEUE_WORK; /* small ones lie in pieces, too, and have something behind them */
-    int error = claim(v, job ? size + sizeof(struct mp_job) : size, job && size < SMALLEST ? SMALLEST_POST : SMALLEST, true, piece,
-                      &place);
+    int error = claim(v, job ? size + sizeof(struct mp_job) : size, job && size < SMALLEST ? SMALLEST_POST : SMALLEST, true,
+                      piece, &place);
     if (error != MP_OK)
         return error;
     piece->length = size;

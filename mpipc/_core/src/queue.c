@@ -194,7 +194,8 @@ static int repair(struct mp_queue_view *v) {
             while (MP_ALLOWED(v->f, msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT | MSG_NOERROR)) >= 0)
                 ;
             next = ((mp_token_generation(token) + 1) & 0xffff) << 16 |
-                   (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_TOKEN_SHUT | MP_TOKEN_DROP | MP_TOKEN_BACK | MP_TOKEN_SEEKING | MP_DOUBTS));
+                   (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_TOKEN_SHUT | MP_TOKEN_DROP | MP_TOKEN_BACK | MP_TOKEN_SEEKING |
+                             MP_DOUBTS));
         } while (!atomic_compare_exchange_strong(&v->q->token, &token, next));
     }
     atomic_store_explicit(&v->q->credit, 0, memory_order_relaxed);

@@ -14,7 +14,8 @@ struct mp_queue {
     _Atomic uint32_t credit;   /* this many more messages fit for certain */
     _Atomic uint32_t zeros;    /* how often the number of unfinished tasks has come to 0 */
     _Atomic uint64_t arena;    /* block + 1 | serial << 32 of the directory; 0: there is none */
-    _Atomic int64_t pending;   /* unfinished tasks that are not in the queue: taken, and not done yet; of jobs: how many were put */
+    _Atomic int64_t
+        pending;   /* unfinished tasks that are not in the queue: taken, and not done yet; of jobs: how many were put */
 };
 _Static_assert(sizeof(struct mp_queue) == 64, "the payload of a block");
 

@@ -12,9 +12,7 @@
 #include "spill.h"
 
 /* Of a queue that was shut down nobody is told the end while somebody has a job that may come back. */
-static bool some_may_come_back(struct mp_queue_view *v) {
-    return !mp_queue_is_dropped(v) && mp_job_count(v, true, true) != 0;
-}
+static bool some_may_come_back(struct mp_queue_view *v) { return !mp_queue_is_dropped(v) && mp_job_count(v, true, true) != 0; }
 
 static int take_next(struct mp_queue_view *v, uint32_t least, struct mp_item *item) {
     int error = mp_queue_is_dropped(v) ? MP_EMPTY : mp_job_take_returned(v, least, item);
