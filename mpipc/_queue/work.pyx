@@ -12,7 +12,6 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from posix.unistd cimport getpid
 
 from mpipc._core.family cimport (
     MP_BUSY, MP_CORRUPT, MP_EMPTY, MP_OK, MP_SHUT_DOWN, MP_TIMED_OUT, Block, look_after
@@ -81,7 +80,7 @@ cdef class JobBase:
 
     cdef bint is_mine(self) noexcept:
         """Whether this process has taken it, of which a forked child is another one."""
-        return self.pid == getpid()
+        return self.pid == self.queue.v.f.pid
 
     cdef int check(self) except -1:
         if not self.is_mine():
@@ -259,7 +258,7 @@ cdef class WorkMessages(BatchQueue):
     cdef JobBase new_job(self, cls):
         cdef JobBase job = cls.__new__(cls)
         job.is_over = True  # there is nothing to give back yet
-        job.pid = getpid()
+        job.pid = self.v.f.pid
         job.queue = self
         return job
 
