@@ -85,6 +85,7 @@ cdef extern from "core.h" nogil:
     void mp_job_begin(mp_queue_view *v, const mp_piece *piece, uint32_t kind)
     int mp_work_try_take(mp_queue_view *v, mp_item *item)
     int mp_work_take(mp_queue_view *v, mp_item *item, uint32_t least, int64_t deadline_ns)
+    bint mp_work_linger(mp_queue_view *v)
     bint mp_work_acknowledge(mp_queue_view *v, const mp_piece *piece)
     bint mp_work_give_back(mp_queue_view *v, const mp_piece *piece)
     int64_t mp_work_unfinished(mp_queue_view *v, int64_t deadline_ns)

@@ -19,7 +19,7 @@ from mpipc._core.family cimport (
 from mpipc._core.queue cimport (
     MP_BODY_INLINE, MP_BODY_PIECE, MP_BODY_PLAIN, MP_QUEUE_INLINE, mp_item, mp_job_begin, mp_job_count, mp_joiners,
     mp_piece, mp_piece_claim, mp_queue_is_shut, mp_queue_soon, mp_queue_try_send, mp_room_count, mp_room_ring,
-    mp_work_acknowledge, mp_work_give_back, mp_work_take, mp_work_try_take, mp_work_unfinished,
+    mp_work_acknowledge, mp_work_give_back, mp_work_linger, mp_work_take, mp_work_try_take, mp_work_unfinished,
 )
 from mpipc._core.waits cimport deadline_after, deadline_if, must_go_on, wait_for
 from mpipc._queue.batch cimport BatchQueue
@@ -305,6 +305,13 @@ cdef class WorkMessages(BatchQueue):
     cdef int wait_for_job(self, mp_item *item, int64_t deadline) except -1:
         """As finish(), waiting for a job among the getters."""
         cdef waiting w = self.wait(item)
+        cdef bint soon
+        with nogil:
+            soon = mp_work_linger(&self.v)
+        if soon:
+            w.outcome = self.finish(item, mp_work_try_take(&self.v, item), deadline)
+            if w.outcome != MP_EMPTY:
+                return w.outcome
         w.outcome = MP_EMPTY
         try:
             self.wait_in_room(&self.v.q.getters, job_is_taken, &w, deadline)

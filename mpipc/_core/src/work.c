@@ -11,6 +11,10 @@
 #include "rooms.h"
 #include "spill.h"
 
+#include <sched.h>
+
+#define LINGER_NS 20000
+
 /* Of a queue that was shut down nobody is told the end while somebody has a job that may come back. */
 static bool some_may_come_back(struct mp_queue_view *v) { return !mp_queue_is_dropped(v) && mp_job_count(v, true, true) != 0; }
 
@@ -46,6 +50,22 @@ int mp_work_take(struct mp_queue_view *v, struct mp_item *item, uint32_t least, 
     if (error != MP_OK)
         return mp_queue_is_dropped(v) ? MP_SHUT_DOWN : error;
     return take_and_unlock(v, least, item);
+}
+
+/* Whether there may be one before long: as linger() in receive.c, and for the same time. */
+bool mp_work_linger(struct mp_queue_view *v) {
+    int64_t end = mp_now_ns() + LINGER_NS;
+    for (int looks = 0; !(atomic_load(&v->q->token) & (MP_TOKEN_BACK | MP_TOKEN_SHUT)); looks++) {
+        if (atomic_load(&v->q->spilled) != 0)
+            return true;
+        if (looks % 16 == 15) {
+            if (mp_now_ns() > end)
+                return false;
+            sched_yield();
+        }
+        mp_pause();
+    }
+    return true;
 }
 
 /* After a job has come to its end, or to what counts as such. Joiners need not look while others are queued, which have to come to

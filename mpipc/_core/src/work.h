@@ -7,6 +7,7 @@
 
 int mp_work_try_take(struct mp_queue_view *v, struct mp_item *item);
 int mp_work_take(struct mp_queue_view *v, struct mp_item *item, uint32_t least, int64_t deadline_ns);
+bool mp_work_linger(struct mp_queue_view *v);
 bool mp_work_acknowledge(struct mp_queue_view *v, const struct mp_piece *piece);
 bool mp_work_give_back(struct mp_queue_view *v, const struct mp_piece *piece);
 int64_t mp_work_unfinished(struct mp_queue_view *v, int64_t deadline_ns);
