@@ -435,7 +435,7 @@ def test_takers_killed_at_random(ctx: Any, start_method: str) -> None:
         taker.join()
         assert taker.exitcode == 0
     assert queue.join(timeout=60)
-    assert book.wrong[0] == 0
+    assert book.wrong[:] == [0, 0, 0]  # two had a job; it was taken more often than it says; torn
     assert min(book.done) >= 1
     assert sum(book.taken) - JOBS <= kills, "each of the killed had one job at most"
     assert queue.statistics()[:2] == (0, 0)

@@ -11,11 +11,15 @@ from typing import Any
 from mpipc.queues import ShutDown
 
 
-def is_running(pid: int) -> bool:
-    """Not ended, and not killed: also if it is stopped."""
+PF_EXITING = 4
+
+
+def has_ended(pid: int) -> bool:
+    """Or is in its exit: there the kernel undoes its semaphores, by which others see that it is dead, before it is a zombie."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
+        state, *_ids, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
+        return state in "ZX" or int(flags) & PF_EXITING != 0
+    return True
 
 
 def take_and_wait(queue: Any, taken: Any, go_on: Any) -> None:
@@ -84,7 +88,7 @@ class Book:
         self.taken = ctx.RawArray("i", jobs)
         self.done = ctx.RawArray("i", jobs)
         self.hands = ctx.RawArray("i", jobs)
-        self.wrong = ctx.RawArray("i", 1)
+        self.wrong = ctx.RawArray("i", 3)
 
     def work(self, queue: Any) -> None:
         """Until the end."""
@@ -94,12 +98,14 @@ class Book:
                 with queue.take() as job:
                     number = job.value[0]
                     before = self.hands[number]
-                    if before not in (0, me) and is_running(before):
+                    if before not in (0, me) and not has_ended(before):
                         self.wrong[0] = number + 1  # two have it
                     self.hands[number] = me
                     self.taken[number] += 1
-                    if job.attempts < self.taken[number] or job.value[1] != bytes(len(job.value[1])):
-                        self.wrong[0] = number + 1
+                    if job.attempts < self.taken[number]:
+                        self.wrong[1] = number + 1
+                    if job.value[1] != bytes(len(job.value[1])):
+                        self.wrong[2] = number + 1
                     sum(range(500))  # so that there is something to be killed in
                     self.done[number] += 1
                     self.hands[number] = 0
