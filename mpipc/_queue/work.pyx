@@ -166,8 +166,8 @@ cdef class JobBase:
 # ---- the queue -------------------------------------------------------------------------------------------------------
 
 cdef class WorkMessages(BatchQueue):
-    """A queue of jobs. What was taken `most` times (0: there is no limit) is for bury(job, error), which moves it to those
-    that have failed."""
+    """A queue of jobs. What was taken `most` times (0: there is no limit) is for bury(job, error), which moves it to
+    those that have failed."""
 
     cdef uint32_t most
     cdef object bury

@@ -67,7 +67,8 @@ QUICK = """
     barrier-enter queue-take queue-wait-in-room queue-task-done queue-send-bounded queue-send-by-spill spill-post
     piece-claim-and-free large-repair named-create access-ask ledger-start ledger-finish-while-condemned times-turn
     memory-take memory-send rw-read rw-write-release-to-both shutdown-sleepers shutdown-with-messages
-    tie-while-parent-dies tie-recover
+    tie-while-parent-dies tie-recover work-take work-take-returned work-acknowledge-before-joiner
+    work-give-back-to-waiter
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from mpipc.queues import ShutDown
 
-
 PF_EXITING = 4
 
 
 def has_ended(pid: int) -> bool:
-    """Or is in its exit: there the kernel undoes its semaphores, by which others see that it is dead, before it is a zombie."""
+    """Or is in its exit: there the kernel undoes its semaphores, by which others see that it is dead. Later only it is a
+    zombie."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         state, *_ids, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
         return state in "ZX" or int(flags) & PF_EXITING != 0
