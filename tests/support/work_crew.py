@@ -14,7 +14,7 @@ PF_EXITING = 4
 
 
 def has_ended(pid: int) -> bool:
-    """Or is in its exit: there the kernel undoes its semaphores, by which others see that it is dead. Later only it is a
+    """Or is in its exit: there the kernel undoes its semaphores, by which others see that it is dead. Later it is a
     zombie."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         state, *_ids, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
