@@ -48,6 +48,7 @@ __all__ = [name for name in multiprocessing.__all__ if hasattr(context._default_
 globals().update((name, getattr(context._default_context, name)) for name in __all__)
 Broadcast = context._default_context.Broadcast
 RWLock = context._default_context.RWLock
+WorkQueue = context._default_context.WorkQueue
 with_pickler = context._default_context.with_pickler
 
 SUBDEBUG: int = multiprocessing.SUBDEBUG  # type: ignore[attr-defined]
@@ -75,6 +76,7 @@ _SUBMODULES = frozenset(
         "spawn",
         "synchronize",
         "util",
+        "work_queue",
     ]
 )
 

@@ -24,6 +24,7 @@ from mpipc import sharedctypes as sharedctypes
 from mpipc import spawn as spawn
 from mpipc import synchronize as synchronize
 from mpipc import util as util
+from mpipc import work_queue as work_queue
 from mpipc._pool.state import worker_state as worker_state
 from mpipc._stdlib.install import install as install
 from mpipc._stdlib.install import uninstall as uninstall
@@ -68,6 +69,7 @@ RawValue = _default_context.RawValue
 Semaphore = _default_context.Semaphore
 SimpleQueue = _default_context.SimpleQueue
 Value = _default_context.Value
+WorkQueue = _default_context.WorkQueue
 allow_connection_pickling = _default_context.allow_connection_pickling
 cpu_count = _default_context.cpu_count
 freeze_support = _default_context.freeze_support

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any, Literal
 
-    from mpipc import broadcast, managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize
+    from mpipc import broadcast, managers, pool, popen_forkserver, popen_spawn_posix, queues, synchronize, work_queue
     from mpipc._stdlib.by_pickler import ByPickler
 
 __all__ = ()
@@ -168,6 +168,17 @@ class BaseContext(_base.BaseContext):
         from mpipc.broadcast import Broadcast
 
         return Broadcast(maxsize=maxsize, maxbytes=maxbytes, slow=slow, pickler=pickler, ctx=self.get_context())
+
+    def WorkQueue(
+        self, maxsize: int = 0, *, max_attempts: int | None = None, pickler: Any = None
+    ) -> work_queue.WorkQueue[Any]:
+        """Return a queue of jobs, which is mpipc's own: one whose process fails or dies is taken again by another.
+
+        At most `max_attempts` times, then it goes to the queue's `failed`. `maxsize`, `pickler`: see Queue().
+        """
+        from mpipc.work_queue import WorkQueue
+
+        return WorkQueue(maxsize, max_attempts=max_attempts, ctx=self.get_context(), pickler=pickler)
 
     def Pool(
         self,

@@ -1,4 +1,5 @@
-# What the Cython modules of queues see of src/: queue.h, pieces.h, rooms.h, watch.h, kinds.h.
+# What the Cython modules of queues see of src/: queue.h, pieces.h, jobs.h, work.h, rooms.h, watch.h,
+# kinds.h.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -10,6 +11,7 @@ cdef extern from "core.h" nogil:
         MP_QUEUE_PRIORITY
         MP_QUEUE_COUNTED
         MP_QUEUE_VIEWS
+        MP_QUEUE_WORK
         MP_QUEUE_LEVELS
         MP_QUEUE_INLINE
         MP_BODY_INLINE
@@ -45,6 +47,8 @@ cdef extern from "core.h" nogil:
         mp_piece piece
         unsigned char *data
         uint64_t size
+        uint32_t job_kind
+        uint32_t attempts
 
     cdef struct mp_watch:
         pass
@@ -78,6 +82,14 @@ cdef extern from "core.h" nogil:
     uint32_t mp_body_size(uint32_t length)
     int mp_queue_await(mp_queue_view *v, mp_item *item)
     int64_t mp_queue_size(mp_queue_view *v)
+    void mp_job_begin(mp_queue_view *v, const mp_piece *piece, uint32_t kind)
+    int mp_work_try_take(mp_queue_view *v, mp_item *item)
+    int mp_work_take(mp_queue_view *v, mp_item *item, uint32_t least, int64_t deadline_ns)
+    bint mp_work_linger(mp_queue_view *v)
+    bint mp_work_acknowledge(mp_queue_view *v, const mp_piece *piece)
+    bint mp_work_give_back(mp_queue_view *v, const mp_piece *piece)
+    int64_t mp_work_unfinished(mp_queue_view *v, int64_t deadline_ns)
+    int64_t mp_job_count(mp_queue_view *v, bint taken, bint returned)
     int mp_queue_task_done(mp_queue_view *v, int64_t deadline_ns)
     int64_t mp_queue_unfinished(mp_queue_view *v, int64_t deadline_ns)
     mp_room *mp_joiners(mp_block *b)

@@ -275,9 +275,10 @@ cdef class BatchQueue(MessageQueue):
             raise
 
     cdef Py_ssize_t put_bundles(
-        self, Bundle bundle, object objects, object owner, uint32_t level, int64_t deadline
+        self, object batch, object objects, object owner, uint32_t level, int64_t deadline
     ) except -1:
-        """As put_many()."""
+        """As put_many(), of a Bundle."""
+        cdef Bundle bundle = <Bundle> batch
         cdef int64_t room, lock_deadline
         cdef waiting w
         cdef Serializer serializer

@@ -53,9 +53,9 @@ cdef object buffer_of(Memory memory, const span *s, bint views, uint64_t *copied
     return memoryview(memory)[s.offset:s.offset + s.nbytes]
 
 
-cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint views, uint64_t *copied):
-    """The object. When this returns, this process holds what it refers to, and the message is over. Raises what
-    unpickling raises; OSError if it cannot be what it says it is."""
+cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint views, uint64_t *copied, bint ends):
+    """The object. When this returns, this process holds what it refers to, and the message is over, if it `ends` so.
+    Raises what unpickling raises; OSError if it cannot be what it says it is."""
     cdef uint32_t count = 0, i, spans
     cdef mp_references *references = mp_message_references(item.data, item.size, &count)
     cdef uint64_t reference
@@ -85,4 +85,5 @@ cdef object unpack_carried(mp_queue_view *v, Family family, mp_item *item, bint 
         return loads(PyMemoryView_FromMemory(<char *> item.data + head, item.size - head, PyBUF_READ), buffers=buffers)
     finally:
         del memories, buffers
-        mp_message_end(v, &item.piece)
+        if ends:
+            mp_message_end(v, &item.piece)

@@ -20,6 +20,7 @@ class MessageQueue:
         counted: bool = False,
         block: Block | None = None,
         views: bool = False,
+        work: bool = False,
     ) -> None: ...
     def put(
         self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = -1

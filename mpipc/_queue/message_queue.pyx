@@ -43,7 +43,7 @@ from mpipc._core.family cimport (
 from mpipc._core.memory cimport mp_message_end
 from mpipc._core.queue cimport (
     MP_BODY_INLINE, MP_BODY_PIECE, MP_BODY_PLAIN, MP_QUEUE_COUNTED, MP_QUEUE_INLINE, MP_QUEUE_LEVELS, MP_QUEUE_PRIORITY,
-    MP_QUEUE_VIEWS,
+    MP_QUEUE_VIEWS, MP_QUEUE_WORK,
     mp_arena_trim, mp_joiners, mp_item, mp_kind_remove, mp_piece, mp_piece_free, mp_piece_sent, mp_queue_await_hearing,
     mp_queue_close, mp_queue_is_shut, mp_queue_lock, mp_queue_make, mp_queue_open, mp_queue_return_token, mp_queue_room,
     mp_queue_size, mp_queue_soon, mp_queue_try_send, mp_queue_try_take, mp_queue_unlock, mp_room_enter, mp_room_leave,
@@ -128,10 +128,12 @@ cdef class MessageQueue:
 
     `maxsize` 0 means without limit. With `priority`, put() takes a level from 0 to LEVELS - 1, the default, and
     lower levels come first. With `counted`, what was taken counts as unfinished until task_done().
+    `work`: see work.pyx.
     """
 
     def __init__(
-        self, uint64_t maxsize=0, bint priority=False, bint counted=False, Block block=None, bint views=False
+        self, uint64_t maxsize=0, bint priority=False, bint counted=False, Block block=None, bint views=False,
+        bint work=False,
     ):
         cdef int error
         if block is None:
@@ -140,7 +142,7 @@ cdef class MessageQueue:
             error = mp_queue_make(
                 block.family.f, block.index, maxsize,
                 (MP_QUEUE_PRIORITY if priority else 0) | (MP_QUEUE_COUNTED if counted else 0)
-                | (MP_QUEUE_VIEWS if views else 0))
+                | (MP_QUEUE_VIEWS if views else 0) | (MP_QUEUE_WORK if work else 0))
             if error != MP_OK:
                 mp_block_abandon(block.family.f, block.index)
                 fail(error, "creating a message queue")
@@ -364,7 +366,7 @@ cdef class MessageQueue:
             if item.message.kind == MP_BODY_INLINE:
                 return loads(PyBytes_FromStringAndSize(<char *> item.data, item.size))
             if item.piece.carrier != 0:
-                return unpack_carried(&self.v, self.block.family, item, views, &self.copied)
+                return unpack_carried(&self.v, self.block.family, item, views, &self.copied, True)
             try:
                 view = PyMemoryView_FromMemory(<char *> item.data, item.size, PyBUF_READ)
                 return loads(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from mpipc._queue.batch import BatchQueue
@@ -52,14 +53,11 @@ class PickledQueue(BatchQueue):
         super().__init__(*args, **options)
         self.by = by
 
-    def _of(self, obj: Any) -> Any:
-        return to_be_pickled(self.by, obj)
-
     def put(
         self, obj: object, block: bool = True, timeout: float | None = None, owner: Any = None, level: int = -1
     ) -> bool:
         """See MessageQueue."""
-        return super().put(self._of(obj), block, timeout, None if owner is None else _Owner(owner), level)
+        return super().put(to_be_pickled(self.by, obj), block, timeout, None if owner is None else _Owner(owner), level)
 
     def put_many(
         self,
@@ -71,4 +69,4 @@ class PickledQueue(BatchQueue):
     ) -> int:
         """See BatchQueue."""
         tells = None if owner is None else _Owner(owner)
-        return super().put_many(map(self._of, objects), block, timeout, tells, level)
+        return super().put_many(map(partial(to_be_pickled, self.by), objects), block, timeout, tells, level)

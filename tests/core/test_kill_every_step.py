@@ -70,6 +70,7 @@ QUICK = """
     tie-while-parent-dies tie-recover
     broadcast-put broadcast-put-to-getters broadcast-get-while-it-is-overtaken broadcast-get-before-a-putter
     broadcast-recover-subscriber
+    work-take work-take-returned work-acknowledge-before-joiner work-give-back-to-waiter
 """.split()  # noqa: SIM905
 """One or more of everything that is shared."""
 

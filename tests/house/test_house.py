@@ -22,7 +22,7 @@ LAYERS = """
     _sync _memory _queue
     _stdlib.parcel _stdlib.fork_server
     _pool
-    synchronize queues broadcast heap sharedctypes shared_memory arrays pool executor managers dummy
+    synchronize queues broadcast work_queue heap sharedctypes shared_memory arrays pool executor managers dummy
     connection forkserver popen_fork popen_forkserver popen_spawn_posix process reduction resource_sharer
         resource_tracker spawn util
     context
@@ -48,11 +48,11 @@ CORE_LAYERS = """
     queue_view.h
     space
     pieces
-    chunks.h trim
+    chunks.h trim jobs
     carriers memory
     spill
     queue.h queue_inside.h
-    queue send receive shutdown
+    queue send receive shutdown work
     watch kinds
     guests
     recovery

@@ -950,6 +950,7 @@ static void setup_nothing(void) { count_objects(); }
 #include "shutdown_scenarios.h"
 #include "family_scenarios.h"
 #include "memory_scenarios.h"
+#include "work_scenarios.h"
 #include "bank_scenarios.h"
 #include "guest_scenarios.h"
 #include "sync_scenarios.h"
@@ -1075,6 +1076,27 @@ static const struct scenario scenarios[] = {
     {"large-take", setup_3_large, NULL, op_take_large, NULL, NULL, check_took_large},
     {"large-repair", setup_orphan, NULL, op_repair, NULL, NULL, check_orphan_sent},
     {"large-recover", setup_dead_sender, NULL, op_mp_recover, NULL, NULL, check_orphan_sent},
+    {"work-put", setup_no_jobs, NULL, op_put_jobs, NULL, NULL, check_jobs_put},
+    {"work-take", setup_jobs, NULL, op_take_job, NULL, NULL, check_all_jobs},
+    {"work-take-returned", setup_returned, NULL, op_take_returned, NULL, NULL, check_returned},
+    {"work-take-exhausted", setup_returned, NULL, op_take_what_was_taken_often, NULL, NULL, check_returned},
+    {"work-acknowledge", setup_jobs, take_first, acknowledge, NULL, NULL, check_acknowledged},
+    {"work-acknowledge-before-joiner", setup_one_job, take_first, acknowledge, NULL, NULL, check_joiner_goes_on, false, false,
+     joiner_waits},
+    {"work-acknowledge-last-of-shut", setup_one_job_and_shut, take_first, acknowledge, NULL, NULL, check_all_are_told, false,
+     false, two_takers_wait_for_the_end},
+    {"work-give-back", setup_jobs, take_first, give_back, NULL, NULL, check_given_back},
+    {"work-give-back-to-waiter", setup_one_job, take_first, give_back, NULL, NULL, check_taker_has_it, false, false,
+     taker_waits},
+    {"work-give-back-of-shut", setup_one_job_and_shut, take_first, give_back, NULL, NULL, check_all_are_told, false, false,
+     two_takers_wait_for_the_end},
+    {"work-give-back-dropped", setup_one_job, drop_all, give_back, NULL, NULL, check_given_back_is_dropped, false, false,
+     joiner_waits},
+    {"work-shutdown", setup_out_and_waiting, NULL, op_shutdown, NULL, NULL, check_end_comes_with_the_last},
+    {"work-shutdown-drop", setup_jobs_everywhere, NULL, op_shutdown_at_once, NULL, NULL, check_jobs_dropped},
+    {"work-recover", setup_dead_taker, NULL, op_mp_recover, NULL, NULL, check_returned},
+    {"work-try-with-memories", setup_job_with_memories, NULL, op_try_job_with_memories, NULL, NULL, check_job_with_memories},
+    {"work-do-with-memories", setup_job_with_memories, NULL, op_do_job_with_memories, NULL, NULL, check_job_with_memories},
     {"memory-new", setup_space, NULL, op_memory_new, NULL, NULL, check_memory_free},
     {"memory-new-first", setup_nothing, NULL, op_memory_new, NULL, NULL, check_memory_free},
     {"memory-new-first-beside-another", setup_nothing, NULL, op_memory_new, NULL, make_memory_and_child_goes_on,

@@ -156,7 +156,7 @@ static bool is_message(struct mp_queue_view *v, uint64_t name) {
         return error != MP_CORRUPT;
     uint64_t word = atomic_load(place.word);
     enum mp_piece_state state = mp_piece_state_of(word);
-    return mp_piece_sequence_of(word) == mp_name_sequence(name) && (mp_piece_is_message(state) || state == MP_PIECE_RECEIVED);
+    return mp_piece_sequence_of(word) == mp_name_sequence(name) && (mp_piece_is_message(state) || mp_piece_was_message(state));
 }
 
 static struct mp_queue_view view_of(struct mp_family *f, uint32_t index) { /* as in mp_queue_recover() */

@@ -14,6 +14,7 @@
 #include "fork.h"
 #include "guests.h"
 #include "holders.h"
+#include "jobs.h"
 #include "kinds.h"
 #include "launch.h"
 #include "liveness.h"
@@ -42,5 +43,6 @@
 #include "trim.h"
 #include "waits.h"
 #include "watch.h"
+#include "work.h"
 
 #endif

@@ -17,6 +17,7 @@
  *   QUEUED: the queue owns the piece; the sender may go.
  *   RECEIVED: recovery frees it; the message was in the receiver's hands. Descriptors do not go through the kernel queue
  *     because they would leave it before they say RECEIVED, and the piece of a receiver killed in between would be lost.
+ *   TAKEN, instead of RECEIVED, by a receiver of a job: recovery gives it back. See jobs.c.
  *   POSTED: recovery cannot tell whether it was posted, that is, whether anything leads to it. It takes the slot out of the word
  *     and has the lock's next owner find out, who can (mp_spill_repair).
  *
@@ -162,10 +163,14 @@ static int claim(struct mp_queue_view *v, uint64_t size, uint64_t smallest, bool
  * been used before. */
 int mp_piece_claim(struct mp_queue_view *v, uint64_t size, struct mp_piece *piece, unsigned char **data) {
     struct mp_piece_place place;
-    int error = claim(v, size, SMALLEST, true, piece, &place);
-    if (error == MP_OK)
-        *data = place.data;
-    return error;
+    bool job = v->flags & MP_QUEUE_WORK; /* small ones lie in pieces, too, and have something behind them */
+    int error = claim(v, job ? size + sizeof(struct mp_job) : size, job && size < SMALLEST ? SMALLEST_POST : SMALLEST, true,
+                      piece, &place);
+    if (error != MP_OK)
+        return error;
+    piece->length = size;
+    *data = place.data;
+    return MP_OK;
 }
 
 /* The same for a chunk of the spill, without waiting. Those that are posted are many, and most are small. */
@@ -192,7 +197,8 @@ unsigned char *mp_piece_receive(struct mp_queue_view *v, const struct mp_piece *
         return NULL;
     }
     _Atomic uint64_t *place = &mp_words_of(s)[piece->number].word;
-    uint64_t mine = mp_piece_word_of(MP_PIECE_RECEIVED, v->f->slot, piece->sequence);
+    enum mp_piece_state state = v->flags & MP_QUEUE_WORK ? MP_PIECE_TAKEN : MP_PIECE_RECEIVED;
+    uint64_t mine = mp_piece_word_of(state, v->f->slot, piece->sequence);
     uint64_t word = atomic_load(place);
     while (mp_piece_is_message(mp_piece_state_of(word)) && mp_piece_sequence_of(word) == piece->sequence)
         if (atomic_compare_exchange_weak(place, &word, mine))
@@ -244,12 +250,15 @@ static enum mp_piece_state after_death(enum mp_piece_state state) {
         return MP_PIECE_ORPHAN;
     case MP_PIECE_POSTED:
         return MP_PIECE_POSTED;
+    case MP_PIECE_TAKEN:
+    case MP_PIECE_RETURNED:
+        return MP_PIECE_RETURNED;
     default:
         return MP_PIECE_FREE;
     }
 }
 
-/* Frees what dead processes had received. true: there are pieces of which it is not known whether anything leads to them; they
+/* Frees what dead processes had received, and gives back the jobs that they had taken. true: there are pieces of which it is not known whether anything leads to them; they
  * have no slot now, and mp_spill_repair() is wanted. */
 bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
     struct mp_arena *a = mp_arena_open(v);
@@ -264,6 +273,8 @@ bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
             bool trimmed = nobodys && state == MP_PIECE_FILLING; /* by a reaper that died in it */
             if (nobodys && (state == MP_PIECE_POSTED || state == MP_PIECE_ORPHAN))
                 doubtful = true; /* by a recovery that died before it could say so, perhaps */
+            if (nobodys && state == MP_PIECE_RETURNED)
+                atomic_fetch_or(&v->q->token, MP_TOKEN_BACK); /* the same, or by who has given it back */
             if (!trimmed && !mp_slots_have(dead, mp_piece_slot_of(word)))
                 continue;
             enum mp_piece_state next = trimmed ? MP_PIECE_FREE : after_death(state);
@@ -272,6 +283,8 @@ bool mp_arena_recover(struct mp_queue_view *v, const uint64_t *dead) {
             bool changed = atomic_compare_exchange_strong(&words[n].word, &word, mp_piece_word_of(next, -1, sequence));
             if (next == MP_PIECE_FREE)
                 mp_piece_lower(a, i, n);
+            else if (next == MP_PIECE_RETURNED)
+                atomic_fetch_or(&v->q->token, MP_TOKEN_BACK);
             else
                 doubtful |= changed;
         }

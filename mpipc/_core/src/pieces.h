@@ -12,11 +12,17 @@ enum mp_piece_state {
     MP_PIECE_SPILL,
     MP_PIECE_POSTED,
     MP_PIECE_ORPHAN, /* FILLING by a process that died; with a slot: of the lock's owner, who finds out whether it was sent */
-    MP_PIECE_HELD /* the memory of a block: see memory.c. Never of a queue */
+    MP_PIECE_HELD, /* the memory of a block: see memory.c. Never of a queue */
+    MP_PIECE_TAKEN, /* a job in somebody's hands; see jobs.c */
+    MP_PIECE_RETURNED /* a job that was, and is to be taken again */
 };
 /* May its descriptor be in the queue? */
 static inline bool mp_piece_is_message(enum mp_piece_state state) {
     return state == MP_PIECE_FILLING || state == MP_PIECE_QUEUED || state == MP_PIECE_ORPHAN;
+}
+/* Is there a message in it that was received, or taken? */
+static inline bool mp_piece_was_message(enum mp_piece_state state) {
+    return state == MP_PIECE_RECEIVED || state == MP_PIECE_TAKEN || state == MP_PIECE_RETURNED;
 }
 #define MP_PIECE_SEQUENCE 0xffffffffffull
 static inline uint64_t mp_piece_word_of(enum mp_piece_state state, int slot, uint64_t sequence) {

@@ -58,6 +58,7 @@
 #include "bells.h"
 #include "blocks.h"
 #include "carriers.h"
+#include "jobs.h"
 #include "pieces.h"
 #include "queue_inside.h"
 #include "rooms.h"
@@ -89,7 +90,7 @@ int mp_queue_make(struct mp_family *f, uint32_t index, uint64_t maxsize, uint32_
     int error = mp_room_make(f, index, &q->getters);
     if (error == MP_OK && maxsize != 0)
         error = mp_room_make(f, index, &q->putters);
-    if (error == MP_OK && flags & MP_QUEUE_COUNTED)
+    if (error == MP_OK && flags & (MP_QUEUE_COUNTED | MP_QUEUE_WORK))
         error = mp_room_make(f, index, mp_joiners(b));
     return error;
 }
@@ -193,7 +194,8 @@ static int repair(struct mp_queue_view *v) {
             while (MP_ALLOWED(v->f, msgrcv(v->id, &m, sizeof m.body, -(MP_TYPE_LEVEL - 1), IPC_NOWAIT | MSG_NOERROR)) >= 0)
                 ;
             next = ((mp_token_generation(token) + 1) & 0xffff) << 16 |
-                   (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_TOKEN_SHUT | MP_TOKEN_DROP | MP_DOUBTS));
+                   (token & (MP_TOKEN_ARENA | MP_TOKEN_GONE | MP_TOKEN_SHUT | MP_TOKEN_DROP | MP_TOKEN_BACK | MP_TOKEN_SEEKING |
+                             MP_DOUBTS));
         } while (!atomic_compare_exchange_strong(&v->q->token, &token, next));
     }
     atomic_store_explicit(&v->q->credit, 0, memory_order_relaxed);
@@ -283,6 +285,8 @@ int64_t mp_queue_count(struct mp_queue_view *v) {
         return 0;
     uint64_t waiting = mp_is_posted(atomic_load(mp_posted(v->b))) ? mp_spill_posted(v) : 0;
     waiting += atomic_load(&v->q->spilled);
+    if (v->flags & MP_QUEUE_WORK && atomic_load(&v->q->token) & (MP_TOKEN_BACK | MP_TOKEN_SEEKING))
+        waiting += (uint64_t)mp_job_count(v, false, true);
     if (MP_ALLOWED(v->f, msgctl(v->id, IPC_STAT, &ds)) < 0) {
         errno = mp_error(errno);
         return MP_FAILED;

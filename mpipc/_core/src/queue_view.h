@@ -14,7 +14,8 @@ struct mp_queue {
     _Atomic uint32_t credit;   /* this many more messages fit for certain */
     _Atomic uint32_t zeros;    /* how often the number of unfinished tasks has come to 0 */
     _Atomic uint64_t arena;    /* block + 1 | serial << 32 of the directory; 0: there is none */
-    _Atomic int64_t pending;   /* unfinished tasks that are not in the queue: taken, and not done yet */
+    _Atomic int64_t
+        pending;   /* unfinished tasks that are not in the queue: taken, and not done yet; of jobs: how many were put */
 };
 _Static_assert(sizeof(struct mp_queue) == 64, "the payload of a block");
 
@@ -27,7 +28,9 @@ enum {
     MP_TOKEN_GONE = 32,   /* the kernel queue was removed */
     MP_TOKEN_MENDING = 64, /* the lock's owner is about to make the tokens exact again */
     MP_TOKEN_SHUT = 128,  /* the queue was shut down: nothing is put any more. Like DROP never cleared */
-    MP_TOKEN_DROP = 256   /* ... at once: what is in it counts no more, and is to be given back */
+    MP_TOKEN_DROP = 256,  /* ... at once: what is in it counts no more, and is to be given back */
+    MP_TOKEN_BACK = 512,  /* of jobs: some that were taken may have come back */
+    MP_TOKEN_SEEKING = 1024 /* ... for which the lock's owner is looking */
 };
 
 /* On top of the stack `posted`, in the place of a chunk: nothing is posted any more. */
@@ -37,7 +40,8 @@ enum {
 enum {
     MP_QUEUE_PRIORITY = 1, /* levels are honoured; 0 comes first */
     MP_QUEUE_COUNTED = 2,  /* taken messages are counted until mp_queue_task_done() */
-    MP_QUEUE_VIEWS = 4     /* receivers have what was copied for a message as it is, read-only; it is for them to know */
+    MP_QUEUE_VIEWS = 4,    /* receivers have what was copied for a message as it is, read-only; it is for them to know */
+    MP_QUEUE_WORK = 8      /* its messages are jobs, see jobs.c */
 };
 #define MP_QUEUE_LEVELS 32768u
 
@@ -75,6 +79,15 @@ struct mp_piece {
     uint64_t carrier; /* + 1, 0: none; it holds what the message refers to. See carriers.c */
 };
 
+/* A job's, at the end of its piece. */
+struct mp_job {
+    uint64_t number;  /* those with lower ones were put before */
+    uint64_t length;  /* as in its descriptor, which is gone when it was taken */
+    uint64_t carrier; /* the same */
+    _Atomic uint32_t attempts;
+    uint32_t kind; /* MP_BODY_ */
+};
+
 struct mp_item {
     struct mp_message message;
     int64_t level; /* of the spill's lane that it came from, -1: from the kernel queue */
@@ -82,6 +95,8 @@ struct mp_item {
     struct mp_piece piece;
     unsigned char *data; /* of the message: in `message`, or in the piece */
     uint64_t size;
+    uint32_t job_kind; /* of a job, which is in a piece: MP_BODY_ of what is there */
+    uint32_t attempts; /* ... and how often it was taken, with this time */
 };
 
 /* ---- the arena ----------------------------------------------------------------------------------------------------- */

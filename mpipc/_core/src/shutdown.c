@@ -18,6 +18,7 @@
  * A process that dies after the store has left undone at most that somebody is woken: recovery sends a token, and rings
  * (mp_queue_heal). */
 #include "access.h"
+#include "jobs.h"
 #include "queue_inside.h"
 #include "rooms.h"
 #include "pieces.h"
@@ -73,6 +74,8 @@ static int drop_some(struct mp_queue_view *v, struct mp_item *item) {
         if (error == MP_CORRUPT) /* as good as dropped */
             error = MP_OK;
     }
+    if (error == MP_EMPTY && v->flags & MP_QUEUE_WORK)
+        carried |= mp_job_drop_returned(v);
     if (carried)
         mp_family_wake_reaper(v->f); /* what these messages held, it drops: carriers.c */
     return error == MP_OK ? MP_TICK : error == MP_EMPTY ? MP_SHUT_DOWN : error;
