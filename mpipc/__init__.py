@@ -56,6 +56,7 @@ SUBWARNING: int = multiprocessing.SUBWARNING  # type: ignore[attr-defined]
 
 _SUBMODULES = frozenset(
     [
+        "arrays",
         "broadcast",
         "connection",
         "dummy",
@@ -79,6 +80,8 @@ _SUBMODULES = frozenset(
         "work_queue",
     ]
 )
+_OWN = frozenset(["arrays", "broadcast", "executor", "log", "work_queue"])
+"""Those of which multiprocessing has none of that name."""
 
 
 def __getattr__(name: str) -> object:

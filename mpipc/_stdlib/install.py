@@ -135,8 +135,9 @@ def uninstall() -> None:
 
 def _known() -> list[str]:
     """multiprocessing's submodules that mpipc has, of its own or the same."""
-    ours = {"context", "process", "reduction", "dummy.connection", *import_module("mpipc")._SUBMODULES}
-    return sorted(ours - {"executor", "log"})
+    mpipc = import_module("mpipc")
+    ours = {"context", "process", "reduction", "dummy.connection", *mpipc._SUBMODULES}
+    return sorted(ours - mpipc._OWN)
 
 
 def _load() -> list[tuple[str, ModuleType, ModuleType]]:
