@@ -9,15 +9,15 @@ __all__ = ["tying"]
 
 class _Tying:
     def __init__(self, context: Any) -> None:
-        self._context = context
+        self._tied = context
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_context":  # of a copy that is being made
+        if name == "_tied":  # of a copy that is being made
             raise AttributeError(name)
-        return getattr(self._context, name)
+        return getattr(self._tied, name)
 
     def Process(self, *args: Any, **options: Any) -> Any:
-        return self._context.Process(*args, **options, end_with_parent=True)
+        return self._tied.Process(*args, **options, end_with_parent=True)
 
 
 def tying(context: Any) -> Any:
