@@ -228,8 +228,8 @@ def run(rounds: int, seed: int) -> None:
             if number < FEW:
                 most = max(most, arrays.usage().bytes)
             else:
-                # A round of senders alone takes as much as they put before they are stopped, on a busy machine much: what
-                # it leaves is free, and kept for what comes next.
+                # A round of senders alone takes what they put before they are stopped, on a busy machine much: what it
+                # leaves is free, and kept for what comes next.
                 if arrays.usage().bytes > 2 * most:
                     arrays.trim()
                 assert arrays.usage().bytes <= 2 * most + (64 << 20), f"{arrays.usage()}, {most} before"
