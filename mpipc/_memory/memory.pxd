@@ -1,6 +1,6 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
-from mpipc._core.family cimport Block, Family, mp_family
+from mpipc._core.family cimport Block, Family
 
 
 cdef class Memory:
@@ -9,10 +9,9 @@ cdef class Memory:
     cdef readonly Py_ssize_t nbytes
     cdef readonly bint readonly
     cdef unsigned long made_in
-    cdef uint64_t piece
 
 
 cdef Memory new_memory(Py_ssize_t nbytes, bint readonly)
 cdef Memory memory_at(const void *address, Py_ssize_t nbytes)
 cdef Memory memory_of(Family family, uint32_t index, uint32_t serial, bint readonly)
-cdef bint may_view(Py_ssize_t nbytes) noexcept
+cdef bint may_view() noexcept

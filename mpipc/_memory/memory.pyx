@@ -272,10 +272,9 @@ cdef Memory memory_at(const void *address, Py_ssize_t nbytes):
     return memory
 
 
-cdef bint may_view(Py_ssize_t nbytes) noexcept:
-    """Whether this process may have so many more bytes of memory that was sent as a copy, read-only: a quarter of the
-    machine's."""
-    return viewed + nbytes <= most_viewed
+cdef bint may_view() noexcept:
+    """Whether this process may keep all that it has of memory that was sent as a copy: a quarter of the machine's."""
+    return viewed <= most_viewed
 
 
 def _machine_memory():

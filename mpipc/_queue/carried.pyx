@@ -45,7 +45,7 @@ cdef object buffer_of(Memory memory, const span *s, bint views, uint64_t *copied
     """None: there can be none."""
     if s.offset > <uint64_t> memory.nbytes or s.nbytes > memory.nbytes - s.offset:
         return None
-    if memory.readonly and not (views and may_view(0)):
+    if memory.readonly and not (views and may_view()):
         copied[0] += views
         return copy_of(memory, s)
     if s.offset == 0 and s.nbytes == <uint64_t> memory.nbytes:

@@ -238,8 +238,9 @@ int mp_queue_lock(struct mp_queue_view *v, int64_t deadline_ns) {
     return mp_queue_entered(v);
 }
 
-void mp_queue_unlock(struct mp_queue_view *v) {
-    uint64_t word = v->f->me;
+/* `owner`: who has it, as it stands in the word. */
+static inline void unlock_as(struct mp_queue_view *v, uint64_t owner) {
+    uint64_t word = owner;
     while (!atomic_compare_exchange_strong(&v->q->lock.word, &word, 0)) {
         if (!(word & MP_LOCK_OWNER))
             return;
@@ -254,6 +255,8 @@ void mp_queue_unlock(struct mp_queue_view *v) {
     if (word & MP_LOCK_CONTENDED)
         mp_bell_ring(v->f, v->index, 1);
 }
+
+void mp_queue_unlock(struct mp_queue_view *v) { unlock_as(v, v->f->me); }
 
 /* Sees to it that somebody looks who has the lock. Waits for nobody. */
 int mp_queue_leave_word(struct mp_queue_view *v) {
@@ -437,12 +440,7 @@ int mp_queue_mend(struct mp_family *f, uint32_t index) {
     open_for_recovery(&v, f, index);
     atomic_fetch_or(&v.q->token, MP_DOUBTS);
     int error = repair(&v);
-    word = atomic_load(&b->lock.word);
-    while (!atomic_compare_exchange_weak(&b->lock.word, &word, 0))
-        ;
-    if (word & MP_LOCK_CONTENDED)
-        mp_bell_ring(f, index, 1);
-    mp_queue_ensure_token(&v); /* who has left word that something was posted is owed one */
+    unlock_as(&v, MP_LOCK_RECOVERY);
     mp_arena_close(&v);
     atomic_store(&f->h->mending, 0);
     return error == MP_CORRUPT ? MP_OK : error;
